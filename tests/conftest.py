@@ -1,0 +1,7 @@
+import os
+
+
+# Set before any Hugging Face library is imported: a test that reaches for the network must fail, not wait.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,151 @@
+"""Golden values are worked out by hand; reductions tie the functions to what is known of them."""
+
+import pytest
+import torch
+
+from trl_tokenreward import functional as F
+
+
+def tensor(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+JUNK = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]]).bool()
+
+
+def with_junk(values):
+    """The same values with infinities and NaN in masked places: no output may notice."""
+    junk = values.clone()
+    junk[JUNK] = float("nan")
+    junk[0, 3] = float("inf")
+    return junk
+
+
+def test_masked_mean_and_sum():
+    values = tensor([1, 2, 3, 9], [5, 7, 9, 9])
+    assert F.masked_sum(values, MASK).item() == 18
+    assert F.masked_mean(values, MASK).item() == pytest.approx(3.6)
+    assert F.masked_mean(values, MASK, dim=1).tolist() == [2, 6]
+    assert F.masked_mean(with_junk(values), MASK).item() == pytest.approx(3.6)
+    assert F.masked_mean(values, torch.zeros_like(MASK)).item() == 0
+
+
+def test_masked_whiten():
+    # 1, 2, 3, 5, 9: mean 4, squared deviations 9 + 4 + 1 + 1 + 25 = 40, unbiased variance 10.
+    values = tensor([1, 2, 3, 0], [5, 9, 0, 0])
+    scale = 10**-0.5
+    expected = tensor([-3 * scale, -2 * scale, -scale, 0], [scale, 5 * scale, 0, 0])
+    torch.testing.assert_close(F.masked_whiten(values, MASK), expected, rtol=0, atol=1e-8)
+    torch.testing.assert_close(F.masked_whiten(with_junk(values), MASK), expected, rtol=0, atol=1e-8)
+    kept = F.masked_whiten(values, MASK, shift_mean=False)
+    assert F.masked_mean(kept, MASK).item() == pytest.approx(4)
+
+
+def test_whitening_a_single_token_gives_zero_and_not_nan():
+    assert F.masked_whiten(tensor([3.0, 5.0]), torch.tensor([[1, 0]])).tolist() == [[0, 0]]
+
+
+def test_potential_differences_telescope_to_the_sequence_score():
+    phi = tensor([0.5, 2.0, -1.0, 7.0], [3.0, 3.5, 9.0, 9.0])
+    expected = tensor([0.5, 1.5, -3.0, 0], [3.0, 0.5, 0, 0])
+    torch.testing.assert_close(F.potential_differences(phi, MASK), expected)
+    torch.testing.assert_close(F.potential_differences(with_junk(phi), MASK), expected)
+    assert F.potential_differences(phi, MASK).sum(1).tolist() == [-1.0, 3.5]
+
+
+def test_redistribute_keeps_the_total_return():
+    scores = tensor([1, 2, 4, 9, 9], [1, 10, 100, 1000, 9])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    ends = torch.tensor([[0, 1, 0, 1, 0], [0, 1, 0, 0, 1]])
+    assert F.redistribute(scores, mask, "token").tolist() == [[1, 2, 4, 0, 0], [1, 10, 100, 1000, 0]]
+    assert F.redistribute(scores, mask, "sentence", ends).tolist() == [[0, 3, 4, 0, 0], [0, 11, 0, 1100, 0]]
+    assert F.redistribute(scores, mask, "sequence").tolist() == [[0, 0, 7, 0, 0], [0, 0, 0, 1111, 0]]
+
+
+def test_redistribute_says_what_is_wrong():
+    scores, mask = tensor([1.0, 2.0]), torch.tensor([[1, 1]])
+    with pytest.raises(ValueError, match="sentence_ends"):
+        F.redistribute(scores, mask, "sentence")
+    with pytest.raises(ValueError, match="'word'"):
+        F.redistribute(scores, mask, "word")
+    with pytest.raises(ValueError, match=r"\(1, 1\).*\(1, 2\)"):
+        F.redistribute(scores, mask[:, :1], "token")
+    with pytest.raises(ValueError, match="Completion 0"):
+        F.redistribute(scores, mask * 0, "sequence")
+
+
+def test_kl_estimators():
+    logps, ref = tensor([-1.0, -2.0]), tensor([-1.5, -1.0])
+    assert F.kl_per_token(logps, ref, "k1").tolist() == [[0.5, -1.0]]
+    # exp(-.5) - 1 + .5 = .10653066, exp(1) - 1 - 1 = .71828183
+    torch.testing.assert_close(F.kl_per_token(logps, ref, "k3"), tensor([0.10653066, 0.71828183]), rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="k2"):
+        F.kl_per_token(logps, ref, "k2")
+
+
+def test_token_level_rewards():
+    rewards = F.token_level_rewards(tensor([1, 2, 4, 8], [1, 1, 1, 1]), tensor([1, 1, 2, 9], [0, 2, 9, 9]), MASK, 0.5)
+    assert rewards.tolist() == [[0.5, 1.5, 3.0, 0], [1, 0, 0, 0]]
+
+
+def test_gae_golden():
+    # gamma = lam = .5, row 0, from the right: delta_2 = 4 - 3 = 1, A_2 = 1; delta_1 = 0 + .5*3 - 2 = -.5,
+    # A_1 = -.5 + .25 = -.25; delta_0 = 1 + .5*2 - 1 = 1, A_0 = 1 - .0625 = .9375.
+    rewards, values = tensor([1, 0, 4, 5], [2, 2, 5, 5]), tensor([1, 2, 3, 5], [1, 1, 5, 5])
+    advantages, returns = F.gae(rewards, values, MASK, gamma=0.5, lam=0.5)
+    assert advantages.tolist() == [[0.9375, -0.25, 1, 0], [1.75, 1, 0, 0]]
+    assert returns.tolist() == [[1.9375, 1.75, 4, 0], [2.75, 2, 0, 0]]
+    junk = F.gae(with_junk(rewards), with_junk(values), MASK, gamma=0.5, lam=0.5)
+    assert junk[0].tolist() == advantages.tolist() and junk[1].tolist() == returns.tolist()
+
+
+def test_gae_bootstraps_from_the_value_after_the_last_real_token():
+    rewards, values = tensor([0, 0, 4, 5], [2, 2, 5, 5]), torch.zeros(2, 4, dtype=torch.float64)
+    advantages, _ = F.gae(rewards, values, MASK, 0.5, 0.0, torch.tensor([8.0, 0.0], dtype=torch.float64))
+    assert advantages.tolist() == [[0, 0, 8, 0], [2, 2, 0, 0]]
+
+
+def test_lam_one_is_monte_carlo():
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    advantages, returns = F.gae(rewards, values, MASK, gamma=0.9, lam=1.0)
+    for row, length in enumerate((3, 2)):
+        for t in range(length):
+            monte_carlo = sum(0.9 ** (k - t) * rewards[row, k] for k in range(t, length))
+            assert returns[row, t].item() == pytest.approx(monte_carlo.item())
+            assert advantages[row, t].item() == pytest.approx((monte_carlo - values[row, t]).item())
+
+
+def test_a_score_moves_the_advantage_of_its_own_token_alone_when_lam_is_zero():
+    torch.manual_seed(0)
+    scores, values, kl = (torch.randn(2, 4, dtype=torch.float64) for _ in range(3))
+    before, _ = F.gae(F.token_level_rewards(scores, kl, MASK, 0.1), values, MASK, gamma=1.0, lam=0.0)
+    scores[0, 1] += 1
+    after, _ = F.gae(F.token_level_rewards(scores, kl, MASK, 0.1), values, MASK, gamma=1.0, lam=0.0)
+    torch.testing.assert_close(after - before, tensor([0, 1, 0, 0], [0, 0, 0, 0]))
+
+
+def test_policy_losses():
+    # ratios exp(0) = 1, exp(log 1.5) = 1.5, 0.5; clip .2. The pessimistic side: with A = 1 the ratio 1.5 counts 1.2,
+    # with A = -1 it counts 1.5; with A = 1 the ratio .5 counts .5, with A = -1 it counts .8.
+    old = torch.zeros(1, 5, dtype=torch.float64)
+    new = tensor([1.0, 1.5, 1.5, 0.5, 0.5]).log()
+    losses, clipped, ratio = F.policy_losses(new, old, tensor([1.0, 1, -1, 1, -1]), 0.2)
+    torch.testing.assert_close(losses, tensor([-1.0, -1.2, 1.5, -0.5, 0.8]))
+    assert clipped.tolist() == [[False, True, False, False, True]]
+    torch.testing.assert_close(ratio, tensor([1.0, 1.5, 1.5, 0.5, 0.5]))
+
+
+def test_value_losses():
+    # old 0, clip .2. V = 1, R = 2: (1-2)^2 = 1 against (.2-2)^2 = 3.24. V = 1, R = 0: 1 against .04.
+    losses, clipped = F.value_losses(tensor([1.0, 1.0]), tensor([0.0, 0.0]), tensor([2.0, 0.0]), 0.2)
+    torch.testing.assert_close(losses, tensor([1.62, 0.5]))
+    assert clipped.tolist() == [[True, False]]
+
+
+def test_correlation():
+    x = torch.tensor([1.0, 2.0, 3.0])
+    assert F.correlation(x, 2 * x + 1).item() == pytest.approx(1)
+    assert F.correlation(x, -x).item() == pytest.approx(-1)
+    assert F.correlation(x, torch.ones(3)).item() == 0

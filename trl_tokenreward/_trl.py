@@ -1,0 +1,44 @@
+"""The only module that imports TRL names which are private or which moved between versions."""
+
+import warnings
+
+from trl.data_utils import _tokenize as trl_tokenize
+from trl.data_utils import get_dataset_column_names
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.base_config import _BaseConfig as BaseConfig
+from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
+from trl.trainer.utils import (
+    disable_dropout_in_model,
+    entropy_from_logits,
+    get_config_model_id,
+    pad,
+    selective_log_softmax,
+)
+
+
+try:
+    with warnings.catch_warnings():
+        # TRL 1.12 warns that its PPO is experimental; whoever uses this package has chosen another trainer.
+        warnings.simplefilter("ignore")
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+except ImportError:  # TRL 1.13 removed PPO; there the subclass relation ends at TRL's base classes.
+    PPOConfig, PPOTrainer = BaseConfig, BaseTrainer
+    TRL_HAS_PPO = False
+else:
+    TRL_HAS_PPO = True
+
+__all__ = [
+    "TRL_HAS_PPO",
+    "BaseConfig",
+    "BaseTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "disable_dropout_in_model",
+    "entropy_from_logits",
+    "get_config_model_id",
+    "get_dataset_column_names",
+    "pad",
+    "selective_log_softmax",
+    "trl_tokenize",
+    "unwrap_model_for_generation",
+]

@@ -1,0 +1,261 @@
+"""The mathematics of fine-grained PPO: pure functions of tensors.
+
+Shapes: B completions, T completion tokens. Every mask is 1 for what counts and is applied where numbers are reduced, so
+whatever stands in a masked place changes nothing.
+
+The index contract: entry `[:, t]` of every (B, T) tensor belongs to completion token t. Its log-probability and the value
+V(s_t) are read off the models' output one column earlier, before the token; its score is read off the reward model's
+output at the token's own column, after it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _check_shapes(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    if tensor.shape != like.shape:
+        raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, but `{like_name}` has shape {tuple(like.shape)}.")
+
+
+def _zero_masked(values: Tensor, mask: Tensor) -> Tensor:
+    # `where`, not a product: infinities and NaN in masked places must not survive.
+    return torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+# --- masked statistics ---------------------------------------------------------------------------------------------
+
+
+def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of `values` where `mask` is 1, over `dim` or over everything. `values` and `mask` have one shape."""
+    _check_shapes("mask", mask, "values", values)
+    values = _zero_masked(values, mask)
+    return values.sum() if dim is None else values.sum(dim)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of `values` where `mask` is 1, over `dim` or over everything; 0 where nothing counts."""
+    total = masked_sum(values, mask, dim)
+    count = mask.sum() if dim is None else mask.sum(dim)
+    return total / count.clamp(min=1)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Scale `values` to unit variance over the places where `mask` is 1, which become 0 elsewhere.
+
+    The variance is the unbiased one. With fewer than two places that count there is no variance: the values are then only
+    shifted, so that a single trained token gets the advantage 0 and not NaN.
+
+    Args:
+        values (`Tensor`):
+            Shape (B, T).
+        mask (`Tensor`):
+            Shape (B, T).
+        shift_mean (`bool`, *optional*, defaults to `True`):
+            Whether to make the mean 0. If `False` the mean is kept.
+        eps (`float`, *optional*, defaults to `1e-8`):
+            Added to the variance.
+    """
+    mean = masked_mean(values, mask)
+    centred = _zero_masked(values - mean, mask)
+    count = mask.sum()
+    if count > 1:
+        variance = centred.square().sum() / (count - 1)
+        centred = centred * torch.rsqrt(variance + eps)
+    return centred if shift_mean else _zero_masked(centred + mean, mask)
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's correlation of two vectors of shape (N,); 0 where either does not vary."""
+    _check_shapes("y", y, "x", x)
+    x, y = x.float() - x.float().mean(), y.float() - y.float().mean()
+    scale = (x.square().sum() * y.square().sum()).sqrt()
+    return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=1e-30), torch.zeros_like(scale))
+
+
+# --- from scores to rewards ----------------------------------------------------------------------------------------
+
+
+def potential_differences(prefix_scores: Tensor, completion_mask: Tensor) -> Tensor:
+    r"""Token scores that telescope to the sequence score: potential-based shaping of the terminal reward.
+
+    With phi_t the sequence head's score of the prefix that ends with token t,
+
+        s_0 = phi_0,   s_t = phi_t - phi_{t-1},   so that   sum_t s_t = phi_{last}.
+
+    (Ng, Harada and Russell, 1999: with gamma = 1 such shaping leaves the optimal policy as it is.)
+
+    Args:
+        prefix_scores (`Tensor`):
+            Shape (B, T), read at each token's own column.
+        completion_mask (`Tensor`):
+            Shape (B, T).
+
+    Returns:
+        `Tensor`: Shape (B, T), 0 where the mask is 0.
+    """
+    _check_shapes("completion_mask", completion_mask, "prefix_scores", prefix_scores)
+    previous = torch.cat([torch.zeros_like(prefix_scores[:, :1]), prefix_scores[:, :-1]], dim=1)
+    return _zero_masked(prefix_scores - previous, completion_mask)
+
+
+def place_at_last(scores: Tensor, completion_mask: Tensor) -> Tensor:
+    """Put one score for each sequence, shape (B,), on its last real token: (B, T), 0 elsewhere."""
+    placed = torch.zeros(completion_mask.shape, dtype=scores.dtype, device=scores.device)
+    lengths = completion_mask.sum(1)
+    if (lengths == 0).any():
+        row = int((lengths == 0).nonzero()[0])
+        raise ValueError(f"Completion {row} has no real token, so no token can carry its score.")
+    return placed.scatter(1, (lengths - 1).long().unsqueeze(1), scores.unsqueeze(1))
+
+
+def redistribute(
+    token_scores: Tensor, completion_mask: Tensor, density: str, sentence_ends: Tensor | None = None
+) -> Tensor:
+    """Make token scores sparser at equal total return.
+
+    Args:
+        token_scores (`Tensor`):
+            Shape (B, T).
+        completion_mask (`Tensor`):
+            Shape (B, T).
+        density (`str`):
+            `"token"` leaves each score where it is, `"sentence"` moves the sum of each sentence's scores to its last token,
+            `"sequence"` moves the whole sum to the last real token, as classic PPO has it.
+        sentence_ends (`Tensor`, *optional*):
+            Shape (B, T), 1 where a token ends a sentence; needed by `"sentence"`. The last real token always ends one.
+
+    Returns:
+        `Tensor`: Shape (B, T); each row has the sum that it had, and is 0 where the mask is 0.
+    """
+    _check_shapes("completion_mask", completion_mask, "token_scores", token_scores)
+    scores = _zero_masked(token_scores, completion_mask)
+    if density == "token":
+        return scores
+    if density == "sequence":
+        return place_at_last(scores.sum(1), completion_mask)
+    if density != "sentence":
+        raise ValueError(f"`density` must be 'token', 'sentence' or 'sequence', got {density!r}.")
+    if sentence_ends is None:
+        raise ValueError("`sentence_ends` is needed by the density 'sentence'.")
+    _check_shapes("sentence_ends", sentence_ends, "token_scores", token_scores)
+    ends = place_at_last(torch.ones_like(scores[:, 0]), completion_mask).bool()
+    ends |= sentence_ends.bool() & completion_mask.bool()
+    # The sum of a sentence is the running total at its end less the running total at the end before it; where that end
+    # is, a running maximum over the ends' positions says.
+    running = scores.cumsum(1)
+    positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    last_end = torch.where(ends, positions, -1).cummax(1).values
+    previous_end = torch.cat([torch.full_like(last_end[:, :1], -1), last_end[:, :-1]], dim=1)
+    before = torch.where(previous_end >= 0, running.gather(1, previous_end.clamp(min=0)), 0.0)
+    return torch.where(ends, running - before, 0.0)
+
+
+def kl_per_token(per_token_logps: Tensor, ref_per_token_logps: Tensor, estimator: str) -> Tensor:
+    """Estimates of KL(policy || reference) at each token of samples from the policy (Schulman, 2020), shape (B, T).
+
+    `"k1"` is log(p/q): unbiased, of either sign. `"k3"` is (q/p - 1) - log(q/p): unbiased, never negative.
+    """
+    _check_shapes("ref_per_token_logps", ref_per_token_logps, "per_token_logps", per_token_logps)
+    log_ratio = ref_per_token_logps - per_token_logps
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k3":
+        return torch.expm1(log_ratio) - log_ratio
+    raise ValueError(f"`estimator` must be 'k1' or 'k3', got {estimator!r}.")
+
+
+def token_level_rewards(token_level_scores: Tensor, kl: Tensor, completion_mask: Tensor, kl_coef: float) -> Tensor:
+    """r_t = s_t - kl_coef * KL_t on real tokens, 0 elsewhere. All of shape (B, T). (Ziegler et al., 2019)"""
+    _check_shapes("token_level_scores", token_level_scores, "kl", kl)
+    _check_shapes("completion_mask", completion_mask, "kl", kl)
+    return _zero_masked(token_level_scores - kl_coef * kl, completion_mask)
+
+
+# --- advantages ----------------------------------------------------------------------------------------------------
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    completion_mask: Tensor,
+    gamma: float,
+    lam: float,
+    bootstrap_values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al., 2016, equations 11 and 16) on rows of unequal length.
+
+        delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = delta_t + gamma lam A_{t+1},   R_t = A_t + V(s_t)
+
+    Args:
+        rewards (`Tensor`):
+            Shape (B, T).
+        values (`Tensor`):
+            V(s_t), the value before token t. Shape (B, T).
+        completion_mask (`Tensor`):
+            Shape (B, T): ones, then zeros.
+        gamma (`float`):
+            Discount.
+        lam (`float`):
+            GAE's lambda. 1 gives Monte Carlo returns, 0 one-step temporal differences.
+        bootstrap_values (`Tensor`, *optional*):
+            Shape (B,): the value of the state after the last real token; 0, the default, for a text that has ended.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Advantages and returns of shape (B, T), 0 where the mask is 0.
+    """
+    _check_shapes("values", values, "rewards", rewards)
+    _check_shapes("completion_mask", completion_mask, "rewards", rewards)
+    rewards, values = _zero_masked(rewards, completion_mask), _zero_masked(values, completion_mask)
+    batch_size, length = rewards.shape
+    if bootstrap_values is None:
+        bootstrap_values = torch.zeros_like(rewards[:, 0])
+    elif bootstrap_values.shape != (batch_size,):
+        raise ValueError(f"`bootstrap_values` has shape {tuple(bootstrap_values.shape)}, expected ({batch_size},).")
+    mask = completion_mask.bool()
+    next_advantage = torch.zeros_like(bootstrap_values)
+    next_value = bootstrap_values
+    advantages = torch.zeros_like(rewards)
+    for t in reversed(range(length)):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        # Before its last real token is reached from the right, a row keeps the initial pair.
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
+    return advantages, _zero_masked(advantages + values, completion_mask)
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
+
+
+def policy_losses(
+    per_token_logps: Tensor, old_per_token_logps: Tensor, advantages: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PPO's clipped surrogate (Schulman et al., 2017, equation 7), token by token and not yet reduced.
+
+        ratio_t = exp(logp_t - old_logp_t),   loss_t = max(-A_t ratio_t, -A_t clip(ratio_t, 1 - c, 1 + c))
+
+    Returns:
+        `tuple[Tensor, Tensor, Tensor]`: The losses, whether the clipped side was the larger, and the ratios, of shape (B, T).
+    """
+    _check_shapes("old_per_token_logps", old_per_token_logps, "per_token_logps", per_token_logps)
+    _check_shapes("advantages", advantages, "per_token_logps", per_token_logps)
+    ratio = torch.exp(per_token_logps - old_per_token_logps)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
+    return torch.maximum(unclipped, clipped), clipped > unclipped, ratio
+
+
+def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float) -> tuple[Tensor, Tensor]:
+    """PPO's clipped value loss, token by token and not yet reduced.
+
+        loss_t = max((V_t - R_t)^2, (clip(V_t, V_old - c, V_old + c) - R_t)^2) / 2
+
+    Returns:
+        `tuple[Tensor, Tensor]`: The losses and whether the clipped side was the larger, of shape (B, T).
+    """
+    _check_shapes("old_values", old_values, "values", values)
+    _check_shapes("returns", returns, "values", values)
+    unclipped = (values - returns).square()
+    clipped = (values.clamp(old_values - cliprange_value, old_values + cliprange_value) - returns).square()
+    return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped

@@ -1,0 +1,264 @@
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from ._trl import PPOConfig
+
+
+# Fields of `TrainingArguments` that mean nothing to PPO's rollouts, with the only value that they may have.
+_WITHOUT_EFFECT = {
+    "auto_find_batch_size": False,
+    "dataloader_num_workers": 0,
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+}
+# Fields that TRL's PPOTrainer fills in while it is built. They are results, so there is nothing to set.
+_COMPUTED = (
+    "world_size",
+    "num_total_batches",
+    "micro_batch_size",
+    "local_batch_size",
+    "batch_size",
+    "local_mini_batch_size",
+    "mini_batch_size",
+)
+
+
+@dataclass
+class FineGrainedPPOConfig(PPOConfig):
+    r"""
+    Configuration class for the [`FineGrainedPPOTrainer`].
+
+    It has every field of TRL 1.12's `PPOConfig`, with its defaults, on every version of TRL, and the fields that say how
+    rewards are spread over tokens. Only what is specific to PPO is listed; for the rest see
+    [`~transformers.TrainingArguments`].
+
+    One *update* collects a batch of `per_device_train_batch_size * gradient_accumulation_steps * processes` completions
+    and takes `num_ppo_epochs * num_mini_batches` optimizer steps on it. `max_steps`, `logging_steps`, `eval_steps`,
+    `save_steps` and the learning rate schedule count optimizer steps, as everywhere in [`~transformers.Trainer`].
+
+    Parameters:
+        > Parameters that control the rewards
+
+        reward_signal (`str`, *optional*):
+            What a completion's return is made of. `"token_scores"`: the reward model's score of each token; the return is
+            their sum. `"sequence_score"`: the reward model's score of the whole completion. If `None`, the token scores
+            where the reward model has them and the sequence score elsewhere.
+        reward_density (`str`, *optional*):
+            How the return is spread over the completion, at equal total: `"token"`, `"sentence"` (each sentence's share on
+            its last token) or `"sequence"` (all of it on the last token, as PPO always had it). With
+            `reward_signal="sequence_score"` a token's share is the difference that it makes to the score of the prefix
+            (potential-based shaping). If `None`, `"token"` for token scores and `"sequence"` for a sequence score.
+        reward_scale (`float`, *optional*, defaults to `1.0`):
+            Factor on the scores.
+        center_rewards (`bool`, *optional*, defaults to `False`):
+            Whether to subtract the batch's mean: of the token scores over all completion tokens, so that a longer
+            completion is not paid for its length; of the sequence scores over all completions. It comes after
+            `reward_scale`.
+        reward_clip (`float`, *optional*):
+            Clips each token's score to `[-reward_clip, reward_clip]`, after centring; with `reward_signal="sequence_score"`
+            it clips the sequence score.
+        average_token_scores (`bool`, *optional*, defaults to `False`):
+            Whether to divide the token scores by the length of the completion, so that the return is their mean and not
+            their sum.
+        bootstrap_truncated (`bool`, *optional*, defaults to `False`):
+            Whether a completion that was cut off at `response_length` goes on with the value of its last state. If `False`
+            it ends there, as in TRL.
+        eval_temperature (`float`, *optional*):
+            Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. If `None`, `temperature`.
+
+        > Parameters of TRL's PPO
+
+        num_ppo_epochs (`int`, *optional*, defaults to `4`):
+            Passes over each batch of completions.
+        num_mini_batches (`int`, *optional*, defaults to `1`):
+            Optimizer steps in each pass.
+        total_episodes (`int`, *optional*):
+            Completions to train on, rounded up to whole updates. If `None`, `num_train_epochs` passes over the prompts.
+        local_rollout_forward_batch_size (`int`, *optional*, defaults to `64`):
+            Rows in each forward pass without gradients, for each process.
+        num_sample_generations (`int`, *optional*, defaults to `10`):
+            How many times in a run `generate_completions` prints samples for the evaluation prompts; 0 for never.
+        response_length (`int`, *optional*, defaults to `53`):
+            Most tokens in a completion.
+        stop_token (`str`, *optional*):
+            `"eos"` ends completions at the tokenizer's EOS. `None`: no stop token, unless `stop_token_id` is set; every
+            completion has `response_length` tokens.
+        stop_token_id (`int`, *optional*):
+            Id of the token that ends completions. Exclusive with `stop_token`.
+        temperature (`float`, *optional*, defaults to `0.7`):
+            Sampling temperature, also of the policy that is trained.
+        missing_eos_penalty (`float`, *optional*):
+            Subtracted from the score of a completion without the stop token. Positive.
+        whiten_rewards (`bool`, *optional*, defaults to `False`):
+            Whether to scale the rewards to unit variance over the batch.
+        kl_coef (`float`, *optional*, defaults to `0.05`):
+            Coefficient of the KL penalty.
+        kl_estimator (`str`, *optional*, defaults to `"k1"`):
+            `"k1"` or `"k3"`.
+        cliprange (`float`, *optional*, defaults to `0.2`):
+            Clip range of the policy's ratio.
+        vf_coef (`float`, *optional*, defaults to `0.1`):
+            Weight of the value loss.
+        cliprange_value (`float`, *optional*, defaults to `0.2`):
+            Clip range of the values.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount.
+        lam (`float`, *optional*, defaults to `0.95`):
+            Lambda of GAE.
+        sft_model_path (`str`, *optional*, defaults to `"EleutherAI/pythia-160m"`):
+            Path of the policy, for scripts to read.
+        reward_model_path (`str`, *optional*, defaults to `"EleutherAI/pythia-160m"`):
+            Path of the reward model, for scripts to read.
+        model_adapter_name (`str`, *optional*):
+            Name of the adapter that is trained, when the policy has several.
+        ref_adapter_name (`str`, *optional*):
+            Name of the adapter that is the reference policy.
+        ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
+            Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate.
+        dataset_num_proc (`int`, *optional*):
+            Processes that tokenise the prompts.
+        world_size, num_total_batches, micro_batch_size, local_batch_size, batch_size, local_mini_batch_size, mini_batch_size:
+            Computed by TRL's trainer from the others; setting them is an error.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `bf16`: Defaults to `True` if `fp16` is not set, instead of `False`.
+    > - `learning_rate`: Defaults to `3e-6` instead of `5e-5`.
+    """
+
+    # Parameters whose default values are overridden from TrainingArguments
+    learning_rate: float = field(default=3e-6, metadata={"help": "The initial learning rate for AdamW."})
+
+    # Parameters that control the rewards
+    reward_signal: Literal["token_scores", "sequence_score"] | None = field(
+        default=None,
+        metadata={
+            "help": "What a completion's return is made of: the sum of its token scores, or its sequence score. If unset, "
+            "token scores where the reward model has them."
+        },
+    )
+    reward_density: Literal["token", "sentence", "sequence"] | None = field(
+        default=None,
+        metadata={
+            "help": "How the return is spread over the completion, at equal total. If unset, over tokens for token scores, "
+            "on the last token for a sequence score."
+        },
+    )
+    reward_scale: float = field(default=1.0, metadata={"help": "Factor on the scores."})
+    center_rewards: bool = field(default=False, metadata={"help": "Whether to subtract the batch's mean score."})
+    reward_clip: float | None = field(default=None, metadata={"help": "Bound on the size of each score."})
+    average_token_scores: bool = field(
+        default=False,
+        metadata={"help": "Whether the return is the mean of the token scores instead of their sum."},
+    )
+    bootstrap_truncated: bool = field(
+        default=False,
+        metadata={"help": "Whether a completion that was cut off goes on with the value of its last state."},
+    )
+    eval_temperature: float | None = field(
+        default=None,
+        metadata={"help": "Sampling temperature in evaluation; 0 is greedy. If unset, `temperature`."},
+    )
+
+    # Parameters of TRL's PPO
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the prompts."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in each pass over a batch."})
+    total_episodes: int | None = field(
+        default=None, metadata={"help": "Completions to train on, rounded up to whole updates."}
+    )
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Rows in each forward pass without gradients, for each process."}
+    )
+    num_sample_generations: int = field(
+        default=10, metadata={"help": "How many times in a run samples for the evaluation prompts are printed."}
+    )
+    response_length: int = field(default=53, metadata={"help": "Most tokens in a completion."})
+    stop_token: Literal["eos"] | None = field(
+        default=None,
+        metadata={"help": "'eos' ends completions at the tokenizer's EOS. Exclusive with `stop_token_id`."},
+    )
+    stop_token_id: int | None = field(
+        default=None, metadata={"help": "Id of the token that ends completions. Exclusive with `stop_token`."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Subtracted from the score of a completion without the stop token. Positive."}
+    )
+    sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Path of the policy."})
+    world_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    num_total_batches: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    micro_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the model to the Hub after training."})
+    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Path of the reward model."})
+    model_adapter_name: str | None = field(default=None, metadata={"help": "Name of the adapter that is trained."})
+    ref_adapter_name: str | None = field(
+        default=None, metadata={"help": "Name of the adapter that is the reference policy."}
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of completions."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Whether to whiten the rewards."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty."})
+    kl_estimator: Literal["k1", "k3"] = field(default="k1", metadata={"help": "Estimator of the KL divergence."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy's ratio."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate."}
+    )
+
+    @classmethod
+    def from_ppo_config(cls, config: PPOConfig) -> "FineGrainedPPOConfig":
+        """A copy of one of TRL's `PPOConfig` in this class; what TRL's trainer computed into it is left behind."""
+        known = {f.name for f in fields(cls) if f.init}
+        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in known}
+        return cls(**{name: value for name, value in values.items() if name not in _COMPUTED})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in _COMPUTED:
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is computed from the other batch sizes and has no effect: leave it unset.")
+        for name, neutral in _WITHOUT_EFFECT.items():
+            if getattr(self, name, neutral) != neutral:
+                raise ValueError(f"`{name}={getattr(self, name)!r}` has no effect on PPO: leave it at {neutral!r}.")
+        _check_choice("kl_estimator", self.kl_estimator, ("k1", "k3"))
+        _check_choice("stop_token", self.stop_token, (None, "eos"))
+        _check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
+        _check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence"))
+        for name in (
+            "num_mini_batches",
+            "num_ppo_epochs",
+            "local_rollout_forward_batch_size",
+            "response_length",
+            "temperature",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("total_episodes", "missing_eos_penalty", "reward_clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.eval_temperature is not None and self.eval_temperature < 0:
+            raise ValueError(f"`eval_temperature` must not be negative, got {self.eval_temperature}.")
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise ValueError("Set `stop_token` or `stop_token_id`, not both.")
+        has_stop_token = self.stop_token is not None or self.stop_token_id is not None
+        if self.missing_eos_penalty is not None and not has_stop_token:
+            raise ValueError("`missing_eos_penalty` needs a stop token: set `stop_token='eos'` or `stop_token_id`.")
+        if self.total_episodes is not None and self.max_steps > 0:
+            raise ValueError("Set `total_episodes` or `max_steps`, not both: each says how long the run is.")
+        if self.average_token_scores and self.reward_signal == "sequence_score":
+            raise ValueError("`average_token_scores` has no effect on `reward_signal='sequence_score'`.")
+        if self.model_adapter_name is not None and self.ref_adapter_name is None:
+            raise ValueError("`model_adapter_name` has an effect only together with `ref_adapter_name`.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")

@@ -1,0 +1,804 @@
+import copy
+import math
+import os
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, is_wandb_available, set_seed
+from transformers.trainer_utils import speed_metrics
+
+from ._trl import BaseTrainer, PPOConfig, PPOTrainer, disable_dropout_in_model, unwrap_model_for_generation
+from .functional import (
+    correlation,
+    gae,
+    kl_per_token,
+    masked_mean,
+    masked_sum,
+    masked_whiten,
+    policy_losses,
+    token_level_rewards,
+    value_losses,
+)
+from .modeling import TokenRewardModel
+from .ppo_config import FineGrainedPPOConfig
+from .prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
+from .rewards import (
+    CompletionScorer,
+    RewardFunction,
+    check_scorer,
+    default_value_model,
+    has_sequence_score,
+    without_peft,
+)
+from .rollout import (
+    Completions,
+    PolicyAndValue,
+    Rollout,
+    completion_logps,
+    completion_values,
+    generate,
+    uniforms,
+)
+
+
+if is_wandb_available():
+    import wandb
+
+_VALUE_MODEL_FOLDER = "value_model"
+# First entries of the seeds of what is drawn, so that the streams of random numbers never meet.
+_SAMPLING, _MINI_BATCHES, _EVALUATION = range(3)
+
+
+class FineGrainedPPOTrainer(PPOTrainer):
+    """
+    Trainer for Proximal Policy Optimization with dense, per-token rewards.
+
+    It takes the place of TRL's `PPOTrainer` (of which it is a subclass where TRL has one) in a script as it is, and runs on
+    [`~transformers.Trainer`]'s own loop: the training "data set" is an endless series of updates, each of which collects
+    completions and yields them in shuffled micro-batches `num_ppo_epochs` times. Optimizer, gradient clipping, mixed
+    precision, gradient checkpointing, callbacks, logging and checkpoints are the Trainer's.
+
+    Args:
+        args ([`FineGrainedPPOConfig`]):
+            Training arguments. TRL's own `PPOConfig` is taken too. They are copied, never written to.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy. Its pad token may be its EOS.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy: a causal language model.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            The reference of the KL penalty. If `None`: a copy of the policy, or the policy without its adapter where it has
+            one.
+        reward_model ([`TokenRewardModel`], [`~transformers.PreTrainedModel`] or `Callable`):
+            What scores completions: a [`TokenRewardModel`] or a token classifier with one label (dense), a sequence
+            classifier with one label, or a function (see [`~rewards.CompletionScorer`]) that returns a float or one float
+            per token for each completion.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Prompts, in a column `input_ids` (tokens) or `prompt` (a text or messages). A stream needs `total_episodes` or
+            `max_steps`.
+        value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
+            Its sequence head gives the values. If `None`, a copy of the reward model; where that is a function or has
+            another tokenizer, the policy's backbone with a new head.
+        data_collator (`Callable`, *optional*):
+            Makes left-padded `input_ids` and `attention_mask` of a list of rows. If `None`,
+            [`~prompts.DataCollatorForPrompts`].
+        eval_dataset ([`~datasets.Dataset`] or `dict` of [`~datasets.Dataset`], *optional*):
+            Prompts for `evaluate` and `generate_completions`.
+        optimizers (`tuple`, *optional*):
+            Optimizer and learning rate scheduler, as in [`~transformers.Trainer`]. The optimizer's parameters are those of
+            the policy and the value model.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Wraps the policy in an adapter.
+        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the reward model where it is not the policy's.
+    """
+
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch.
+
+    _tag_names = ["trl", "ppo", "fine-grained-ppo"]
+    _name = "FineGrainedPPO"
+    _paper = {
+        "title": "Aligning Large Language Models via Fine-grained Supervision",
+        "id": "2406.02756",
+        "citation": textwrap.dedent("""\
+            @inproceedings{xu2024aligning,
+                title     = {{Aligning Large Language Models via Fine-grained Supervision}},
+                author    = {Dehong Xu and Liang Qiu and Minseok Kim and Faisal Ladhak and Jaeyoung Do},
+                year      = 2024,
+                booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational Linguistics (Volume 2: Short Papers)},
+                pages     = {673--680},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        args: FineGrainedPPOConfig | PPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_model: nn.Module | RewardFunction | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        value_model: nn.Module | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        # less commonly used
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+        reward_processing_class: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required.")
+        if reward_model is None:
+            raise ValueError("`reward_model` is required: a model, or a function that scores completions.")
+        if ref_model is model:
+            raise ValueError("`model` and `ref_model` are one object: pass `ref_model=None` to have it copied.")
+        if value_model is not None and value_model is reward_model:
+            raise ValueError(
+                "`value_model` and `reward_model` are one object: pass `value_model=None` to have it copied."
+            )
+        if not isinstance(args, FineGrainedPPOConfig):
+            args = FineGrainedPPOConfig.from_ppo_config(args)
+
+        # Processing class
+        if processing_class.pad_token_id is None:
+            processing_class.pad_token = processing_class.eos_token
+        if args.stop_token == "eos" and processing_class.eos_token_id is None:
+            raise ValueError("`stop_token='eos'`, but the tokenizer has no EOS token.")
+        self.stop_token_id = processing_class.eos_token_id if args.stop_token == "eos" else args.stop_token_id
+
+        # Data
+        train_dataset = prepare_prompts(train_dataset, processing_class, "train", args.dataset_num_proc)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: prepare_prompts(dataset, processing_class, name, args.dataset_num_proc)
+                for name, dataset in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            eval_dataset = prepare_prompts(eval_dataset, processing_class, "eval", args.dataset_num_proc)
+        if data_collator is None:
+            data_collator = DataCollatorForPrompts(processing_class.pad_token_id)
+
+        # Reward, value and reference models. New heads and adapters are random, so the seed comes first.
+        set_seed(args.seed)
+        self.scorer = CompletionScorer(
+            reward_model,
+            processing_class,
+            reward_processing_class,
+            args.reward_signal,
+            args.reward_density,
+            args.local_rollout_forward_batch_size,
+        )
+        self.reward_model = reward_model
+        if value_model is None:
+            readable = self.scorer.reward_processing_class is None
+            usable = isinstance(reward_model, nn.Module) and readable and has_sequence_score(reward_model)
+            value_model = default_value_model(reward_model if usable else None, model)
+        check_scorer(value_model, "value_model")
+        if not has_sequence_score(value_model):
+            raise ValueError("`value_model` has no sequence head to give values: pass a TokenRewardModel or a sequence "
+                             "classifier, or `None`.")  # fmt: skip
+        if isinstance(without_peft(value_model), TokenRewardModel):
+            # Values come from the sequence head. DDP demands a gradient for every parameter that can have one.
+            without_peft(value_model).token_score.requires_grad_(False)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            if is_peft_model(model):
+                raise ValueError(
+                    "`model` has an adapter already, so `peft_config` would add a second: pass one of them."
+                )
+            model = get_peft_model(model, peft_config)
+        for trained in (model, value_model):
+            if is_peft_model(trained) and args.gradient_checkpointing:
+                trained.enable_input_require_grads()
+        if ref_model is None and not is_peft_model(model):
+            ref_model = copy.deepcopy(model)
+        self.policy_model, self.value_model, self.ref_model = model, value_model, ref_model
+        self.frozen_models = [m for m in (ref_model, reward_model) if isinstance(m, nn.Module)]
+        for module in (model, value_model, *self.frozen_models):
+            _disable_dropout(module)
+        for module in self.frozen_models:
+            module.requires_grad_(False).eval()
+
+        # Batches. From here on `args` is the trainer's own: what Trainer's loop has to know in its own terms is written
+        # to the copy.
+        args = copy.copy(args)
+        args.world_size = args.distributed_state.num_processes
+        args.micro_batch_size = args.per_device_train_batch_size * args.world_size
+        args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        args.batch_size = args.local_batch_size * args.world_size
+        args.local_mini_batch_size = _exact_division(args.local_batch_size, args.num_mini_batches)
+        args.mini_batch_size = args.local_mini_batch_size * args.world_size
+        self.steps_per_update = args.num_ppo_epochs * args.num_mini_batches
+        args.num_total_batches = _number_of_updates(args, train_dataset, self.steps_per_update)
+        args.total_episodes = args.num_total_batches * args.batch_size
+        args.max_steps = args.num_total_batches * self.steps_per_update
+        args.gradient_accumulation_steps = math.ceil(args.local_mini_batch_size / args.per_device_train_batch_size)
+        # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
+        args.ignore_data_skip = True
+        self.prompt_source = PromptSource(train_dataset, args.batch_size, args.seed)
+
+        # The trainer's state that checkpoints do not hold: it is empty whenever one is written.
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._step_statistics: list[Tensor] = []
+        self._save_is_due = False
+
+        # PPOTrainer.__init__ is left out on purpose: it builds a training loop of its own.
+        BaseTrainer.__init__(
+            self,
+            model=PolicyAndValue(model, value_model),
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            optimizers=optimizers,
+            callbacks=callbacks,
+        )
+        self.add_callback(_UpdateCallback(self))
+        for module in self.frozen_models:
+            module.to(self.accelerator.device)
+        self.model.add_model_tags(self._tag_names)
+
+    # --- one update ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Iterator[dict[str, Any]]:
+        """The micro-batches of this process, from the first update that the trainer's state has not seen."""
+        while True:
+            update = self.state.global_step // self.steps_per_update
+            rollout = self._collect_rollout(update)
+            self._log_rollout(rollout, update)
+            for epoch in range(self.args.num_ppo_epochs):
+                # Every process holds the whole rollout and draws the same order, so that which rows make a mini-batch
+                # does not depend on the number of processes.
+                order = np.random.default_rng([_MINI_BATCHES, self.args.seed, update, epoch]).permutation(
+                    self.args.batch_size
+                )
+                for rows in order.reshape(-1, self.args.mini_batch_size):
+                    yield from self._micro_batches(rollout, torch.from_numpy(rows))
+
+    def _collect_rollout(self, update: int) -> Rollout:
+        """Sample completions, score them and work out their advantages."""
+        rows = self.prompt_source.rows(update)
+        local = self._local_rows(len(rows))
+        rows = [rows[i] for i in local]
+        prompts = self._collate(rows)
+        seed = (_SAMPLING, self.args.seed, update)
+        completions = self._generate(prompts, uniforms(seed, local, self.args.response_length), self.args.temperature)
+        collected = self._gather(prompts, completions, *self._read(prompts, completions, rows))
+        return self._with_advantages(*collected)
+
+    def _read(self, prompts: Prompts, completions: Completions, rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+        """What the reference, the value and the reward model say of completions: log-probabilities, values and raw
+        scores, (B, T), and the values of the final states, (B,)."""
+        input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
+        attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
+        length = completions.ids.shape[1]
+        outputs = []
+        with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
+            for i in range(0, len(input_ids), self.args.local_rollout_forward_batch_size):
+                batch = (x[i : i + self.args.local_rollout_forward_batch_size] for x in (input_ids, attention_mask))
+                batch = (*batch, length)
+                with self._reference_policy(model.policy) as reference:
+                    ref_logps, _ = completion_logps(reference, *batch, self.args.temperature)
+                outputs.append((ref_logps, *completion_values(model.value_model, *batch)))
+            scores = self.scorer.raw_scores(prompts, completions.ids, completions.mask, rows)
+        ref_per_token_logps, values, final_values = (torch.cat(column) for column in zip(*outputs, strict=True))
+        return ref_per_token_logps, values, final_values, scores
+
+    def _with_advantages(
+        self,
+        prompts: Prompts,
+        completions: Completions,
+        ref_per_token_logps: Tensor,
+        values: Tensor,
+        final_values: Tensor,
+        scores: Tensor,
+    ) -> Rollout:
+        """From raw scores of the whole batch to advantages and returns."""
+        args, mask = self.args, completions.mask
+        scores = self.scorer.spread(
+            scores,
+            completions.ids,
+            mask,
+            scale=args.reward_scale,
+            center=args.center_rewards,
+            clip=args.reward_clip,
+            average=args.average_token_scores,
+        )
+        if args.missing_eos_penalty is not None:
+            last = (mask.sum(1) - 1).long()
+            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
+        kl = kl_per_token(completions.per_token_logps, ref_per_token_logps, args.kl_estimator) * mask
+        rewards = token_level_rewards(scores, kl, mask, args.kl_coef)
+        if args.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        bootstrap = final_values * ~completions.ended if args.bootstrap_truncated else None
+        advantages, returns = gae(rewards, values, mask, args.gamma, args.lam, bootstrap)
+        return Rollout(
+            *prompts,
+            completions.ids,
+            mask,
+            completions.ended,
+            completions.per_token_logps,
+            ref_per_token_logps,
+            values,
+            final_values,
+            scores,
+            kl,
+            rewards,
+            masked_whiten(advantages, mask),
+            returns,
+        )
+
+    def _micro_batches(self, rollout: Rollout, rows: Tensor) -> Iterator[dict[str, Any]]:
+        """This process's share of one mini-batch, cut into micro-batches without columns that are all padding."""
+        num_tokens = rollout.completion_mask[rows].sum()
+        local = rows[self._local_rows(len(rows))]
+        for micro_rows in local.tensor_split(self.args.gradient_accumulation_steps):
+            batch = Rollout(*(x[micro_rows.to(x.device)] for x in rollout))
+            width = int(batch.prompt_mask.sum(1).max())
+            length = int(batch.completion_mask.sum(1).max())
+            yield {
+                "input_ids": torch.cat([batch.prompt_ids[:, -width:], batch.completion_ids[:, :length]], dim=1),
+                "attention_mask": torch.cat([batch.prompt_mask[:, -width:], batch.completion_mask[:, :length]], dim=1),
+                "completion_mask": batch.completion_mask[:, :length],
+                "old_per_token_logps": batch.per_token_logps[:, :length],
+                "old_values": batch.values[:, :length],
+                "advantages": batch.advantages[:, :length],
+                "returns": batch.returns[:, :length],
+                "num_tokens": num_tokens,
+            }
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """PPO's loss of one micro-batch: its share of the mean over the tokens of the mini-batch."""
+        if return_outputs:
+            raise ValueError("PPO's loss has no outputs to return; call `evaluate` for metrics.")
+        args, mask = self.args, inputs["completion_mask"]
+        logps, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], mask.shape[1], args.temperature)
+        pg_losses, pg_clipped, ratio = policy_losses(
+            logps, inputs["old_per_token_logps"], inputs["advantages"], args.cliprange
+        )
+        vf_losses, vf_clipped = value_losses(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
+        token_means = {
+            "loss/policy_avg": pg_losses,
+            "loss/value_avg": vf_losses,
+            "policy/approxkl_avg": 0.5 * (logps - inputs["old_per_token_logps"]).square(),
+            "policy/clipfrac_avg": pg_clipped.float(),
+            "policy/entropy_avg": entropies,
+            "val/clipfrac_avg": vf_clipped.float(),
+            "val/ratio": ratio,
+            "val/ratio_square": ratio.square(),
+        }
+        shares = {name: masked_sum(x, mask) / inputs["num_tokens"] for name, x in token_means.items()}
+        self._statistic_names = list(shares)
+        self._step_statistics.append(torch.stack([share.detach() for share in shares.values()]))
+        loss = shares["loss/policy_avg"] + args.vf_coef * shares["loss/value_avg"]
+        # DDP averages the gradients of the processes, whose shares add up to the mean.
+        return loss * self.accelerator.num_processes
+
+    # --- parts of a rollout ----------------------------------------------------------------------------------------
+
+    def _local_rows(self, total: int) -> range:
+        """Which of `total` rows are this process's: the process_index-th block."""
+        size = total // self.accelerator.num_processes
+        return range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
+
+    def _collate(self, rows: list[dict[str, Any]]) -> Prompts:
+        for index, row in enumerate(rows):
+            if len(row["input_ids"]) == 0:
+                raise ValueError(f"Prompt {index} of this batch has no token: its first token would have no state.")
+        batch = self.data_collator([{"input_ids": row["input_ids"]} for row in rows])
+        if "attention_mask" not in batch or not bool(batch["attention_mask"][:, -1].all()):
+            raise ValueError("`data_collator` must return `input_ids` padded on the left and their `attention_mask`.")
+        prompts = Prompts(
+            batch["input_ids"].to(self.accelerator.device), batch["attention_mask"].to(self.accelerator.device)
+        )
+        longest = prompts.ids.shape[1] + self.args.response_length
+        limit = getattr(self.policy_model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do not fit in "
+                f"the policy's {limit} positions: leave such prompts out or shorten the responses."
+            )
+        return prompts
+
+    def _generate(self, prompts: Prompts, uniform: Tensor, temperature: float) -> Completions:
+        chunks = []
+        size = self.args.local_rollout_forward_batch_size
+        with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
+            for i in range(0, len(prompts.ids), size):
+                chunks.append(
+                    generate(
+                        model.policy,
+                        Prompts(*(x[i : i + size] for x in prompts)),
+                        uniform[i : i + size],
+                        temperature=temperature,
+                        stop_token_id=self.stop_token_id,
+                        pad_token_id=self.processing_class.pad_token_id,
+                    )
+                )
+        length = max(chunk.ids.shape[1] for chunk in chunks)
+        pad = self.processing_class.pad_token_id
+        return Completions(
+            torch.cat([_pad_right(chunk.ids, length, pad) for chunk in chunks]),
+            torch.cat([_pad_right(chunk.mask, length) for chunk in chunks]),
+            torch.cat([_pad_right(chunk.per_token_logps, length) for chunk in chunks]),
+            torch.cat([chunk.ended for chunk in chunks]),
+        )
+
+    def _gather(self, prompts: Prompts, completions: Completions, *read: Tensor) -> tuple[Any, ...]:
+        """The same for the rows of all processes, in the order of the batch."""
+        accelerator, pad = self.accelerator, self.processing_class.pad_token_id
+        if accelerator.num_processes == 1:
+            return prompts, completions, *read
+
+        def gather(x: Tensor, pad_index: int = 0, pad_first: bool = False) -> Tensor:
+            if x.ndim > 1:
+                x = accelerator.pad_across_processes(x, dim=1, pad_index=pad_index, pad_first=pad_first)
+            return accelerator.gather(x.contiguous())
+
+        prompts = Prompts(gather(prompts.ids, pad, True), gather(prompts.mask, 0, True))
+        completions = Completions(gather(completions.ids, pad), *(gather(x) for x in completions[1:]))
+        return prompts, completions, *(gather(x) for x in read)
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[PolicyAndValue]:
+        """The bare model, with everything that differs between training and evaluation switched off."""
+        training = self.model.training
+        unwrap = nullcontext(self.accelerator.unwrap_model(self.model_wrapped))
+        if self.is_deepspeed_enabled:
+            unwrap = unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            )
+        with unwrap as model:
+            model.eval()
+            try:
+                yield model
+            finally:
+                model.train(training)
+
+    @contextmanager
+    def _reference_policy(self, policy: nn.Module) -> Iterator[nn.Module]:
+        if self.ref_model is not None:
+            yield self.ref_model
+        elif self.args.ref_adapter_name is None:
+            with policy.disable_adapter():
+                yield policy
+        else:
+            policy.set_adapter(self.args.ref_adapter_name)
+            try:
+                yield policy
+            finally:
+                policy.set_adapter(self.args.model_adapter_name or "default")
+
+    # --- metrics ---------------------------------------------------------------------------------------------------
+
+    def _log_rollout(self, rollout: Rollout, update: int) -> None:
+        """Metrics of a rollout, which every process holds whole, under the names of TRL's PPO."""
+        mask = rollout.completion_mask
+        scores = masked_sum(rollout.token_level_scores, mask, dim=1)
+        lengths = mask.sum(1).float()
+        non_score_rewards = -self.args.kl_coef * masked_sum(rollout.kl, mask, dim=1)
+        num_eos_tokens = 0
+        if self.processing_class.eos_token_id is not None:
+            num_eos_tokens = masked_sum((rollout.completion_ids == self.processing_class.eos_token_id).long(), mask)
+        metrics = {
+            "objective/kl": masked_sum(rollout.kl, mask, dim=1).mean(),
+            "objective/entropy": -masked_sum(rollout.per_token_logps, mask, dim=1).mean(),
+            "objective/non_score_reward": non_score_rewards.mean(),
+            "objective/rlhf_reward": (non_score_rewards + scores).mean(),
+            "objective/scores": scores.mean(),
+            "objective/token_scores": masked_mean(rollout.token_level_scores, mask),
+            # The alarm for rewards that are earned by length: it should hover around 0.
+            "objective/score_length_correlation": correlation(scores, lengths),
+            "completions/mean_length": lengths.mean(),
+            "completions/ended": rollout.ended.float().mean(),
+            "val/num_eos_tokens": num_eos_tokens,
+            "episode": (update + 1) * self.args.batch_size,
+        }
+        for name, value in metrics.items():
+            self._metrics[name].append(float(value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of the rollouts and steps since the last log to the Trainer's own."""
+        if "loss" in logs:
+            for name, values in self._metrics.items():
+                logs[name] = sum(values) / len(values)
+            # Counters say where the run is, so their last value counts.
+            logs["episode"] = self.state.global_step // self.steps_per_update * self.args.batch_size
+            logs.update(self._reduce_step_statistics())
+            logs["lr"] = logs["learning_rate"]
+            if start_time is not None:
+                done = self.state.global_step - self._initial_global_step
+                logs["eps"] = done / self.steps_per_update * self.args.batch_size / (time.time() - start_time)
+            self._metrics.clear()
+        BaseTrainer.log(self, logs, start_time)
+
+    def _reduce_step_statistics(self) -> dict[str, float]:
+        if not self._step_statistics:
+            return {}
+        # Shares of means add up over the micro-batches and processes of a step, and are averaged over steps.
+        steps = len(self._step_statistics) / self.args.gradient_accumulation_steps
+        totals = self.accelerator.reduce(torch.stack(self._step_statistics).sum(0), "sum") / steps
+        self._step_statistics.clear()
+        statistics = dict(zip(self._statistic_names, totals.tolist(), strict=True))
+        statistics["val/ratio_var"] = statistics.pop("val/ratio_square") - statistics["val/ratio"] ** 2
+        return statistics
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def _evaluation_batches(self, dataset: Dataset | IterableDataset, temperature: float) -> Iterator[tuple]:
+        """Sampled completions of a data set, batch by batch: this process's rows, prompts, completions, and what
+        `_read` says of them. The last batch may be short; the processes then share it as evenly as it goes."""
+        size = self.args.per_device_eval_batch_size * self.accelerator.num_processes
+        rows, start = [], 0
+        for row in dataset:
+            rows.append(row)
+            if len(rows) == size:
+                yield self._evaluate_rows(rows, start, temperature)
+                rows, start = [], start + size
+        if rows:
+            yield self._evaluate_rows(rows, start, temperature)
+
+    def _evaluate_rows(self, rows: list[dict[str, Any]], start: int, temperature: float) -> tuple:
+        # A process without rows of its own works on the first, which is not counted.
+        with self.accelerator.split_between_processes(list(range(len(rows)))) as local:
+            counted = len(local)
+            local = local or [0]
+        rows = [rows[i] for i in local]
+        prompts = self._collate(rows)
+        seeds = [
+            uniforms((_EVALUATION, self.args.seed), range(start + i, start + i + 1), self.args.response_length)
+            for i in local
+        ]
+        completions = self._generate(prompts, torch.cat(seeds), temperature)
+        return counted, rows, prompts, completions, self._read(prompts, completions, rows)
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample a completion for every evaluation prompt and report its score, KL and length.
+
+        The scores are raw: neither shaped nor spread, so that they compare between configurations. The KL is that of the
+        sampled completions at the training temperature.
+
+        Returns:
+            `dict[str, float]`: `{prefix}_objective/scores`, `{prefix}_objective/kl`, `{prefix}_completions/mean_length`,
+            `{prefix}_completions/ended` and the run time. For a `dict` of data sets, the prefix gets the name of each.
+        """
+        dataset = self._evaluation_dataset(eval_dataset, "`evaluate`")
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, part in dataset.items():
+                metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return metrics
+        start_time = time.time()
+        table = []
+        for counted, _, prompts, completions, (ref_logps, _, _, scores) in self._evaluation_batches(
+            dataset, self._eval_temperature
+        ):
+            logps = self._policy_logps(prompts, completions)
+            kl = kl_per_token(logps, ref_logps, self.args.kl_estimator)
+            columns = (
+                masked_sum(scores, completions.mask, dim=1),
+                masked_sum(kl, completions.mask, dim=1),
+                completions.mask.sum(1),
+                completions.ended,
+            )
+            table.extend(torch.stack([c.float() for c in columns], dim=1)[:counted].tolist())
+        table = gather_object(table)
+        means = np.mean(table, axis=0)
+        names = ("objective/scores", "objective/kl", "completions/mean_length", "completions/ended")
+        metrics = {f"{metric_key_prefix}_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+        metrics.update(speed_metrics(metric_key_prefix, start_time, num_samples=len(table)))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _policy_logps(self, prompts: Prompts, completions: Completions) -> Tensor:
+        input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
+        attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
+        with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
+            length = completions.ids.shape[1]
+            return completion_logps(model.policy, input_ids, attention_mask, length, self.args.temperature)[0]
+
+    def generate_completions(self, sampling: bool = False) -> Any:
+        """Print completions of the evaluation prompts with their scores, and log them to wandb where it is on.
+
+        Args:
+            sampling (`bool`, *optional*, defaults to `False`):
+                Whether to stop after the first batch.
+
+        Returns:
+            `pandas.DataFrame`: Columns `query`, `model response` and `score`; all rows on every process. `None` where there
+            is no evaluation data set.
+        """
+        import pandas as pd
+
+        if self.eval_dataset is None:
+            return None
+        dataset = self._evaluation_dataset(None, "`generate_completions`")
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        decode = self.processing_class.decode
+        table = []
+        for counted, _, prompts, completions, (*_, scores) in self._evaluation_batches(dataset, self._eval_temperature):
+            for i in range(counted):
+                table.append(
+                    {
+                        "query": decode(prompts.ids[i][prompts.mask[i].bool()], skip_special_tokens=True),
+                        "model response": decode(completions.ids[i][completions.mask[i].bool()]),
+                        "score": float(masked_sum(scores[i], completions.mask[i])),
+                    }
+                )
+            if sampling:
+                break
+        df = pd.DataFrame(gather_object(table))
+        if self.accelerator.is_main_process:
+            _print_table(df.head(5))
+            if "wandb" in self.args.report_to and wandb.run is not None:
+                wandb.log({"completions": wandb.Table(dataframe=df)})
+        return df
+
+    @property
+    def _eval_temperature(self) -> float:
+        return self.args.temperature if self.args.eval_temperature is None else self.args.eval_temperature
+
+    def _evaluation_dataset(self, dataset: Any, caller: str) -> Any:
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ValueError(f"{caller} needs an `eval_dataset`.")
+        if isinstance(dataset, dict):
+            return {name: prepare_prompts(part, self.processing_class, name) for name, part in dataset.items()}
+        return prepare_prompts(dataset, self.processing_class, "eval")
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def train(self, *args, **kwargs):
+        """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was written."""
+        return BaseTrainer.train(self, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
+        BaseTrainer.save_model(self, output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        for name, model, folder in self._trained_models(output_dir):
+            part = None
+            if state_dict is not None:
+                part = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+            model.save_pretrained(folder, state_dict=part)
+        self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        for name, trained, folder in self._trained_models(resume_from_checkpoint):
+            if not os.path.isdir(folder):
+                raise ValueError(f"The checkpoint {resume_from_checkpoint} has no folder {folder} with the {name}.")
+            if is_peft_model(trained):
+                from peft import load_peft_weights, set_peft_model_state_dict
+
+                for adapter in trained.peft_config:
+                    path = folder if adapter == "default" else os.path.join(folder, adapter)
+                    set_peft_model_state_dict(trained, load_peft_weights(path, device="cpu"), adapter_name=adapter)
+            else:
+                saved = type(trained).from_pretrained(folder, dtype=trained.dtype, use_safetensors=True)
+                trained.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _trained_models(self, directory: str) -> Iterator[tuple[str, nn.Module, str]]:
+        model = self.accelerator.unwrap_model(self.model)
+        yield "policy", model.policy, directory
+        yield "value_model", model.value_model, os.path.join(directory, _VALUE_MODEL_FOLDER)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Between two updates there is nothing to keep but weights, optimizer and counters; within one, there would be a
+        # rollout. So a checkpoint that falls due within an update is written at its end.
+        if self.state.global_step % self.steps_per_update != 0:
+            self._save_is_due = True
+            return
+        self._save_is_due = False
+        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
+        self.create_model_card(model_name=name)
+        BaseTrainer._save_checkpoint(self, model, trial)
+
+
+class _UpdateCallback(TrainerCallback):
+    """What happens at the end of an update: checkpoints that fell due, samples, and the epoch in terms of prompts."""
+
+    def __init__(self, trainer: FineGrainedPPOTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if isinstance(trainer.train_dataset, Dataset):
+            episodes = state.global_step / trainer.steps_per_update * args.batch_size
+            state.epoch = episodes / len(trainer.train_dataset)
+        if state.global_step % trainer.steps_per_update != 0:
+            return control
+        control.should_save |= trainer._save_is_due
+        # A checkpoint holds no metrics that wait to be logged.
+        control.should_log |= control.should_save
+        update = state.global_step // trainer.steps_per_update
+        times = args.num_sample_generations
+        if times > 0 and (update - 1) % max(1, args.num_total_batches // times) == 0:
+            trainer.generate_completions(sampling=True)
+        return control
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Switch off every dropout: modules, and the rates that attention keeps as plain numbers."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _exact_division(local_batch_size: int, num_mini_batches: int) -> int:
+    if local_batch_size % num_mini_batches != 0:
+        raise ValueError(
+            f"`per_device_train_batch_size * gradient_accumulation_steps` = {local_batch_size} must be a multiple of "
+            f"`num_mini_batches` = {num_mini_batches}."
+        )
+    return local_batch_size // num_mini_batches
+
+
+def _number_of_updates(args: FineGrainedPPOConfig, dataset: Dataset | IterableDataset, steps_per_update: int) -> int:
+    if args.max_steps > 0:
+        if args.max_steps % steps_per_update != 0:
+            raise ValueError(
+                f"`max_steps={args.max_steps}` ends within an update: make it a multiple of num_ppo_epochs * "
+                f"num_mini_batches = {steps_per_update}."
+            )
+        return args.max_steps // steps_per_update
+    if args.total_episodes is not None:
+        return math.ceil(args.total_episodes / args.batch_size)
+    if not isinstance(dataset, Dataset):
+        raise ValueError("A stream has no length: set `total_episodes` or `max_steps`.")
+    return math.ceil(args.num_train_epochs * len(dataset) / args.batch_size)
+
+
+def _pad_right(x: Tensor, width: int, value: int = 0) -> Tensor:
+    return nn.functional.pad(x, (0, width - x.shape[1]), value=value)
+
+
+def _print_table(df: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_lines=True)
+    for column in df.columns:
+        table.add_column(column)
+    for row in df.itertuples(index=False):
+        table.add_row(*(Text(str(cell)) for cell in row))  # Text, since completions may look like rich's markup.
+    Console().print(table)

@@ -1,0 +1,271 @@
+"""Collecting completions: sampling, and what the policy, the reference and the value model say of the samples."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from ._trl import entropy_from_logits, selective_log_softmax
+from .prompts import Prompts
+from .rewards import position_ids, prefix_scores
+
+
+class Completions(NamedTuple):
+    """Sampled completions.
+
+    Attributes:
+        ids (`Tensor`):
+            Shape (B, T), filled up with the pad token.
+        mask (`Tensor`):
+            Shape (B, T), 1 up to and including the stop token.
+        per_token_logps (`Tensor`):
+            Shape (B, T): log-probabilities of the sampled tokens at the sampling temperature, 0 where the mask is 0.
+        ended (`Tensor`):
+            Shape (B,): whether the completion ends with the stop token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    per_token_logps: Tensor
+    ended: Tensor
+
+
+class Rollout(NamedTuple):
+    """All that PPO needs to know of one batch of completions. B completions, P prompt columns, T completion columns.
+
+    Attributes:
+        prompt_ids, prompt_mask (`Tensor`):
+            Shape (B, P), left-padded.
+        completion_ids, completion_mask (`Tensor`):
+            Shape (B, T), right-padded.
+        ended (`Tensor`):
+            Shape (B,).
+        per_token_logps, ref_per_token_logps (`Tensor`):
+            Shape (B, T), nats.
+        values (`Tensor`):
+            Shape (B, T): V(s_t), before token t.
+        final_values (`Tensor`):
+            Shape (B,): the value after the last real token.
+        token_level_scores (`Tensor`):
+            Shape (B, T).
+        kl (`Tensor`):
+            Shape (B, T).
+        token_level_rewards, advantages, returns (`Tensor`):
+            Shape (B, T).
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    ended: Tensor
+    per_token_logps: Tensor
+    ref_per_token_logps: Tensor
+    values: Tensor
+    final_values: Tensor
+    token_level_scores: Tensor
+    kl: Tensor
+    token_level_rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
+    """Random numbers in [0, 1) to sample with, float64 of shape (len(rows), length).
+
+    A row's numbers depend on the seed and on its own number in the batch alone: not on the process that samples it, nor on
+    what was drawn before. So a resumed run, and a run on another number of processes, sample the same completions.
+    """
+    return torch.from_numpy(np.stack([np.random.default_rng([*seed, row]).random(length) for row in rows]))
+
+
+def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token for each row from softmax(logits / temperature) by inverting its distribution function.
+
+    Args:
+        logits (`Tensor`):
+            Shape (B, V).
+        temperature (`float`):
+            0 takes the likeliest token; log-probabilities are then those at temperature 1.
+        uniform (`Tensor`):
+            Shape (B,), in [0, 1).
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Token ids and their log-probabilities, of shape (B,).
+    """
+    logps = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        tokens = logps.argmax(-1)
+    else:
+        # In float64: the sum of 150,000 float32 probabilities is off by more than the rare ones are worth.
+        cumulative = logps.double().exp().cumsum(-1)
+        target = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return tokens, logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    uniform: Tensor,
+    *,
+    temperature: float,
+    stop_token_id: int | None,
+    pad_token_id: int,
+) -> Completions:
+    """Sample completions from the model's own distribution.
+
+    `model.generate` is not used, because the model's generation config would then have a say (a repetition penalty, say,
+    that training knows nothing of), and because its sampling depends on the batch. Rows that have ended leave the batch.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model in evaluation mode, under PEFT or not.
+        prompts (`Prompts`):
+            B prompts.
+        uniform (`Tensor`):
+            Shape (B, T) with T the most tokens in a completion; see [`uniforms`].
+        temperature (`float`):
+            0 is greedy.
+        stop_token_id (`int` or `None`):
+            Ends a completion and belongs to it. `None`: every completion has T tokens.
+        pad_token_id (`int`):
+            Filler.
+
+    Returns:
+        `Completions`: B completions of at most T tokens.
+    """
+    batch_size, length = uniform.shape
+    device = prompts.ids.device
+    uniform = uniform.to(device)
+    ids = torch.full((batch_size, length), pad_token_id, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    logps = torch.zeros(batch_size, length, device=device)
+    ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
+
+    active = torch.arange(batch_size, device=device)
+    cache = DynamicCache(config=model.config)
+    step_ids, attention_mask, positions = prompts.ids, prompts.mask, position_ids(prompts.mask)
+    for t in range(length):
+        logits = model(
+            input_ids=step_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens, token_logps = sample(logits, temperature, uniform[active, t])
+        ids[active, t] = tokens
+        mask[active, t] = 1
+        logps[active, t] = token_logps
+        if stop_token_id is not None:
+            going = tokens != stop_token_id
+            ended[active[~going]] = True
+            if not going.any():
+                break
+            if not going.all():
+                keep = going.nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                active, tokens, attention_mask, positions = (
+                    x[keep] for x in (active, tokens, attention_mask, positions)
+                )
+        step_ids = tokens.unsqueeze(1)
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(tokens), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    width = int(mask.sum(1).max())
+    return Completions(ids[:, :width], mask[:, :width], logps[:, :width], ended)
+
+
+def completion_logps(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the last `length` tokens, and the entropies of the distributions that they came from.
+
+    The token at column c is predicted by the output at column c - 1; logits are made for those columns alone.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model.
+        input_ids, attention_mask (`Tensor`):
+            Shape (B, P + T): prompts padded on the left, completions padded on the right.
+        length (`int`):
+            T.
+        temperature (`float`):
+            Divides the logits.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Shapes (B, T), nats. The entropies carry no gradient.
+    """
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+        logits_to_keep=length + 1,
+    ).logits[:, -(length + 1) : -1]
+    logits = logits.float() / temperature
+    logps = selective_log_softmax(logits, input_ids[:, -length:])
+    with torch.no_grad():
+        entropies = entropy_from_logits(logits)
+    return logps, entropies
+
+
+def completion_values(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """Values of the states before each of the last `length` tokens, (B, T), and of the state after the last real one, (B,)."""
+    values = prefix_scores(model, input_ids, attention_mask)
+    last = (attention_mask * torch.arange(attention_mask.shape[1], device=values.device)).argmax(1, keepdim=True)
+    return values[:, -(length + 1) : -1], values.gather(1, last).squeeze(1)
+
+
+class PolicyAndValue(nn.Module):
+    """Policy and value model in one module, so that one forward pass, one optimizer and one wrapper serve both.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`):
+            A causal language model.
+        value_model (`PreTrainedModel` or `PeftModel`):
+            See [`~rewards.prefix_scores`].
+    """
+
+    # What transformers.Trainer asks of a model.
+    supports_gradient_checkpointing = True
+    main_input_name = "input_ids"
+
+    def __init__(self, policy: nn.Module, value_model: nn.Module):
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        self.config = policy.config
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, entropies and values of the last `length` tokens, each (B, T)."""
+        logps, entropies = completion_logps(self.policy, input_ids, attention_mask, length, temperature)
+        values, _ = completion_values(self.value_model, input_ids, attention_mask, length)
+        return logps, entropies, values
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.policy.is_gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        for model in (self.policy, self.value_model):
+            model.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        for model in (self.policy, self.value_model):
+            model.gradient_checkpointing_disable()
+
+    def activation_checkpointing_enable(self, *args, **kwargs) -> None:
+        for model in (self.policy, self.value_model):
+            model.activation_checkpointing_enable(*args, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        self.policy.add_model_tags(tags)
