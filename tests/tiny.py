@@ -1,6 +1,7 @@
 """Tiny models and tokenizers, made in memory: nothing is downloaded in tests."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -71,15 +72,16 @@ def tokenizer(
 
 
 def config(family: str = "llama", vocab_size: int = 300, **kwargs) -> PreTrainedConfig:
-    """A two-layer configuration with hidden size 16 of one model family."""
+    """A two-layer configuration with hidden size 16 of one model family; `kwargs` may say otherwise."""
     kwargs = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, **kwargs}
     if family == "gpt2":
-        return GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=128, **kwargs)
+        return GPT2Config(**{"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128, **kwargs})
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes["max_position_embeddings"] = 128
     if family == "gpt_neox":
-        return GPTNeoXConfig(**sizes, max_position_embeddings=128, **kwargs)
+        return GPTNeoXConfig(**{**sizes, **kwargs})
     families = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-    return families[family](**sizes, num_key_value_heads=1, max_position_embeddings=128, **kwargs)
+    return families[family](**{**sizes, "num_key_value_heads": 1, **kwargs})
 
 
 def causal_lm(family: str = "llama", seed: int = 0, **kwargs) -> PreTrainedModel:
@@ -90,3 +92,47 @@ def causal_lm(family: str = "llama", seed: int = 0, **kwargs) -> PreTrainedModel
 def sequence_classifier(family: str = "llama", seed: int = 1, **kwargs) -> PreTrainedModel:
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(config(family, num_labels=1, **kwargs))
+
+
+def word_tokenizer(pad_token: str = "<pad>") -> PreTrainedTokenizerFast:
+    """A tokenizer of 16 words: `<pad>` 0, `<eos>` 1, `<unk>` 2, `a` 3 to `l` 14, and `.` 15."""
+    words = ["<pad>", "<eos>", "<unk>", *"abcdefghijkl."]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token=pad_token, unk_token="<unk>", padding_side="left"
+    )
+
+
+# Models over the words of `word_tokenizer` whose output depends on the last token alone, so that it is known by hand.
+# They are ordinary Llamas, trainable in all weights.
+
+
+def bigram_lm(transitions: Mapping[int, Mapping[int, float]] | None = None, **kwargs) -> PreTrainedModel:
+    """A causal language model with `transitions[last][next]` as probabilities at temperature 1. After a token that is not
+    listed, all 16 tokens are equally likely."""
+    model = AutoModelForCausalLM.from_config(config("llama", vocab_size=16, rms_norm_eps=0.0, **kwargs))
+    _read_last_token_only(model.model)
+    logits = torch.zeros(16, 16)
+    for last, probabilities in (transitions or {}).items():
+        logits[last] = torch.tensor([math.log(probabilities.get(token, 1e-12)) for token in range(16)])
+    model.lm_head.weight.data = logits.T.contiguous() / 4
+    return model
+
+
+def unigram_classifier(scores: Mapping[int, float] | None = None, **kwargs) -> PreTrainedModel:
+    """A sequence classifier that scores a text by its last token, `scores[token]` or 0: the prefix scores are known too."""
+    model = AutoModelForSequenceClassification.from_config(
+        config("llama", vocab_size=16, rms_norm_eps=0.0, num_labels=1, **kwargs)
+    )
+    _read_last_token_only(model.model)
+    model.score.weight.data = torch.tensor([[(scores or {}).get(token, 0.0) / 4 for token in range(16)]])
+    return model
+
+
+def _read_last_token_only(backbone: PreTrainedModel) -> None:
+    # Attention and MLP add nothing to the embedding, and RMSNorm makes 4 times itself of a one-hot vector of size 16.
+    backbone.embed_tokens.weight.data = torch.eye(16)
+    for layer in backbone.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()

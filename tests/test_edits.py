@@ -1,0 +1,714 @@
+"""Edit alignment: worked cases for every kind of tokenizer, properties over Unicode text, bounds on time, real edits."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rapidfuzz.distance import Indel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+import tiny
+from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
+from trl_tokenreward.edits import TokenizedText, align_tokenized
+
+
+WORDS = (
+    "This movie was terrific lousy my friends force couldn't keep eyes open they aren't are good No thanks no-thanks "
+    "Standard standard above Above food the The fox jumps I would watch it Well this a b c ."
+).split()
+KINDS = ["bpe", "metaspace", "wordpiece", "unigram"]
+
+
+@cache
+def whole_words(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that has learned every one of `WORDS` whole, so that its tokens can be told by hand."""
+    corpus = list(WORDS)
+    if kind == "bpe":  # a leading space belongs to the token
+        corpus = [space + word for word in WORDS for space in ("", " ")]
+    elif kind == "unigram":  # learns what different strings share
+        corpus = [word + end for word in WORDS for end in ("", ".", ",", "!")]
+    return tiny.tokenizer(kind, vocab_size=1000, corpus=corpus)
+
+
+def wrap(normalizer=None, pre_tokenizer=None, post_processor=None, model=None, trainer=None) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(model or models.BPE(unk_token="<unk>"))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    if post_processor is not None:
+        backend.post_processor = post_processor
+    special_tokens = ["<pad>", "<eos>", "<unk>"]
+    trainer = trainer or trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=special_tokens + [f"<0x{byte:02X}>" for byte in range(256)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(tiny.CORPUS * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+
+
+@cache
+def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Tokenizers that split words, and that disagree on what an offset is."""
+    if kind in KINDS:
+        return tiny.tokenizer(kind, vocab_size=400)
+    if kind == "trimmed":  # offsets without the space, and empty ones for tokens of white space
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return wrap(pre_tokenizer=byte_level, post_processor=processors.ByteLevel(trim_offsets=True))
+    if kind == "unsplit":  # tokens that span words, and several with the same offsets
+        normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        return wrap(normalizer, model=models.BPE(unk_token="<unk>", byte_fallback=True))
+    if kind == "normalized":  # drops accents, case and white space, opens up ligatures
+        normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+        pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        return wrap(normalizer, pre_tokenizer)
+    raise ValueError(kind)
+
+
+ALL_KINDS = [*KINDS, "trimmed", "unsplit", "normalized"]
+
+
+def tokens_where(tokenizer: PreTrainedTokenizerFast, ids: list[int], mask: list[bool]) -> list[str]:
+    return [token for token, chosen in zip(tokenizer.convert_ids_to_tokens(ids), mask, strict=True) if chosen]
+
+
+def edits_of(original: str, edited: str, alignment: EditAlignment) -> list[tuple[str, str, str]]:
+    return [
+        (op.kind, original[slice(*op.original_chars)], edited[slice(*op.edited_chars)]) for op in alignment.operations
+    ]
+
+
+def changed(kind: str, original: str, edited: str) -> tuple[list[str], list[str]]:
+    alignment = align_edits(original, edited, whole_words(kind))
+    return (
+        tokens_where(whole_words(kind), alignment.original_ids, alignment.original_mask),
+        tokens_where(whole_words(kind), alignment.edited_ids, alignment.edited_mask),
+    )
+
+
+CASES = {
+    "replaced word": (
+        ("This movie was terrific .", "This movie was lousy ."),
+        {
+            "bpe": (["Ġterrific"], ["Ġlousy"]),
+            "metaspace": (["▁terrific"], ["▁lousy"]),
+            "wordpiece": (["terrific"], ["lousy"]),
+            "unigram": (["▁terrific"], ["▁lousy"]),
+        },
+    ),
+    "one word by two": (
+        ("friends force my eyes open", "friends couldn't keep my eyes open"),
+        {
+            "bpe": (["Ġforce"], ["Ġcouldn", "'t", "Ġkeep"]),
+            "metaspace": (["▁force"], ["▁couldn't", "▁keep"]),
+            "wordpiece": (["force"], ["couldn", "'", "t", "keep"]),
+            "unigram": (["▁force"], ["▁couldn't", "▁keep"]),
+        },
+    ),
+    "word with an apostrophe": (
+        ("they aren't good", "they are good"),
+        {
+            "bpe": (["Ġaren", "'t"], ["Ġare"]),
+            "metaspace": (["▁aren't"], ["▁are"]),
+            "wordpiece": (["aren", "'", "t"], ["are"]),
+            "unigram": (["▁aren't"], ["▁are"]),
+        },
+    ),
+    "word joined to another": (
+        ("No thanks .", "No no-thanks ."),
+        {
+            "bpe": (["Ġthanks"], ["Ġno", "-", "thanks"]),
+            "metaspace": (["▁thanks"], ["▁no-thanks"]),
+            "wordpiece": ([], ["no", "-"]),  # drops the space, so `thanks` is the same token
+            "unigram": (["▁thanks"], ["▁no-thanks"]),
+        },
+    ),
+    "word added at the start": (
+        ("Standard food", "Above standard food"),
+        {
+            "bpe": (["Standard"], ["Above", "Ġstandard"]),
+            "metaspace": (["▁Standard"], ["▁Above", "▁standard"]),
+            "wordpiece": (["Standard"], ["Above", "standard"]),
+            "unigram": (["▁Standard"], ["▁Above", "▁standard"]),
+        },
+    ),
+    "word added before a kept one at the start": (
+        ("This movie", "Well This movie"),
+        {
+            "bpe": (["This"], ["Well", "ĠThis"]),  # without its space `This` is another token
+            "metaspace": ([], ["▁Well"]),
+            "wordpiece": ([], ["Well"]),
+            "unigram": ([], ["▁Well"]),
+        },
+    ),
+    "duplicated word": (
+        ("I would would watch it", "I would watch it"),
+        {
+            "bpe": (["Ġwould"], []),
+            "metaspace": (["▁would"], []),
+            "wordpiece": (["would"], []),
+            "unigram": (["▁would"], []),
+        },
+    ),
+    "change of case": (
+        ("the movie", "The movie"),
+        {
+            "bpe": (["the"], ["The"]),
+            "metaspace": (["▁the"], ["▁The"]),
+            "wordpiece": (["the"], ["The"]),
+            "unigram": (["▁the"], ["▁The"]),
+        },
+    ),
+    "white space alone": (
+        ("a  b c", "a b c"),
+        {"bpe": (["Ġ"], []), "metaspace": (["▁"], []), "wordpiece": ([], []), "unigram": (["▁"], [])},
+    ),
+    "deletion alone": (
+        ("the fox jumps", "the jumps"),
+        {"bpe": (["Ġfox"], []), "metaspace": (["▁fox"], []), "wordpiece": (["fox"], []), "unigram": (["▁fox"], [])},
+    ),
+    "insertion alone": (
+        ("the jumps", "the fox jumps"),
+        {"bpe": ([], ["Ġfox"]), "metaspace": ([], ["▁fox"]), "wordpiece": ([], ["fox"]), "unigram": ([], ["▁fox"])},
+    ),
+    "empty original": (
+        ("", "the fox"),
+        {
+            "bpe": ([], ["the", "Ġfox"]),
+            "metaspace": ([], ["▁the", "▁fox"]),
+            "wordpiece": ([], ["the", "fox"]),
+            "unigram": ([], ["▁the", "▁fox"]),
+        },
+    ),
+    "empty edit": (
+        ("the fox", ""),
+        {
+            "bpe": (["the", "Ġfox"], []),
+            "metaspace": (["▁the", "▁fox"], []),
+            "wordpiece": (["the", "fox"], []),
+            "unigram": (["▁the", "▁fox"], []),
+        },
+    ),
+    "nothing": (("", ""), dict.fromkeys(KINDS, ([], []))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_worked_cases(case, kind):
+    texts, expected = CASES[case]
+    assert changed(kind, *texts) == expected[kind]
+
+
+def test_the_whole_alignment_of_one_pair():
+    alignment = align_edits("No thanks .", "No no-thanks . I would", whole_words("bpe"))
+    ids = whole_words("bpe").convert_tokens_to_ids
+    assert alignment == EditAlignment(
+        original_ids=[ids("No"), ids("Ġthanks"), ids("Ġ.")],
+        edited_ids=ids(["No", "Ġno", "-", "thanks", "Ġ.", "ĠI", "Ġwould"]),
+        original_mask=[False, True, False],
+        edited_mask=[False, True, True, True, False, True, True],
+        original_anchors=[False, False, True],
+        edited_anchors=[False] * 7,
+        operations=[
+            EditOperation("replace", (3, 9), (3, 12), (1, 2), (1, 4)),
+            EditOperation("insert", (11, 11), (14, 22), (3, 3), (5, 7)),
+        ],
+        edit_ratio=6 / 10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "original_anchors", "edited_anchors"),
+    [
+        ("the fox jumps", "the jumps", [], ["Ġjumps"]),
+        ("the jumps", "the fox jumps", ["Ġjumps"], []),
+        ("the fox jumps", "the fox", [], ["Ġfox"]),  # at the end the last token holds it
+        ("the fox", "the fox jumps", ["Ġfox"], []),
+        ("the fox", "", [], []),  # no token is there to hold it
+        ("the fox jumps", "the lousy jumps", [], []),  # a replacement has tokens on both sides
+        ("the fox jumps . I watch", "the jumps . I would watch", ["Ġwatch"], ["Ġjumps"]),
+    ],
+)
+def test_anchors(original, edited, original_anchors, edited_anchors):
+    alignment = align_edits(original, edited, whole_words("bpe"))
+    assert tokens_where(whole_words("bpe"), alignment.original_ids, alignment.original_anchors) == original_anchors
+    assert tokens_where(whole_words("bpe"), alignment.edited_ids, alignment.edited_anchors) == edited_anchors
+
+
+@pytest.mark.parametrize("kind", ["bpe", "metaspace", "wordpiece", "unigram"])
+def test_white_space_without_tokens_is_still_an_operation(kind):
+    (operation,) = align_edits("a  b c", "a b c", whole_words(kind)).operations
+    tokens = (1, 1) if kind == "wordpiece" else (1, 2)
+    assert operation == EditOperation("delete", (1, 2), (1, 1), tokens, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "edits"),
+    [
+        # emoji: a skin tone, a family held together by joiners, a flag, a keycap
+        ("it was 👍🏽 there", "it was 👍 there", [("replace", "👍🏽", "👍")]),
+        ("my 👩‍👩‍👧 here", "my 👩‍👧 here", [("replace", "👩‍👩‍👧", "👩‍👧")]),
+        ("go 🇫🇷🇩🇪 go", "go 🇫🇷🇮🇹 go", [("replace", "🇩🇪", "🇮🇹")]),
+        ("press 1️⃣ now", "press 2️⃣ now", [("replace", "1️⃣", "2️⃣")]),
+        # combining marks stay with their base, and so with the word
+        ("un e\u0301te\u0301 chaud", "un ete chaud", [("replace", "e\u0301te\u0301", "ete")]),
+        ("the x\u0302 axis", "the x axis", [("replace", "x\u0302", "x")]),
+        # right to left: letters with vowel signs, a word with a joiner
+        ("שלום עולם טוב", "שלום ילד טוב", [("replace", "עולם", "ילד")]),
+        ("שָׁלוֹם לך", "שלום לך", [("replace", "שָׁלוֹם", "שלום")]),
+        ("من می‌خواهم کتاب", "من می‌خوانم کتاب", [("replace", "می‌خواهم", "می‌خوانم")]),
+        # scripts without spaces: character by character, vowel signs with their consonants
+        ("我 喜欢 狗 。", "我 喜欢 猫 。", [("replace", "狗", "猫")]),
+        ("日本語です", "日本人です", [("replace", "語", "人")]),
+        ("ラーメンが", "ラーメンは", [("replace", "が", "は")]),
+        ("ดีมาก", "ดูมาก", [("replace", "ดี", "ดู")]),
+        ("한국어 좋아", "한국말 좋아", [("replace", "한국어", "한국말")]),
+        # line ends and tabs
+        ("one\r\ntwo", "one\ntwo", [("delete", "\r", "")]),
+        ("one\tthe fox", "one the fox", [("replace", "\tthe", " the")]),
+        ("one\n\ntwo\n", "one\n\nnew\n", [("replace", "two", "new")]),
+    ],
+)
+def test_unicode_and_white_space(original, edited, edits):
+    assert edits_of(original, edited, align_edits(original, edited, tokenizer("bpe"))) == edits
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "wordpiece", "unigram", "trimmed", "unsplit"])
+@pytest.mark.parametrize(
+    ("original", "edited", "edits"),
+    [
+        ("the 👍🏽 fox", "the 👍 fox", [("replace", "👍🏽", "👍")]),
+        ("the x\u0302 fox", "the x fox", [("replace", "x\u0302", "x")]),
+        ("the עולם fox", "the ילד fox", [("replace", "עולם", "ילד")]),
+        ("the 狗 fox", "the 猫 fox", [("replace", "狗", "猫")]),
+    ],
+)
+def test_unicode_is_edited_alike_by_every_tokenizer(kind, original, edited, edits):
+    # All of these are unknown to some of the tokenizers: what was edited is told by the text, not by `<unk>`.
+    alignment = align_edits(original, edited, tokenizer(kind))
+    assert [(kind, one.strip(), other.strip()) for kind, one, other in edits_of(original, edited, alignment)] == edits
+    assert any(alignment.original_mask) and any(alignment.edited_mask)
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "edits"),
+    [
+        # whole sentences, not the tail of one and the head of the next
+        ("We are. We eat. We go.", "We are. We go.", [("delete", " We eat.", "")]),
+        ("We are. You go.", "We are. We were. You go.", [("insert", "", " We were.")]),
+        ("吃飯。吃菜。走。", "吃飯。走。", [("delete", "吃菜。", "")]),
+        # whole lines
+        ("- a\n- b\n- c", "- a\n- c", [("delete", "\n- b", "")]),
+        ("- a\n- c\n", "- a\n- c\n- d\n", [("insert", "", "\n- d")]),
+        # otherwise the latest place
+        ("it was very very very good", "it was very good", [("delete", " very very", "")]),
+        ("no no", "no", [("delete", " no", "")]),
+        ("a b a b a b", "a b", [("delete", " a b a b", "")]),
+        ("the x x y", "the x z y", [("replace", "x", "z")]),
+        # where the white space agrees it can stay
+        ("so:\nfoo foo bar", "so: foo bar", [("delete", "\nfoo", "")]),
+    ],
+)
+def test_where_an_ambiguous_edit_is_put(original, edited, edits):
+    for kind in ("bpe", "trimmed"):
+        assert edits_of(original, edited, align_edits(original, edited, tokenizer(kind))) == edits
+    swapped = [({"insert": "delete", "delete": "insert"}.get(kind, kind), new, old) for kind, old, new in edits]
+    assert edits_of(edited, original, align_edits(edited, original, tokenizer("bpe"))) == swapped
+
+
+def test_second_of_two_equal_words_is_the_duplicate():
+    alignment = align_edits("I would would watch it", "I would watch it", whole_words("bpe"))
+    assert alignment.original_mask == [False, False, True, False, False]
+
+
+def test_special_tokens_given_with_the_text_are_not_counted():
+    original, edited = "the fox", "the lousy fox jumps"
+    cls, sep = 900, 901
+    plain = align_edits(original, edited, whole_words("wordpiece"))
+
+    def with_special_tokens(text: str) -> TokenizedText:
+        tokens = whole_words("wordpiece")(text, add_special_tokens=False, return_offsets_mapping=True)
+        return TokenizedText([cls, *tokens.input_ids, sep], [(0, 0), *tokens.offset_mapping, (0, 0)])
+
+    alignment = align_tokenized(original, edited, with_special_tokens(original), with_special_tokens(edited))
+    assert alignment.original_mask == [False, *plain.original_mask, False] == [False] * 4
+    assert alignment.edited_mask == [False, *plain.edited_mask, False] == [False, False, True, False, True, False]
+    assert alignment.original_anchors == [False, False, True, False]
+    assert alignment.edit_ratio == plain.edit_ratio == 2 / 6
+    assert [(op.original_tokens, op.edited_tokens) for op in alignment.operations] == [
+        ((2, 2), (2, 3)),
+        ((3, 3), (4, 5)),
+    ]
+
+
+def test_trimmed_offsets_lose_no_token():
+    # "Ġ" has the empty span (0, 0) at the start of a text, (k, k) elsewhere; each is a token of text all the same.
+    spaced = align_edits("  the fox", "the fox", tokenizer("trimmed"))
+    assert tokens_where(tokenizer("trimmed"), spaced.original_ids, spaced.original_mask) == ["Ġ", "Ġthe"]
+    inside = align_edits("the  fox  ", "the fox", tokenizer("trimmed"))
+    assert tokens_where(tokenizer("trimmed"), inside.original_ids, inside.original_mask) == ["Ġ", "Ġ", "Ġ"]
+
+
+def test_token_across_words_is_edited_as_a_whole():
+    # "fox jumps" is one token: without "jumps" it cannot stay, though "fox" does.
+    alignment = align_tokenized(
+        "the fox jumps", "the fox", TokenizedText([1, 2], [(0, 3), (3, 13)]), TokenizedText([1, 3], [(0, 3), (3, 7)])
+    )
+    assert (alignment.original_mask, alignment.edited_mask) == ([False, True], [False, True])
+
+
+def test_word_is_edited_as_a_whole_where_its_first_token_differs():
+    # "Ġfo x" against "fo x": the last token is the same in both, but the word is one.
+    alignment = align_tokenized(
+        "a fox",
+        "a-fox",
+        TokenizedText([1, 2, 3], [(0, 1), (1, 4), (4, 5)]),
+        TokenizedText([1, 4, 5, 3], [(0, 1), (1, 2), (2, 4), (4, 5)]),
+    )
+    assert (alignment.original_mask, alignment.edited_mask) == ([False, True, True], [False, True, True, True])
+
+
+class TestAlignIds:
+    def test_bare_ids(self):
+        alignment = align_ids([5, 6, 6, 7], [5, 6, 8, 7])
+        assert alignment == EditAlignment(
+            original_ids=[5, 6, 6, 7],
+            edited_ids=[5, 6, 8, 7],
+            original_mask=[False, False, True, False],
+            edited_mask=[False, False, True, False],
+            original_anchors=[False] * 4,
+            edited_anchors=[False] * 4,
+            operations=[EditOperation("replace", (0, 0), (0, 0), (2, 3), (2, 3))],
+            edit_ratio=2 / 8,
+        )
+
+    @pytest.mark.parametrize(
+        ("original", "edited", "original_mask", "edited_anchors"),
+        [
+            ([1, 2, 2, 3], [1, 2, 3], [0, 0, 1, 0], [0, 0, 1]),
+            ([1, 2, 1, 2, 1, 2], [1, 2], [0, 0, 1, 1, 1, 1], [0, 1]),
+            ([0, 0], [0], [0, 1], [1]),
+            ([1, 2], [], [1, 1], []),
+            ([], [], [], []),
+        ],
+    )
+    def test_a_deletion_is_put_as_late_as_can_be(self, original, edited, original_mask, edited_anchors):
+        alignment = align_ids(original, edited)
+        assert alignment.original_mask == original_mask
+        assert alignment.edited_mask == [False] * len(edited)
+        assert alignment.edited_anchors == edited_anchors
+
+    @given(st.lists(st.integers(0, 2), max_size=12), st.integers(0, 12), st.integers(0, 12))
+    def test_a_deleted_block_is_the_last_that_explains_the_edit(self, ids, start, size):
+        start = min(start, len(ids))
+        size = min(size, len(ids) - start)
+        edited = ids[:start] + ids[start + size :]
+        last = max(i for i in range(len(ids) - size + 1) if ids[:i] + ids[i + size :] == edited)
+        assert align_ids(ids, edited).original_mask == [last <= i < last + size for i in range(len(ids))]
+
+    @given(st.lists(st.integers(-2, 3), max_size=20), st.lists(st.integers(-2, 3), max_size=20))
+    def test_what_is_kept_is_maximal(self, original, edited):
+        alignment = align_ids(original, edited)
+        masked = sum(alignment.original_mask) + sum(alignment.edited_mask)
+        # Shifted: rapidfuzz compares hashes, and hash(-1) == hash(-2) in CPython.
+        assert masked == Indel.distance([i + 9 for i in original], [i + 9 for i in edited])
+        check(alignment)
+        assert mirror(align_ids(edited, original)) == alignment
+
+
+FRAGMENTS = [
+    *(" ", " ", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\x1c"),
+    *(
+        "the",
+        "The",
+        " the",
+        "fox",
+        "movie",
+        " movie",
+        "terrific.",
+        "aren't",
+        "are",
+        "no-thanks",
+        "x_1",
+        "3.14",
+        "don’t",
+    ),
+    *(".", ". ", "!", "...", "'", "’", "-", "“", "<eos>", "<pad>", "▁", "Ġ", "##"),
+    *("👍🏽", "👍", "👩‍👩‍👧", "🇫🇷", "1️⃣", "e\u0301", "\u0301", "ﬁ", "½", "İ", "ß", "\u200b", "\u200d", "\ufeff", "\x00"),
+    *("שלום", "שָׁלוֹם", "می‌خواهم", "日本", "語", "。", "ラーメン", "ดีมาก", "한국어", "ကောင်း", "हिन्दी"),
+]
+pieces = st.sampled_from(FRAGMENTS) | st.text(st.characters(codec="utf-8"), max_size=3)
+
+
+@st.composite
+def edited_pairs(draw) -> tuple[str, str]:
+    original = draw(st.lists(pieces, max_size=14))
+    edited = list(original)
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(edited)))
+        edited[start : start + draw(st.integers(0, 3))] = draw(st.lists(pieces, max_size=2))
+    return "".join(original), "".join(edited)
+
+
+def check(alignment: EditAlignment) -> None:
+    """What holds for every alignment."""
+    original_left = [i for i, masked in zip(alignment.original_ids, alignment.original_mask, strict=True) if not masked]
+    edited_left = [i for i, masked in zip(alignment.edited_ids, alignment.edited_mask, strict=True) if not masked]
+    assert original_left == edited_left
+
+    for side in ("original", "edited"):
+        mask, anchors = getattr(alignment, f"{side}_mask"), getattr(alignment, f"{side}_anchors")
+        ranges = [getattr(operation, f"{side}_tokens") for operation in alignment.operations]
+        chars = [getattr(operation, f"{side}_chars") for operation in alignment.operations]
+        assert [i for i, masked in enumerate(mask) if masked] == [i for span in ranges for i in range(*span)]
+        assert len(anchors) == len(mask)
+        assert not any(masked and anchor for masked, anchor in zip(mask, anchors, strict=True))
+        assert chars == sorted(chars) and ranges == sorted(ranges)
+
+    inserts = any(op.kind == "insert" and op.edited_tokens[0] < op.edited_tokens[1] for op in alignment.operations)
+    deletes = any(op.kind == "delete" and op.original_tokens[0] < op.original_tokens[1] for op in alignment.operations)
+    assert any(alignment.original_anchors) == (inserts and bool(alignment.original_ids))
+    assert any(alignment.edited_anchors) == (deletes and bool(alignment.edited_ids))
+
+    masked = sum(alignment.original_mask) + sum(alignment.edited_mask)
+    total = len(alignment.original_ids) + len(alignment.edited_ids)
+    assert 0 <= alignment.edit_ratio <= 1
+    assert alignment.edit_ratio == (masked / total if total else 0)
+
+
+def mirror(alignment: EditAlignment) -> EditAlignment:
+    kinds = {"insert": "delete", "delete": "insert", "replace": "replace"}
+    return EditAlignment(
+        original_ids=alignment.edited_ids,
+        edited_ids=alignment.original_ids,
+        original_mask=alignment.edited_mask,
+        edited_mask=alignment.original_mask,
+        original_anchors=alignment.edited_anchors,
+        edited_anchors=alignment.original_anchors,
+        operations=[
+            EditOperation(kinds[op.kind], op.edited_chars, op.original_chars, op.edited_tokens, op.original_tokens)
+            for op in alignment.operations
+        ],
+        edit_ratio=alignment.edit_ratio,
+    )
+
+
+def cut_words(text: str, offsets: list[tuple[int, int]], mask: list[bool]) -> list[str]:
+    """The words of which some tokens are masked and some are not. Words are found by another way than the library's."""
+    cut = []
+    for word in re.finditer(r"[^\W_]+(?:['’][^\W_]+)*", text):
+        state = {
+            masked
+            for (start, end), masked in zip(offsets, mask, strict=True)
+            if start < word.end() and end > word.start() and text[max(start, word.start()) : min(end, word.end())]
+        }
+        if len(state) > 1:
+            cut.append(word[0])
+    return cut
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+class TestProperties:
+    @settings(deadline=None, max_examples=150)
+    @given(pair=edited_pairs())
+    def test_of_an_edited_text(self, kind, pair):
+        original, edited = pair
+        alignment = align_edits(original, edited, tokenizer(kind))
+        check(alignment)
+        assert alignment == align_edits(original, edited, tokenizer(kind))
+        assert mirror(align_edits(edited, original, tokenizer(kind))) == alignment
+        # The characters outside the operations are the same ones, and in the same places between the operations.
+        for end, start in zip(
+            [(0, 0), *((op.original_chars[1], op.edited_chars[1]) for op in alignment.operations)],
+            [
+                *((op.original_chars[0], op.edited_chars[0]) for op in alignment.operations),
+                (len(original), len(edited)),
+            ],
+            strict=True,
+        ):
+            assert original[end[0] : start[0]] == edited[end[1] : start[1]]
+
+    @settings(deadline=None, max_examples=50)
+    @given(original=st.lists(pieces, max_size=8).map("".join), edited=st.lists(pieces, max_size=8).map("".join))
+    def test_of_unrelated_texts(self, kind, original, edited):
+        alignment = align_edits(original, edited, tokenizer(kind))
+        check(alignment)
+        assert mirror(align_edits(edited, original, tokenizer(kind))) == alignment
+
+    @settings(deadline=None, max_examples=50)
+    @given(text=st.lists(pieces, max_size=14).map("".join))
+    def test_of_identical_texts(self, kind, text):
+        alignment = align_edits(text, text, tokenizer(kind))
+        assert not any(alignment.original_mask) and not any(alignment.edited_mask)
+        assert not any(alignment.original_anchors) and not any(alignment.edited_anchors)
+        assert alignment.operations == [] and alignment.edit_ratio == 0
+
+    @settings(deadline=None, max_examples=50)
+    @given(
+        original=st.lists(st.sampled_from(tiny.CORPUS[3].split()), min_size=1, max_size=12),
+        start=st.integers(0, 12),
+        size=st.integers(0, 3),
+        new=st.lists(st.sampled_from(["lousy", "movie", "food,"]), max_size=3),
+    )
+    def test_no_word_is_cut(self, kind, original, start, size, new):
+        edited = original[:start] + new + original[start + size :]
+        original, edited = " ".join(original), " ".join(edited)
+        alignment = align_edits(original, edited, tokenizer(kind))
+        for text, mask in ((original, alignment.original_mask), (edited, alignment.edited_mask)):
+            offsets = tokenizer(kind)(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+            assert cut_words(text, offsets, mask) == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["the", "fox", "would", "it"]), max_size=15),
+    st.lists(st.sampled_from(["the", "fox", "would", "it"]), max_size=15),
+)
+def test_words_kept_are_maximal(original, edited):
+    # With every word one token, the fewest tokens that an alignment of words can mask are those of a longest common
+    # subsequence. "a" in front keeps the spaces alike.
+    original, edited = ["a", *original], ["a", *edited]
+    alignment = align_edits(" ".join(original), " ".join(edited), whole_words("bpe"))
+    assert len(alignment.original_ids) == len(original) and len(alignment.edited_ids) == len(edited)
+    assert sum(alignment.original_mask) + sum(alignment.edited_mask) == Indel.distance(original, edited)
+
+
+def test_result_does_not_depend_on_the_process_and_the_import_is_light():
+    script = (
+        "import sys\n"
+        "from trl_tokenreward.edits import align_ids, align_tokenized, TokenizedText\n"
+        "texts = 'a b a c b a b. a b', 'b a c a b b. b a b a'\n"
+        "tokens = [TokenizedText([ord(c) for c in t], [(i, i + 1) for i in range(len(t))]) for t in texts]\n"
+        "print(align_tokenized(*texts, *tokens), align_ids(*(t.ids for t in tokens)))\n"
+        "assert not {'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules), 'edits need lists alone'\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=root,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        for seed in ("0", "1")
+    ]
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout and "EditAlignment" in runs[0].stdout
+
+
+def random_edit(words: int, seed: int, vocabulary: int = 3000) -> tuple[str, str]:
+    """A text of so many words, and an edit of every tenth of them."""
+    rng = Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(vocabulary)]
+    original = rng.choices(vocabulary, k=words)
+    edited = []
+    for word in original:
+        edit = rng.choice(["delete", "insert", "replace"]) if rng.random() < 0.1 else "keep"
+        edited += {"delete": [], "insert": [word, rng.choice(vocabulary)], "replace": [rng.choice(vocabulary)]}.get(
+            edit, [word]
+        )
+    return " ".join(original), " ".join(edited)
+
+
+def seconds(original: str, edited: str) -> float:
+    """Processor time, so that what else runs on the machine does not count; the best of three, for the same reason."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.process_time()
+        align_edits(original, edited, tokenizer("bpe"))
+        best = min(best, time.process_time() - start)
+    return best
+
+
+@pytest.mark.parametrize("vocabulary", [3000, 2], ids=["words", "two words alone"])
+def test_time_grows_at_most_with_the_square_of_the_length(vocabulary):
+    # Stated bound: 8,000 words edited in every tenth place within 10 s (about 0.2 s on an ordinary core), and 8 times
+    # the words in at most 64 times the time (about 10 times is usual). Texts of two different words are the hardest to
+    # align: everything can slide.
+    took = {words: seconds(*random_edit(words, seed=0, vocabulary=vocabulary)) for words in (1000, 2000, 4000, 8000)}
+    assert took[8000] < 10
+    assert took[8000] <= 64 * took[1000]
+
+
+@pytest.mark.parametrize(
+    ("original", "edited"),
+    [
+        ("very " * 8000, "very " * 4000),
+        ("very " * 8000, ""),
+        ("a b " * 4000, "b a " * 4000),
+        ("x" * 40000, "y" * 40000),
+    ],
+    ids=["half of one word", "all", "shifted", "one long word"],
+)
+def test_time_on_repetitive_text(original, edited):
+    assert seconds(original, edited) < 10
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("original", "edited", "name"), [(None, "a", "original"), ("a", 1, "edited"), (["a"], "a", "original")]
+    )
+    def test_not_a_text(self, original, edited, name):
+        with pytest.raises(TypeError, match=f"`{name}` must be a str"):
+            align_edits(original, edited, tokenizer("bpe"))
+        with pytest.raises(TypeError, match=f"`{name}` must be a str"):
+            align_tokenized(original, edited, TokenizedText([], []), TokenizedText([], []))
+
+    def test_slow_tokenizer(self):
+        with pytest.raises(ValueError, match="ByT5Tokenizer gives no character offsets.*load a fast tokenizer"):
+            align_edits("a", "b", ByT5Tokenizer())
+
+    def test_ids_without_offsets(self):
+        with pytest.raises(ValueError, match="`edited_tokens` has 2 ids but 1 offsets"):
+            align_tokenized("a", "ab", TokenizedText([1], [(0, 1)]), TokenizedText([1, 2], [(0, 1)]))
+
+    @pytest.mark.parametrize("offsets", [(0, 3), (-1, 1), (2, 1)])
+    def test_offsets_outside_the_text(self, offsets):
+        with pytest.raises(ValueError, match="`original_tokens` has the offsets .* at token 0, outside its text of 2"):
+            align_tokenized("ab", "ab", TokenizedText([1], [offsets]), TokenizedText([1], [(0, 2)]))
+
+    @pytest.mark.parametrize("ids", ["abc", [1.5], [None], 3])
+    def test_not_ids(self, ids):
+        with pytest.raises(TypeError, match="`edited_ids` must be a sequence of integers"):
+            align_ids([1], ids)
+
+
+PARADETOX = Path(__file__).resolve().parents[2] / "shared" / "data" / "paradetox-8000.tsv"
+
+
+@pytest.mark.skipif(not PARADETOX.exists(), reason=f"the real edits of {PARADETOX.name} are not beside the checkout")
+def test_real_edits_cut_no_word():
+    with PARADETOX.open(encoding="utf-8") as lines:
+        next(lines)
+        rows = (line.rstrip("\n").split("\t") for line in lines)
+        pairs = [(row[0], row[1]) for row in rows if len(row) > 1 and row[1]][:1000]
+    assert len(pairs) == 1000
+    byte_level = tiny.tokenizer("bpe", vocab_size=2000, corpus=[original for original, _ in pairs])
+    word_cuts, token_cuts, word_masked, token_masked = 0, 0, 0, 0
+    for pair in pairs:
+        by_words = align_edits(*pair, byte_level)
+        by_tokens = align_ids(by_words.original_ids, by_words.edited_ids)
+        check(by_words)
+        for text, side in zip(pair, ("original", "edited"), strict=True):
+            offsets = byte_level(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+            word_cuts += len(cut_words(text, offsets, getattr(by_words, f"{side}_mask")))
+            token_cuts += len(cut_words(text, offsets, getattr(by_tokens, f"{side}_mask")))
+            word_masked += sum(getattr(by_words, f"{side}_mask"))
+            token_masked += sum(getattr(by_tokens, f"{side}_mask"))
+    assert word_cuts == 0
+    assert token_cuts > 100  # the measure is not blind: aligning the tokens cuts words on the same pairs
+    assert token_masked <= word_masked <= 1.25 * token_masked

@@ -1,0 +1,423 @@
+"""Minimal edits between two texts, as masks over the tokens of each.
+
+Words are aligned first, so that no word is cut in half, and what is kept is maximal. The kept words are then projected to
+tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold the same tokens.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import regex
+from rapidfuzz.distance import Indel
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class TokenizedText(NamedTuple):
+    """A text's tokens: `ids`, and for each the `(start, end)` characters that it stands for, counted from the start of
+    the text that goes with it."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class EditOperation:
+    """One contiguous edit. All ranges are half-open.
+
+    Args:
+        kind (`"insert"`, `"delete"` or `"replace"`):
+            What happened to the tokens; where no token changed (white space under a tokenizer that drops it), what
+            happened to the characters.
+        original_chars, edited_chars (`tuple[int, int]`):
+            The characters that the edit replaced and those that it put there. `(0, 0)` from [`align_ids`].
+        original_tokens, edited_tokens (`tuple[int, int]`):
+            The same for tokens, as positions in the alignment's ids. Both are empty where no token changed.
+    """
+
+    kind: Literal["insert", "delete", "replace"]
+    original_chars: tuple[int, int]
+    edited_chars: tuple[int, int]
+    original_tokens: tuple[int, int]
+    edited_tokens: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EditAlignment:
+    """Which tokens of two texts were edited. Without their masked tokens the two sides are equal.
+
+    Args:
+        original_ids, edited_ids (`list[int]`):
+            The tokens of each side.
+        original_mask, edited_mask (`list[bool]`):
+            `original_mask[i]` says that token `i` was edited out, `edited_mask[j]` that token `j` was edited in.
+        original_anchors, edited_anchors (`list[bool]`):
+            A deletion leaves no token on the edited side to hold it, an insertion none on the original's. The anchor is
+            the token right after the gap on that side, or the side's last token where the gap is at its end. An anchor is
+            never masked; a side without tokens has none.
+        operations (`list[EditOperation]`):
+            The edits in order. Their token ranges cover exactly the masked tokens.
+        edit_ratio (`float`):
+            Masked tokens of both sides, divided by the tokens of both sides; 0 where there are none.
+    """
+
+    original_ids: list[int]
+    edited_ids: list[int]
+    original_mask: list[bool]
+    edited_mask: list[bool]
+    original_anchors: list[bool]
+    edited_anchors: list[bool]
+    operations: list[EditOperation]
+    edit_ratio: float
+
+
+def align_edits(original: str, edited: str, tokenizer: "PreTrainedTokenizerFast") -> EditAlignment:
+    """Finds the tokens that an edit took out of `original` and those that it put into `edited`.
+
+    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time and memory
+    grow at worst with the product of the numbers of words between the first and the last edit.
+
+    Args:
+        original (`str`):
+            Text before the edit.
+        edited (`str`):
+            Text after it.
+        tokenizer (`PreTrainedTokenizerFast`):
+            Any tokenizer that gives character offsets. Special tokens are not added.
+
+    Returns:
+        [`EditAlignment`]: masks over the tokens of each text.
+
+    Raises:
+        TypeError: If a text is not a `str`.
+        ValueError: If the tokenizer gives no character offsets.
+    """
+    _check_texts(original, edited)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} gives no character offsets, and edits are projected to tokens through them: "
+            "load a fast tokenizer (AutoTokenizer gives one wherever the checkpoint has a `tokenizer.json`), or align "
+            "token ids with `align_ids`."
+        )
+    return align_tokenized(original, edited, _tokenize(original, tokenizer), _tokenize(edited, tokenizer))
+
+
+def align_tokenized(
+    original: str, edited: str, original_tokens: TokenizedText, edited_tokens: TokenizedText
+) -> EditAlignment:
+    """[`align_edits`] for texts that are tokenized already.
+
+    A token with an empty span stands for no text (special tokens have the span `(0, 0)`): it is never masked, is no
+    anchor and does not count in the edit ratio. The exception is an empty span right after white space, as byte-level
+    tokenizers that trim their offsets give it to a token of white space: that token stands for the character before.
+
+    Args:
+        original, edited (`str`):
+            Texts before and after the edit.
+        original_tokens, edited_tokens ([`TokenizedText`]):
+            Their tokens, with character offsets into these very texts.
+
+    Returns:
+        [`EditAlignment`]: masks over the given tokens.
+
+    Raises:
+        TypeError: If a text is not a `str`.
+        ValueError: If there are not as many offsets as ids, or an offset lies outside its text.
+    """
+    _check_texts(original, edited)
+    original_side = _side(original, original_tokens, "original_tokens")
+    edited_side = _side(edited, edited_tokens, "edited_tokens")
+    kept = [
+        (start, end)
+        for start, end in _same_text(original, edited, original_side.cuts, edited_side.cuts)
+        if original_side.ids[start.original_token : end.original_token]
+        == edited_side.ids[start.edited_token : end.edited_token]
+    ]
+    end = _Point(len(original), len(edited), len(original_side.ids), len(edited_side.ids))
+    return _alignment(original_tokens.ids, edited_tokens.ids, original_side.places, edited_side.places, kept, end)
+
+
+def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAlignment:
+    """[`align_edits`] for bare token ids: the longest common subsequence of tokens is kept.
+
+    Without the text there are no words to respect, so prefer [`align_edits`] where the text is at hand.
+
+    Args:
+        original_ids, edited_ids (`Sequence[int]`):
+            Tokens before and after the edit.
+
+    Returns:
+        [`EditAlignment`]: masks over the given tokens. Its operations have the character spans `(0, 0)`.
+
+    Raises:
+        TypeError: If an id is not an integer.
+    """
+    original_ids, edited_ids = _check_ids(original_ids, "original_ids"), _check_ids(edited_ids, "edited_ids")
+    pairs = _match([_Unit(0, "", i) for i in original_ids], [_Unit(0, "", i) for i in edited_ids])
+    kept = [(_Point(0, 0, i, j), _Point(0, 0, i + 1, j + 1)) for i, j in pairs]
+    sizes = len(original_ids), len(edited_ids)
+    return _alignment(original_ids, edited_ids, range(sizes[0] + 1), range(sizes[1] + 1), kept, _Point(0, 0, *sizes))
+
+
+def _check_texts(original: str, edited: str) -> None:
+    for name, text in (("original", original), ("edited", edited)):
+        if not isinstance(text, str):
+            raise TypeError(f"`{name}` must be a str, but is a {type(text).__name__}.")
+
+
+def _check_ids(ids: Sequence[int], name: str) -> list[int]:
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be a sequence of integers: {error}.") from error
+
+
+# In scripts that are written without spaces (Thai and its neighbours are Unicode's "complex context") only a dictionary
+# finds the words, so there every character stands alone, as punctuation and emoji do. Marks stay with their base, and
+# joiners keep a Persian or Indic word in one piece.
+_UNSPACED = r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Line_Break=Complex_Context}"
+_LETTER = rf"[\p{{M}}[[\p{{L}}\p{{N}}\p{{Join_Control}}_]--[{_UNSPACED}]]]"
+_UNIT = regex.compile(rf"(?V1)(\s*+)({_LETTER}++(?:['’]{_LETTER}++)*+|\X\p{{M}}*+)")
+_SENTENCE_ENDS = frozenset(".!?…。！？؟۔।")
+
+
+class _Unit(NamedTuple):
+    """What is aligned. Two units match if their cores do: a word (or what `_UNIT` takes for one), or a bare id. The
+    core stands at `start`, the white space right before it."""
+
+    start: int
+    space: str
+    core: str | int
+
+
+def _units(text: str) -> list[_Unit]:
+    """The units of a text. The last has an empty core: it stands at the text's end, after whatever white space is there."""
+    units = [_Unit(match.start(2), match[1], match[2]) for match in _UNIT.finditer(text)]
+    end = units[-1].start + len(units[-1].core) if units else 0
+    return [*units, _Unit(len(text), text[end:], "")]
+
+
+def _match(original: list[_Unit], edited: list[_Unit]) -> list[tuple[int, int]]:
+    """The pairs of units with equal cores that the edit kept: a longest common subsequence."""
+    originals, editeds = [unit.core for unit in original], [unit.core for unit in edited]
+    # Several subsequences may be longest. One order of the two sides makes the choice independent of which is which.
+    if (len(originals), originals) > (len(editeds), editeds):
+        return [(i, j) for j, i in _match(edited, original)]
+    numbers: dict[str | int, int] = {}  # rapidfuzz compares hashes alone, and a small integer is its own hash
+    originals, editeds = ([numbers.setdefault(core, len(numbers)) for core in side] for side in (originals, editeds))
+    kept = [op for op in Indel.opcodes(originals, editeds) if op.tag == "equal"]
+    blocks = [[op.src_start, op.dest_start, op.src_end - op.src_start] for op in kept]
+    blocks = [[0, 0, 0], *blocks, [len(originals), len(editeds), 0]]
+    _slide(blocks, original, edited)
+    return [(i + k, j + k) for i, j, length in blocks for k in range(length)]
+
+
+def _slide(blocks: list[list[int]], original: list[_Unit], edited: list[_Unit]) -> None:
+    """Moves each insertion or deletion that could as well lie elsewhere to the best of its places, by changing the kept
+    `blocks` (position in the original, position in the edit, length) around it."""
+    k = 1
+    while k < len(blocks):
+        (i, j, before), (i_next, j_next, after) = blocks[k - 1], blocks[k]
+        if j + before == j_next:
+            shift = _best_shift(original, i + before, i_next, edited, j_next, before, after)
+        elif i + before == i_next:
+            shift = _best_shift(edited, j + before, j_next, original, i_next, before, after)
+        else:
+            shift = 0
+        blocks[k - 1 : k + 1] = [i, j, before + shift], [i_next + shift, j_next + shift, after - shift]
+        # A block that was used up joins the edits on its two sides, and they are looked at again as one.
+        if shift and after == shift and k + 1 < len(blocks):
+            del blocks[k]
+        elif shift and before == -shift and k > 1:
+            del blocks[k - 1]
+            k -= 1
+        else:
+            k += 1
+
+
+def _best_shift(
+    units: list[_Unit], start: int, end: int, other: list[_Unit], place: int, before: int, after: int
+) -> int:
+    """How far to move the edit `units[start:end]`, which lies at `place` of `other` between `before` and `after` kept
+    units: to where most white space agrees, there to where it is made of whole sentences, there as late as can be (of
+    two equal words in a row, the second is one too many)."""
+    if start == end:
+        return 0
+    back = forward = 0
+    while back < before and units[start - back - 1].core == units[end - back - 1].core:
+        back += 1
+    while forward < after and units[start + forward].core == units[end + forward].core:
+        forward += 1
+
+    def is_break(position: int) -> bool:
+        if position in (0, len(units)) or units[position].core == "":
+            return True
+        return units[position - 1].core in _SENTENCE_ENDS or "\n" in units[position].space
+
+    best, agreeing = (0, False, -back), 0
+    for shift in range(-back, forward + 1):
+        best = max(best, (agreeing, is_break(start + shift) and is_break(end + shift), shift))
+        # One step on, it is `start + shift` that is kept opposite `place + shift`, and no longer `end + shift`.
+        if shift < forward:
+            space = other[place + shift].space
+            agreeing += (units[start + shift].space == space) - (units[end + shift].space == space)
+    return best[2]
+
+
+class _Point(NamedTuple):
+    """A place between two characters, and between two tokens, on both sides."""
+
+    original_char: int
+    edited_char: int
+    original_token: int
+    edited_token: int
+
+
+def _same_text(
+    original: str, edited: str, original_cuts: dict[int, int], edited_cuts: dict[int, int]
+) -> Iterator[tuple[_Point, _Point]]:
+    """The text that the edit kept, in the smallest stretches that cut neither a word nor a token on either side."""
+    start, reached = None, None
+    for i, j, length in _pieces(original, edited):
+        if (i, j) != reached:
+            start = None
+        reached = i + length, j + length
+        for o, e in ((i, j), reached):
+            if o in original_cuts and e in edited_cuts:
+                point = _Point(o, e, original_cuts[o], edited_cuts[e])
+                if start not in (None, point):
+                    yield start, point
+                start = point
+
+
+def _pieces(original: str, edited: str) -> Iterator[tuple[int, int, int]]:
+    """The white space and the words that the edit kept: where each starts in the original and in the edit, its length."""
+    original_units, edited_units = _units(original), _units(edited)
+    end, edited_end = 0, 0
+    for i, j in _match(original_units, edited_units):
+        start, space, core = original_units[i]
+        edited_start, edited_space, _ = edited_units[j]
+        same = len(commonprefix([space[::-1], edited_space[::-1]]))
+        # Between the last kept word and this space lies the edit; if both sides of it begin with a space, that is kept.
+        edit = commonprefix([original[end : start - same], edited[edited_end : edited_start - same]])
+        yield end, edited_end, len(edit) - len(edit.lstrip())
+        yield start - same, edited_start - same, same
+        yield start, edited_start, len(core)
+        end, edited_end = start + len(core), edited_start + len(core)
+
+
+class _Side(NamedTuple):
+    """The tokens of one side that stand for text. `places` are their positions among all tokens, and the end's; `cuts`
+    maps each position in the text that lies inside no token to the number of tokens before it."""
+
+    ids: list[int]
+    places: Sequence[int]
+    cuts: dict[int, int]
+
+
+def _tokenize(text: str, tokenizer: "PreTrainedTokenizerFast") -> TokenizedText:
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # There are no special tokens here: what has the span (0, 0) is white space that a byte-level tokenizer trimmed.
+    first = 0, min(1, len(text))
+    return TokenizedText(tokens["input_ids"], [span if any(span) else first for span in tokens["offset_mapping"]])
+
+
+def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
+    ids, offsets = tokens
+    if len(ids) != len(offsets):
+        raise ValueError(f"`{name}` has {len(ids)} ids but {len(offsets)} offsets: each id needs its (start, end).")
+    places, spans = [], []
+    for place, (start, end) in enumerate(offsets):
+        if not 0 <= start <= end <= len(text):
+            raise ValueError(
+                f"`{name}` has the offsets {(start, end)} at token {place}, outside its text of {len(text)} characters: "
+                "offsets are counted from the start of the text that is aligned."
+            )
+        if start == end and text[:end][-1:].isspace():
+            start -= 1
+        if start < end:
+            places.append(place)
+            spans.append(_trim(text, start, end))
+    ends = list(accumulate((end for _, end in spans), max, initial=0))
+    starts = list(accumulate((start for start, _ in reversed(spans)), min, initial=len(text)))[::-1]
+    cuts = {p: n for n, (end, start) in enumerate(zip(ends, starts, strict=True)) for p in range(end, start + 1)}
+    return _Side([ids[place] for place in places], [*places, places[-1] + 1 if places else 0], cuts)
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    # Tokenizers disagree on whether the space that a token stands for is in its span, and at the start of a text the
+    # space may not even be there ("▁This"). The id says which it is, so the span need not.
+    token = text[start:end]
+    if token.isspace():
+        return start, end
+    return end - len(token.lstrip()), start + len(token.rstrip())
+
+
+def _alignment(
+    original_ids: list[int],
+    edited_ids: list[int],
+    original_places: Sequence[int],
+    edited_places: Sequence[int],
+    kept: list[tuple[_Point, _Point]],
+    end: _Point,
+) -> EditAlignment:
+    """Everything that is not kept is an edit."""
+    gaps: list[tuple[_Point, _Point]] = []
+    previous = _Point(0, 0, 0, 0)
+    for start, stop in [*kept, (end, end)]:
+        if start != previous:
+            # Edits with no token between them are one.
+            joined = gaps.pop()[0] if gaps and gaps[-1][1][2:] == previous[2:] else previous
+            gaps.append((joined, start))
+        previous = stop
+
+    original_mask, edited_mask = [False] * len(original_ids), [False] * len(edited_ids)
+    original_anchors, edited_anchors = [False] * len(original_ids), [False] * len(edited_ids)
+    operations = []
+    for start, stop in gaps:
+        original_tokens = range(start.original_token, stop.original_token)
+        edited_tokens = range(start.edited_token, stop.edited_token)
+        for i in original_tokens:
+            original_mask[original_places[i]] = True
+        for j in edited_tokens:
+            edited_mask[edited_places[j]] = True
+        if edited_tokens and not original_tokens and end.original_token:
+            original_anchors[original_places[min(start.original_token, end.original_token - 1)]] = True
+        if original_tokens and not edited_tokens and end.edited_token:
+            edited_anchors[edited_places[min(start.edited_token, end.edited_token - 1)]] = True
+        original_chars = start.original_char, stop.original_char
+        edited_chars = start.edited_char, stop.edited_char
+        changed = (original_tokens, edited_tokens)
+        if not any(changed):
+            changed = (range(*original_chars), range(*edited_chars))
+        operations.append(
+            EditOperation(
+                kind="replace" if all(changed) else "delete" if changed[0] else "insert",
+                original_chars=original_chars,
+                edited_chars=edited_chars,
+                original_tokens=_place_range(original_tokens, original_places),
+                edited_tokens=_place_range(edited_tokens, edited_places),
+            )
+        )
+    masked, tokens = sum(original_mask) + sum(edited_mask), end.original_token + end.edited_token
+    return EditAlignment(
+        original_ids=list(original_ids),
+        edited_ids=list(edited_ids),
+        original_mask=original_mask,
+        edited_mask=edited_mask,
+        original_anchors=original_anchors,
+        edited_anchors=edited_anchors,
+        operations=operations,
+        edit_ratio=masked / tokens if tokens else 0.0,
+    )
+
+
+def _place_range(tokens: range, places: Sequence[int]) -> tuple[int, int]:
+    first = places[tokens.start]
+    return first, places[tokens.stop - 1] + 1 if tokens else first
