@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ._trl import get_dataset_column_names, pad, trl_tokenize
+from .data import preference_prompt
 
 
 class Prompts(NamedTuple):
@@ -36,8 +37,9 @@ def prepare_prompts(
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Rows with `input_ids` (already tokenised, taken as they are) or with `prompt`, a text or a list of messages,
-            which gets the chat template and its generation prompt.
+            Rows with `input_ids` (already tokenised, taken as they are); with `prompt`, a text or a list of messages,
+            which gets the chat template and its generation prompt; or preference rows with the prompt inside both sides,
+            such as HH-RLHF's dialogues.
         processing_class (`PreTrainedTokenizerBase`):
             Tokenizer of the policy.
         name (`str`):
@@ -46,22 +48,25 @@ def prepare_prompts(
             Processes to use; not for streams.
 
     Raises:
-        ValueError: Where neither column is there, or a row's prompt is missing or has no token.
+        ValueError: Where no such column is there, or a row has no prompt.
     """
     columns = get_dataset_column_names(dataset)
     if "input_ids" in columns:
         return dataset
-    if "prompt" not in columns:
-        raise ValueError(f"The {name} data set needs a column 'prompt' or 'input_ids'; it has {sorted(columns)}.")
+    in_pairs = "prompt" not in columns and {"chosen", "rejected"} <= set(columns)
+    if "prompt" not in columns and not in_pairs:
+        raise ValueError(
+            f"The {name} data set needs a column 'prompt' or 'input_ids', or preference pairs; it has {sorted(columns)}."
+        )
 
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        prompt = row["prompt"]
+    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
+        prompt = preference_prompt(row) if in_pairs else row["prompt"]
         if not isinstance(prompt, (str, list)) or not prompt:
             raise ValueError(
-                f"Row {index} of the {name} data set: `prompt` must be a text or messages, got {prompt!r}."
+                f"Row {index} of the {name} data set: the prompt must be a text or messages, got {prompt!r}."
             )
         kwargs = {} if isinstance(prompt, str) else {"add_generation_prompt": True}
-        return {"input_ids": trl_tokenize(processing_class, prompt, **kwargs)["input_ids"]}
+        return {"prompt": prompt, "input_ids": trl_tokenize(processing_class, prompt, **kwargs)["input_ids"]}
 
     kwargs = {}
     if isinstance(dataset, Dataset):
