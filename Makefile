@@ -1,0 +1,64 @@
+# make demo    the main job on the embedded corpus (variables: DATASET, OUTPUT, SEED)
+# make test    the whole suite on each supported end of TRL's range (variable: PYTEST_ARGS)
+# make lint    style
+# make clean   removes the environments, caches and the demo's default output
+#
+# Every environment is made on first use and again only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+DATASET ?=
+OUTPUT ?= demo-output
+SEED ?= 0
+PYTEST_ARGS ?=
+
+# 1.12 is the last TRL with PPOTrainer, 1.16 is one without it.
+TRL_VERSIONS := 1.12 1.16
+NEWEST_TRL := $(lastword $(TRL_VERSIONS))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help demo test lint clean
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' $(firstword $(MAKEFILE_LIST))
+
+# $(call install,FOLDER,EXTRA,TRL): torch goes first, alone, so that no other package's requirement picks its build.
+# The stamp is written by the last line only: an install that fails leaves none, and the next run repeats it. A folder
+# that holds no working pip (an interrupted run, a Python that has gone) is made anew.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@rm -f $(1)/.installed
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+	@echo "Installing into $(1) (TRL $(3)); this takes a few minutes the first time."
+	$(1)/bin/python -m pip install -qq -c constraints.txt torch
+	$(1)/bin/python -m pip install -qq -c constraints.txt -e ".[$(2)]" "trl==$(3)"
+	@touch $(1)/.installed
+endef
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(call install,.venv,demo,$(NEWEST_TRL).0)
+
+.venv-trl%/.installed: pyproject.toml constraints.txt
+	$(call install,.venv-trl$*,dev,$*.0)
+
+# The embedded corpus needs no network; a data set of the user's may have to come from the Hub.
+demo: .venv/.installed
+	$(if $(DATASET),,HF_HUB_OFFLINE=1) PYTHONUNBUFFERED=1 .venv/bin/python examples/demo.py \
+		--output "$(OUTPUT)" --seed $(SEED) $(if $(DATASET),--dataset "$(DATASET)")
+
+# One thread a worker: two workers that each take every core are slower than two that share them.
+test: $(TRL_VERSIONS:%=.venv-trl%/.installed)
+	@failed=; for version in $(TRL_VERSIONS); do \
+		echo "== TRL $$version =="; \
+		HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-trl$$version/bin/python -m pytest -n 2 -q $(PYTEST_ARGS) \
+			|| failed="$$failed $$version"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "The suite failed on TRL$$failed"; exit 1; fi
+
+lint: .venv-trl$(NEWEST_TRL)/.installed
+	.venv-trl$(NEWEST_TRL)/bin/ruff check .
+	.venv-trl$(NEWEST_TRL)/bin/ruff format --check .
+
+clean:
+	rm -rf .venv .venv-trl* .pytest_cache .ruff_cache .hypothesis build dist *.egg-info demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,574 @@
+# /// script
+# dependencies = ["trl-tokenreward[demo]"]
+# ///
+"""The whole method on a small scale: a policy and a token reward model trained on the spot, then PPO twice.
+
+From one start policy and one reward model, PPO is run with the reward model's terminal score and with its token scores,
+everything else equal. A table, a report to look at and the models are written to one folder.
+
+    python examples/demo.py --output demo-output
+    python examples/demo.py --output demo-output --dataset Anthropic/hh-rlhf
+    python examples/demo.py --output demo-output --dataset pairs.jsonl
+
+Without `--dataset` it runs on a corpus of its own, and an exact judge says who wins. With one, in HH-RLHF's or TRL's
+preference format, the judge is a reward model trained on a part of the data that nothing else sees.
+"""
+
+import argparse
+import copy
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from demo_corpus import judge as corpus_judge
+from demo_corpus import make_corpus
+from evaluation import bootstrap_interval, pairwise_outcomes
+from report import Arm, Curves, GeneratedAnswer, HeldOutPair, TableRow, Token, Value, require_matplotlib, write_report
+from trl_tokenreward import (
+    FineGrainedPPOConfig,
+    FineGrainedPPOTrainer,
+    TokenRewardConfig,
+    TokenRewardModel,
+    TokenRewardTrainer,
+)
+from trl_tokenreward.data import prepare_dataset
+from trl_tokenreward.functional import kl_per_token, masked_sum
+from trl_tokenreward.loading import load_split
+from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts
+from trl_tokenreward.rollout import Completions, completion_logps, generate, uniforms
+
+
+console = Console()
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '\n\nHuman: ' if message['role'] == 'user' else '\n\nAssistant: ' }}"
+    "{{ message['content'] }}{% if message['role'] != 'user' and loop.last %}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+# Scores of completions: prompts and completions as texts to one float each; higher is better.
+Judge = Callable[[list[str], list[str]], list[float]]
+
+
+class Data(NamedTuple):
+    """The rows of a run: what the policy and the reward model learn from, what is held out, and the judge's own part."""
+
+    train: Dataset
+    evaluation: Dataset
+    judge: Dataset | None
+
+
+class Run(NamedTuple):
+    """What every stage needs to know of the run."""
+
+    output: Path
+    seed: int
+    sizes: "Sizes"
+
+
+class Sizes(NamedTuple):
+    """How much of everything: chosen so that the default takes some minutes on two cores."""
+
+    rows: int = 3000
+    evaluation_rows: int = 256
+    vocabulary: int = 1024
+    hidden_size: int = 128
+    layers: int = 4
+    sft_epochs: float = 6
+    reward_epochs: float = 3
+    updates: int = 40
+    batch_size: int = 64
+    max_length: int = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="Folder for the report and the models."
+    )
+    parser.add_argument("--dataset", help="Path or Hub name of preference data; the embedded corpus if not given.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--updates", type=int, default=Sizes().updates, help="PPO updates of each arm.")
+    parser.add_argument("--rows", type=int, default=Sizes().rows, help="Most rows to train on.")
+    arguments = parser.parse_args()
+    sizes = Sizes(updates=arguments.updates, rows=arguments.rows)
+    start = time.time()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    set_seed(arguments.seed)
+
+    require_matplotlib()
+    run = Run(arguments.output, arguments.seed, sizes)
+    stage("Data")
+    data = load_data(arguments.dataset, sizes, run.seed)
+    tokenizer = train_tokenizer(data.train, sizes.vocabulary)
+    train, left_out = prepare_dataset(data.train, tokenizer, max_length=sizes.max_length, name="train")
+    evaluation, _ = prepare_dataset(data.evaluation, tokenizer, max_length=sizes.max_length, name="evaluation")
+    console.print(f"train: {left_out.describe()}. {len(evaluation)} pairs are held out.")
+
+    stage("Start policy: supervised on the answers as they were before the edit")
+    start_policy = train_policy(tokenizer, train, run)
+
+    stage("Token reward model: edited tokens and whole answers")
+    reward_model, reward_metrics = train_reward_model("reward_model", start_policy, tokenizer, train, evaluation, run)
+    judge, judge_name = make_judge(data, start_policy, tokenizer, evaluation, run)
+    examiner = Examiner(start_policy, judge, tokenizer, evaluation, response_length(train), run.seed)
+
+    policies, curves = {"start policy": start_policy}, {}
+    for name, settings in ARMS.items():
+        stage(f"PPO with {name}")
+        policies[name], curves[name] = run_ppo(
+            name, settings, start_policy, reward_model, tokenizer, train, examiner, run
+        )
+
+    stage("Result")
+    exams = {name: examiner.examine(policy) for name, policy in policies.items()}
+    table = [*reward_rows(reward_metrics), *policy_rows(exams, run.seed)]
+    notes = [
+        f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were trained on "
+        "the spot.",
+        f"Data: {arguments.dataset or 'the embedded corpus'}; of the training rows, {left_out.describe()}.",
+        f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is against "
+        f"the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole run took "
+        f"{time.time() - start:.0f} s.",
+    ]
+    examples = [
+        *held_out_pairs(reward_model, tokenizer, evaluation),
+        *generated_answers(exams, reward_model, tokenizer),
+    ]
+    command = shlex.join(["python", *sys.argv])
+    title = "PPO with dense rewards from minimal edits"
+    write_report(run.output, title=title, table=table, curves=curves, examples=examples, command=command, notes=notes)
+    (run.output / "table.md").write_text(markdown(table, notes), encoding="utf-8")
+    console.print(f"\nThe report, the curves and the models are in [bold]{run.output}[/]; open report.html.")
+
+
+# Both arms: the same models, prompts, seed, number of updates, learning rate and KL coefficient.
+ARMS: dict[str, dict[str, Any]] = {
+    "terminal reward": {"reward_signal": "sequence_score", "reward_density": "sequence"},
+    "dense rewards": {"reward_signal": "token_scores", "reward_density": "token"},
+}
+
+
+def stage(title: str) -> None:
+    console.rule(f"[bold]{title}", align="left")
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def load_data(name: str | None, sizes: Sizes, seed: int) -> Data:
+    """The embedded corpus, or a data set of the user's cut into three parts by a seeded shuffle."""
+    if name is None:
+        return Data(
+            Dataset.from_list(make_corpus(sizes.rows, seed)),
+            Dataset.from_list(make_corpus(sizes.evaluation_rows, seed, split="evaluation")),
+            None,
+        )
+    rows = load_split(name, "train").shuffle(seed=seed)
+    held_out = min(sizes.evaluation_rows, len(rows) // 6)
+    judged = len(rows) // 4
+    if held_out == 0:
+        raise SystemExit(
+            f"{name} has {len(rows)} rows; the demo needs at least 6 to train on some and hold out others."
+        )
+    train = rows.select(range(held_out + judged, min(len(rows), held_out + judged + sizes.rows)))
+    return Data(train, rows.select(range(held_out)), rows.select(range(held_out, held_out + judged)))
+
+
+def texts_of(value: str | list[dict[str, str]]) -> list[str]:
+    return [value] if isinstance(value, str) else [message["content"] for message in value]
+
+
+def train_tokenizer(dataset: Dataset, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the data set's texts."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    columns = [column for column in ("prompt", "chosen", "rejected") if column in dataset.column_names]
+    backend.train_from_iterator((text for row in dataset for c in columns for text in texts_of(row[c])), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def prompt_ids(row: dict[str, Any]) -> list[int]:
+    return [i for i, inside in zip(row["rejected_ids"], row["rejected_completion_mask"], strict=True) if not inside]
+
+
+def completion_ids(row: dict[str, Any], side: str) -> list[int]:
+    return [i for i, inside in zip(row[f"{side}_ids"], row[f"{side}_completion_mask"], strict=True) if inside]
+
+
+def response_length(dataset: Dataset, most: int = 96) -> int:
+    """Room for 95 of 100 of the answers."""
+    lengths = sorted(sum(mask) for mask in dataset["rejected_completion_mask"])
+    return min(most, lengths[int(0.95 * (len(lengths) - 1))] + 4)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def common_settings(run: Run, name: str) -> dict[str, Any]:
+    return {
+        "output_dir": str(run.output / name.replace(" ", "_")),
+        "seed": run.seed,
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+
+
+def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -> PreTrainedModel:
+    """A small Llama, trained from scratch to answer as the unedited answers do."""
+    sizes = run.sizes
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=4 * sizes.hidden_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=4,
+        max_position_embeddings=2 * sizes.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    columns = {"rejected_ids": "input_ids", "rejected_completion_mask": "completion_mask"}
+    dataset = train.select_columns(list(columns)).rename_columns(columns)
+    trainer = SFTTrainer(
+        model=LlamaForCausalLM(config),
+        args=SFTConfig(
+            **common_settings(run, "start_policy"),
+            num_train_epochs=sizes.sft_epochs,
+            per_device_train_batch_size=32,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            logging_steps=50,
+            max_length=None,
+        ),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer.model
+
+
+def train_reward_model(
+    name: str,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Dataset,
+    evaluation: Dataset,
+    run: Run,
+    **settings: Any,
+) -> tuple[TokenRewardModel, dict[str, float]]:
+    trainer = TokenRewardTrainer(
+        model=TokenRewardModel.from_backbone(policy),
+        args=TokenRewardConfig(
+            **common_settings(run, name),
+            num_train_epochs=run.sizes.reward_epochs,
+            per_device_train_batch_size=16,
+            per_device_eval_batch_size=64,
+            learning_rate=1e-3,
+            lr_scheduler_type="cosine",
+            logging_steps=50,
+            **settings,
+        ),
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer.model, trainer.evaluate()
+
+
+def make_judge(
+    data: Data,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    evaluation: Dataset,
+    run: Run,
+) -> tuple[Judge, str]:
+    """Who says which answer is better: the corpus's own rules, or a reward model of the judge's part of the data."""
+    if data.judge is None:
+        return lambda prompts, texts: [corpus_judge(*pair) for pair in zip(prompts, texts, strict=True)], (
+            "the embedded corpus's own rules, exact, seen by no training"
+        )
+    stage("Judge: a sequence reward model of its own part of the data")
+    rows, _ = prepare_dataset(data.judge, tokenizer, max_length=run.sizes.max_length, name="judge")
+    model, metrics = train_reward_model(
+        "judge",
+        policy,
+        tokenizer,
+        rows,
+        evaluation,
+        run,
+        token_loss_weight=0.0,
+    )
+
+    def judge(prompts: list[str], texts: list[str]) -> list[float]:
+        # An answer of no tokens at all has nothing to score; its end does.
+        return [
+            s.score for s in model.score_texts([t + "<eos>" for t in texts], tokenizer, prompts=prompts, batch_size=64)
+        ]
+
+    return judge, (
+        f"a sequence reward model trained on {len(rows)} pairs that nothing else sees, right on "
+        f"{metrics['eval_accuracy']:.1%} of the held-out pairs"
+    )
+
+
+def run_ppo(
+    name: str,
+    settings: dict[str, Any],
+    start_policy: PreTrainedModel,
+    reward_model: TokenRewardModel,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Dataset,
+    examiner: "Examiner",
+    run: Run,
+) -> tuple[PreTrainedModel, Curves]:
+    sizes = run.sizes
+    trainer = FineGrainedPPOTrainer(
+        args=FineGrainedPPOConfig(
+            **common_settings(run, name),
+            per_device_train_batch_size=sizes.batch_size,
+            num_ppo_epochs=2,
+            num_mini_batches=2,
+            total_episodes=sizes.updates * sizes.batch_size,
+            response_length=response_length(train),
+            stop_token="eos",
+            temperature=1.0,
+            learning_rate=5e-4,
+            lr_scheduler_type="constant",
+            kl_coef=0.1,
+            vf_coef=0.5,
+            logging_steps=8,
+            num_sample_generations=0,
+            **settings,
+        ),
+        processing_class=tokenizer,
+        model=copy.deepcopy(start_policy),
+        reward_model=reward_model,
+        train_dataset=Dataset.from_dict({"input_ids": [prompt_ids(row) for row in train]}),
+    )
+    curve = LearningCurve(examiner, every=max(1, sizes.updates // 8) * trainer.steps_per_update)
+    trainer.add_callback(curve)
+    trainer.train()
+    trainer.save_model()
+    return trainer.policy_model, curve.points
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+class Exam(NamedTuple):
+    """A policy's answers to the held-out prompts, with the judge's score, the KL to the start policy in nats and the length
+    in tokens of each."""
+
+    prompts: list[str]
+    answers: list[str]
+    completions: list[list[int]]
+    scores: list[float]
+    kl: list[float]
+    lengths: list[int]
+
+
+class Examiner:
+    """Samples a policy's answers to the held-out prompts, with the same random numbers for every policy, and measures them."""
+
+    def __init__(
+        self,
+        start_policy: PreTrainedModel,
+        judge: Judge,
+        tokenizer: PreTrainedTokenizerFast,
+        evaluation: Dataset,
+        length: int,
+        seed: int,
+    ):
+        self.start_policy, self.judge, self.tokenizer = start_policy, judge, tokenizer
+        self.length, self.seed = length, seed
+        self.prompt_ids = [prompt_ids(row) for row in evaluation]
+        self.start_scores = self.examine(start_policy).scores
+
+    @torch.no_grad()
+    def examine(self, policy: PreTrainedModel, batch_size: int = 64) -> Exam:
+        training = policy.training
+        policy.eval()
+        self.start_policy.eval()
+        answers, kl = [], []
+        collate = DataCollatorForPrompts(self.tokenizer.pad_token_id)
+        for first in range(0, len(self.prompt_ids), batch_size):
+            batch = collate([{"input_ids": ids} for ids in self.prompt_ids[first : first + batch_size]])
+            prompts = Prompts(*(tensor.to(policy.device) for tensor in batch.values()))
+            rows = range(first, first + len(prompts.ids))
+            completions = generate(
+                policy,
+                prompts,
+                uniforms((self.seed,), rows, self.length),
+                temperature=1.0,
+                stop_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            kl += masked_sum(self._kl(prompts, completions), completions.mask, dim=1).tolist()
+            answers += [ids[mask.bool()].tolist() for ids, mask in zip(completions.ids, completions.mask, strict=True)]
+        policy.train(training)
+        prompts = self.tokenizer.batch_decode(self.prompt_ids)
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return Exam(prompts, texts, answers, self.judge(prompts, texts), kl, [len(answer) for answer in answers])
+
+    def _kl(self, prompts: Prompts, completions: Completions) -> torch.Tensor:
+        input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
+        attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
+        reference, _ = completion_logps(self.start_policy, input_ids, attention_mask, completions.ids.shape[1], 1.0)
+        return kl_per_token(completions.per_token_logps, reference, "k1")
+
+
+class LearningCurve(TrainerCallback):
+    """Examines the policy every so many optimizer steps."""
+
+    def __init__(self, examiner: Examiner, every: int):
+        self.examiner, self.every = examiner, every
+        self.points: dict[str, list[tuple[float, float]]] = {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._examine(state, model.policy)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0:
+            self._examine(state, model.policy)
+
+    def _examine(self, state, policy: PreTrainedModel) -> None:
+        exam = self.examiner.examine(policy)
+        outcomes = pairwise_outcomes(exam.scores, self.examiner.start_scores)
+        for name, values in {
+            "win rate against the start policy": outcomes,
+            "KL to the start policy (nats)": exam.kl,
+            "length (tokens)": exam.lengths,
+        }.items():
+            self.points.setdefault(name, []).append((state.global_step, sum(values) / len(values)))
+
+
+def reward_rows(metrics: dict[str, float]) -> list[TableRow]:
+    names = {
+        "sequence accuracy on held-out pairs": "eval_accuracy",
+        "token accuracy (edited-in above edited-out)": "eval_token_accuracy",
+        "AUROC of wrong tokens": "eval_token_auroc",
+    }
+    return [TableRow(name, {"reward model": metrics[key]}) for name, key in names.items() if key in metrics]
+
+
+def policy_rows(exams: dict[str, Exam], seed: int) -> list[TableRow]:
+    start = exams["start policy"]
+    win_rates = {}
+    for name in ARMS:
+        outcomes = pairwise_outcomes(exams[name].scores, start.scores)
+        win_rates[name] = Value(sum(outcomes) / len(outcomes), *bootstrap_interval(outcomes, seed))
+
+    def means(field: str) -> dict[str, float]:
+        return {name: sum(getattr(exam, field)) / len(exam.scores) for name, exam in exams.items()}
+
+    return [
+        TableRow("win rate against the start policy", win_rates),
+        TableRow("judge's score", means("scores")),
+        TableRow("KL to the start policy (nats)", means("kl"), digits=2),
+        TableRow("mean length (tokens)", means("lengths"), digits=1),
+    ]
+
+
+def markdown(table: list[TableRow], notes: list[str]) -> str:
+    columns = list(dict.fromkeys(column for row in table for column in row.values))
+    lines = [f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    for row in table:
+        cells = []
+        for column in columns:
+            cell = row.values.get(column)
+            value = cell if isinstance(cell, Value) else Value(cell if cell is not None else math.nan)
+            text = "" if cell is None else f"{value.value:.{row.digits}f}"
+            if value.low is not None:
+                text += f" ({value.low:.{row.digits}f} to {value.high:.{row.digits}f})"
+            cells.append(text)
+        lines.append(f"| {row.metric} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def scored_tokens(
+    model: TokenRewardModel, tokenizer: PreTrainedTokenizerFast, prompt: list[int], ids: list[int], edited: list[int]
+) -> list[Token]:
+    """The tokens of a completion with the reward model's score of each."""
+    with torch.no_grad():
+        scores = model(torch.tensor([prompt + ids], device=model.device)).token_scores[0, len(prompt) :].tolist()
+    tokens, text = [], ""
+    for position, (score, changed) in enumerate(zip(scores, edited, strict=True)):
+        # Decoding one by one would tear characters of several tokens apart.
+        longer = tokenizer.decode(ids[: position + 1], skip_special_tokens=True)
+        tokens.append(Token(longer.removeprefix(text), score, bool(changed)))
+        text = longer
+    return [token for token in tokens if token.text]
+
+
+def held_out_pairs(
+    model: TokenRewardModel, tokenizer: PreTrainedTokenizerFast, evaluation: Dataset, number: int = 8
+) -> list[HeldOutPair]:
+    pairs = []
+    for row in evaluation.select(range(min(number, len(evaluation)))):
+        prompt = prompt_ids(row)
+        sides = []
+        for side in ("rejected", "chosen"):
+            ids = completion_ids(row, side)
+            sides.append(scored_tokens(model, tokenizer, prompt, ids, row[f"{side}_edit_mask"][-len(ids) :]))
+        pairs.append(HeldOutPair(tokenizer.decode(prompt), *sides))
+    return pairs
+
+
+def generated_answers(
+    exams: dict[str, Exam], model: TokenRewardModel, tokenizer: PreTrainedTokenizerFast, number: int = 8
+) -> list[GeneratedAnswer]:
+    prompts = exams["start policy"].prompts
+    answers = []
+    for i in range(min(number, len(prompts))):
+        prompt = tokenizer(prompts[i])["input_ids"]
+        arms = [
+            Arm(
+                name,
+                scored_tokens(model, tokenizer, prompt, exam.completions[i], [0] * exam.lengths[i]),
+                exam.scores[i],
+            )
+            for name, exam in exams.items()
+        ]
+        answers.append(GeneratedAnswer(prompts[i], arms))
+    return answers
+
+
+if __name__ == "__main__":
+    main()

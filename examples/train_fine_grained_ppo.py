@@ -1,0 +1,117 @@
+# /// script
+# dependencies = ["trl-tokenreward[peft]"]
+# ///
+"""
+PPO with dense rewards of a token reward model, on the prompts of HH-RLHF by default.
+
+Full training:
+
+    python examples/train_fine_grained_ppo.py \
+        --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \
+        --reward_model_path Qwen2.5-0.5B-Token-Reward \
+        --dataset_name Anthropic/hh-rlhf --dataset_config harmless-base \
+        --output_dir Qwen2.5-0.5B-Fine-Grained-PPO \
+        --per_device_train_batch_size 4 --gradient_accumulation_steps 16 \
+        --total_episodes 10000 \
+        --learning_rate 3.0e-6 \
+        --response_length 128 --stop_token eos --missing_eos_penalty 1.0 \
+        --kl_coef 0.3 --center_rewards
+
+LoRA:
+
+    python examples/train_fine_grained_ppo.py \
+        --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \
+        --reward_model_path Qwen2.5-0.5B-Token-Reward \
+        --dataset_name Anthropic/hh-rlhf --dataset_config harmless-base \
+        --output_dir Qwen2.5-0.5B-Fine-Grained-PPO-LoRA \
+        --per_device_train_batch_size 4 --gradient_accumulation_steps 16 \
+        --total_episodes 10000 \
+        --learning_rate 3.0e-5 \
+        --response_length 128 --stop_token eos --missing_eos_penalty 1.0 \
+        --kl_coef 0.3 --center_rewards \
+        --use_peft --lora_r 32 --lora_alpha 16
+
+The reward model may be a TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density
+sequence` puts the whole reward on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with
+the prompt inside. `--max_prompt_length` leaves out longer prompts and says how many.
+"""
+
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from trl_tokenreward.loading import load_split
+from trl_tokenreward.prompts import prepare_prompts
+
+
+@dataclass
+class PPOScriptArguments(ScriptArguments):
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Longest prompt, in tokens; rows with longer ones are left out and counted."}
+    )
+
+
+def load_reward_model(path: str, **kwargs):
+    """Whatever kind of reward model the checkpoint holds."""
+    [architecture] = AutoConfig.from_pretrained(path).architectures
+    if architecture.endswith("ForTokenClassification"):
+        return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)
+    if architecture.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **kwargs)
+    return TokenRewardModel.from_pretrained(path, **kwargs)
+
+
+def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, model_args: ModelConfig) -> None:
+    kwargs = {
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "quantization_config": get_quantization_config(model_args),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    policy = AutoModelForCausalLM.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, **kwargs
+    )
+    reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path)
+
+    def prompts(split: str) -> Dataset:
+        dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_streaming)
+        dataset = prepare_prompts(dataset, tokenizer, split, training_args.dataset_num_proc)
+        limit = script_args.max_prompt_length
+        if limit is None:
+            return dataset
+        if script_args.dataset_streaming:
+            raise ValueError("`max_prompt_length` cannot count what it leaves out of a stream: filter the data first.")
+        kept = dataset.filter(lambda row: len(row["input_ids"]) <= limit)
+        print(
+            f"{split}: {len(dataset) - len(kept)} of {len(dataset)} prompts are longer than {limit} tokens; left out."
+        )
+        return kept
+
+    trainer = FineGrainedPPOTrainer(
+        args=training_args,
+        processing_class=tokenizer,
+        model=policy,
+        reward_model=load_reward_model(training_args.reward_model_path, **kwargs),
+        train_dataset=prompts(script_args.dataset_train_split),
+        eval_dataset=prompts(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None,
+        peft_config=get_peft_config(model_args),
+        reward_processing_class=reward_tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.generate_completions()
+
+
+if __name__ == "__main__":
+    main(*TrlParser((PPOScriptArguments, FineGrainedPPOConfig, ModelConfig)).parse_args_and_config())
