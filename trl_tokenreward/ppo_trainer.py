@@ -200,6 +200,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     "`model` has an adapter already, so `peft_config` would add a second: pass one of them."
                 )
             model = get_peft_model(model, peft_config)
+        if args.ref_adapter_name is not None:
+            _choose_adapters(args, model, ref_model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("`model` has nothing to train: load its adapter with `is_trainable=True`.")
         for trained in (model, value_model):
             if is_peft_model(trained) and args.gradient_checkpointing:
                 trained.enable_input_require_grads()
@@ -225,6 +229,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         args.num_total_batches = _number_of_updates(args, train_dataset, self.steps_per_update)
         args.total_episodes = args.num_total_batches * args.batch_size
         args.max_steps = args.num_total_batches * self.steps_per_update
+        _check_best_model(args, self.steps_per_update)
         args.gradient_accumulation_steps = math.ceil(args.local_mini_batch_size / args.per_device_train_batch_size)
         # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
         args.ignore_data_skip = True
@@ -256,8 +261,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def get_train_dataloader(self) -> Iterator[dict[str, Any]]:
         """The micro-batches of this process, from the first update that the trainer's state has not seen."""
-        while True:
-            update = self.state.global_step // self.steps_per_update
+        for update in range(self.state.global_step // self.steps_per_update, self.args.num_total_batches):
             rollout = self._collect_rollout(update)
             self._log_rollout(rollout, update)
             for epoch in range(self.args.num_ppo_epochs):
@@ -680,6 +684,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def train(self, *args, **kwargs):
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was written."""
+        # What an interrupted run has left behind must not count in this one.
+        self._metrics.clear()
+        self._step_statistics.clear()
+        self._save_is_due = False
         return BaseTrainer.train(self, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -739,12 +747,14 @@ class _UpdateCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
-        if isinstance(trainer.train_dataset, Dataset):
-            episodes = state.global_step / trainer.steps_per_update * args.batch_size
-            state.epoch = episodes / len(trainer.train_dataset)
+        # A stream has no length, so the whole run is its epoch.
+        size = len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else args.total_episodes
+        state.epoch = state.global_step / trainer.steps_per_update * args.batch_size / size
+        trainer._save_is_due |= control.should_save
         if state.global_step % trainer.steps_per_update != 0:
+            control.should_save = False
             return control
-        control.should_save |= trainer._save_is_due
+        control.should_save = trainer._save_is_due
         # A checkpoint holds no metrics that wait to be logged.
         control.should_log |= control.should_save
         update = state.global_step // trainer.steps_per_update
@@ -752,6 +762,32 @@ class _UpdateCallback(TrainerCallback):
         if times > 0 and (update - 1) % max(1, args.num_total_batches // times) == 0:
             trainer.generate_completions(sampling=True)
         return control
+
+
+def _choose_adapters(args: FineGrainedPPOConfig, model: nn.Module, ref_model: nn.Module | None) -> None:
+    """Activate the adapter that is trained, so that the optimizer gets its parameters."""
+    if ref_model is not None or not is_peft_model(model):
+        raise ValueError("`ref_adapter_name` needs a `PeftModel` as `model` and `ref_model=None`.")
+    trained = args.model_adapter_name or "default"
+    for name in (trained, args.ref_adapter_name):
+        if name not in model.peft_config:
+            raise ValueError(f"`model` has no adapter {name!r}; it has {sorted(model.peft_config)}.")
+    if trained == args.ref_adapter_name:
+        raise ValueError(f"The adapter {trained!r} is trained, so it cannot be `ref_adapter_name` too.")
+    model.set_adapter(trained)
+
+
+def _check_best_model(args: FineGrainedPPOConfig, steps_per_update: int) -> None:
+    """Checkpoints are written between updates, so only what is evaluated there can be kept as the best."""
+    chosen = args.load_best_model_at_end or args.save_strategy == "best"
+    if not chosen or args.eval_strategy != "steps":
+        return
+    eval_steps = args.eval_steps if args.eval_steps >= 1 else math.ceil(args.max_steps * args.eval_steps)
+    if eval_steps % steps_per_update != 0:
+        raise ValueError(
+            f"The best model is chosen among checkpoints, which are written between updates: `eval_steps={args.eval_steps}` "
+            f"must be a multiple of num_ppo_epochs * num_mini_batches = {steps_per_update} optimizer steps."
+        )
 
 
 def _disable_dropout(model: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """What scores completions: reward models of every supported kind, and Python functions."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -92,11 +91,7 @@ def check_scorer(model: nn.Module, argument: str) -> None:
 
 def default_value_model(reward: nn.Module | RewardFunction, policy: PreTrainedModel) -> TokenRewardModel:
     """A value model of its own weights: a copy of the reward model, or the policy's backbone with a new head."""
-    if isinstance(reward, nn.Module):
-        if is_peft_model(reward):
-            reward = copy.deepcopy(reward).merge_and_unload()
-        return TokenRewardModel.from_backbone(reward)
-    return TokenRewardModel.from_backbone(without_peft(policy))
+    return TokenRewardModel.from_backbone(reward if isinstance(reward, nn.Module) else policy)
 
 
 def shape_scores(

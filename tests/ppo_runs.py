@@ -1,0 +1,232 @@
+"""PPO runs that can be repeated: in the test's own process, in one that is killed, on two processes, and resumed.
+
+As a script: `python ppo_runs.py OUTPUT RUN...` trains each run in its folder of OUTPUT and writes there what came out of it.
+"""
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+import tiny
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+
+
+# For processes that run this file as a script.
+ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
+VOCAB_SIZE = 16  # of `tiny.word_tokenizer`: few enough that completions end early at times
+# Metrics that tell of time, and of this call of `train` alone.
+NOT_REPEATED = ("eps", "train_loss", "_runtime", "_per_second")
+
+
+def _terminal(family: str) -> dict[str, Any]:
+    return {
+        "model": scaled(tiny.causal_lm(family, seed=0, vocab_size=VOCAB_SIZE)),
+        "reward_model": scaled(tiny.sequence_classifier(family, seed=1, vocab_size=VOCAB_SIZE)),
+    }
+
+
+def _dense(family: str) -> dict[str, Any]:
+    return {**_terminal(family), "reward_model": token_reward_model(family)}
+
+
+def _dense_peft(family: str) -> dict[str, Any]:
+    models = _dense(family)
+    value_model = TokenRewardModel.from_backbone(models["reward_model"])
+    return {**models, "value_model": lora(value_model, modules_to_save=["score"]), "peft_config": lora_config()}
+
+
+def _callable(family: str) -> dict[str, Any]:
+    return {**_terminal(family), "reward_model": early_letters}
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    # Four optimizer steps to an update throughout. Neither saves nor logs fall on the ends of updates.
+    "terminal": {"models": _terminal, "whiten_rewards": True, "num_mini_batches": 2, "gradient_accumulation_steps": 2},
+    "stream": {
+        "models": _dense,
+        "family": "gpt2",
+        "stream": True,
+        "center_rewards": True,
+        "num_mini_batches": 2,
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 3,
+    },
+    "peft": {
+        "models": _dense_peft,
+        "num_mini_batches": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+    },
+    "function": {
+        "models": _callable,
+        "num_mini_batches": 1,
+        "num_ppo_epochs": 4,
+        "gradient_accumulation_steps": 3,
+        "kl_estimator": "k3",
+        "bootstrap_truncated": True,
+        "missing_eos_penalty": 0.5,
+    },
+    "full length": {"models": _dense, "stop_token": None, "num_mini_batches": 1, "num_ppo_epochs": 4},
+}
+
+
+class RecordingTrainer(FineGrainedPPOTrainer):
+    """Keeps its rollouts."""
+
+    def _collect_rollout(self, update: int):
+        rollout = super()._collect_rollout(update)
+        self.rollouts = {**getattr(self, "rollouts", {}), update: rollout}
+        return rollout
+
+
+def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingTrainer:
+    """The trainer of one run. On several processes each has its share of the same batches."""
+    processes = PartialState(cpu=True).num_processes
+    settings = {
+        "output_dir": str(directory),
+        "family": "llama",
+        "stream": False,
+        "callbacks": None,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "local_rollout_forward_batch_size": 3,
+        "num_ppo_epochs": 2,
+        "max_steps": 16,
+        "response_length": 6,
+        "stop_token": "eos",
+        "temperature": 1.0,
+        "learning_rate": 3e-3,
+        "kl_coef": 0.1,
+        "num_sample_generations": 0,
+        "logging_steps": 3,
+        "save_steps": 5,
+        "eval_strategy": "steps",
+        "eval_steps": 6,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **RUNS[run],
+        **overrides,
+    }
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        settings[name] //= processes
+    models = settings.pop("models")(settings.pop("family"))
+    train_dataset = prompts(13, seed=0)
+    return RecordingTrainer(
+        processing_class=tiny.word_tokenizer(),
+        train_dataset=train_dataset.to_iterable_dataset() if settings.pop("stream") else train_dataset,
+        eval_dataset=prompts(5, seed=1),  # one batch and one row
+        callbacks=settings.pop("callbacks"),
+        **models,
+        args=FineGrainedPPOConfig(**settings),
+    )
+
+
+def prompts(size: int, seed: int) -> Dataset:
+    """Prompts of one to seven tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 8, (size,), generator=generator).tolist()
+    return Dataset.from_dict(
+        {"input_ids": [torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist() for n in lengths]}
+    )
+
+
+def scaled(model: nn.Module, factor: float = 4.0) -> nn.Module:
+    """Larger weights than the initial ones, so that what models say differs from token to token."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= factor
+    return model
+
+
+def token_reward_model(family: str = "llama", seed: int = 1) -> TokenRewardModel:
+    model = TokenRewardModel.from_backbone(scaled(tiny.sequence_classifier(family, seed, vocab_size=VOCAB_SIZE)))
+    nn.init.normal_(model.token_score.weight, std=0.2)
+    return model
+
+
+def lora_config(**kwargs: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], **kwargs)
+
+
+def lora(model: nn.Module, **kwargs: Any) -> nn.Module:
+    from peft import get_peft_model
+
+    torch.manual_seed(5)
+    return get_peft_model(model, lora_config(**kwargs))
+
+
+def early_letters(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
+    """A reward function: the earlier in the vocabulary, the better."""
+    return [[1 - token / VOCAB_SIZE for token in ids] for ids in completion_ids]
+
+
+def outcome(trainer: RecordingTrainer) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """All that a run has come to: parameters, optimizer, schedule and rollouts; and the log without times."""
+    tensors = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    for index, state in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors["learning_rates"] = torch.tensor(trainer.lr_scheduler.get_last_lr(), dtype=torch.float64)
+    for update, rollout in trainer.rollouts.items():
+        tensors |= {f"rollout.{update}.{name}": tensor for name, tensor in rollout._asdict().items()}
+    logs = [
+        {name: value for name, value in entry.items() if not name.endswith(NOT_REPEATED)}
+        for entry in trainer.state.log_history
+    ]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, logs
+
+
+def load_outcome(directory: Path, rank: int = 0) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """What the script has written of a run."""
+    logs = json.loads((directory / f"outcome-{rank}.json").read_text())["logs"]
+    return load_file(directory / f"outcome-{rank}.safetensors"), logs
+
+
+class KillAt(TrainerCallback):
+    """Ends the process as `kill -9` does when a number of optimizer steps is reached."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("runs", nargs="+", choices=RUNS)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--kill-at", type=int)
+    arguments = parser.parse_args()
+    for run in arguments.runs:
+        directory = arguments.output / run
+        callbacks = None if arguments.kill_at is None else [KillAt(arguments.kill_at)]
+        trainer = make(run, directory, callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=arguments.resume)
+        tensors, logs = outcome(trainer)
+        table = trainer.generate_completions()
+        rank = trainer.accelerator.process_index
+        save_file(tensors, directory / f"outcome-{rank}.safetensors")
+        (directory / f"outcome-{rank}.json").write_text(json.dumps({"logs": logs, "table": table.to_dict("records")}))
+
+
+if __name__ == "__main__":
+    main()
