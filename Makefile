@@ -6,10 +6,11 @@
 # Every environment is made on first use and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
-DATASET ?=
-OUTPUT ?= demo-output
-SEED ?= 0
-PYTEST_ARGS ?=
+# Not ?=: a variable of such a common name in the environment is not meant for this Makefile.
+DATASET :=
+OUTPUT := demo-output
+SEED := 0
+PYTEST_ARGS :=
 
 # 1.12 is the last TRL with PPOTrainer, 1.16 is one without it.
 TRL_VERSIONS := 1.12 1.16

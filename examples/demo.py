@@ -90,11 +90,11 @@ class Sizes(NamedTuple):
     rows: int = 3000
     evaluation_rows: int = 256
     vocabulary: int = 1024
-    hidden_size: int = 128
-    layers: int = 4
-    sft_epochs: float = 6
-    reward_epochs: float = 3
-    updates: int = 40
+    hidden_size: int = 192
+    layers: int = 2
+    sft_epochs: float = 5
+    reward_epochs: float = 2
+    updates: int = 24
     batch_size: int = 64
     max_length: int = 256
 
@@ -108,8 +108,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=Sizes().updates, help="PPO updates of each arm.")
     parser.add_argument("--rows", type=int, default=Sizes().rows, help="Most rows to train on.")
+    parser.add_argument("--evaluation-rows", type=int, default=Sizes().evaluation_rows, help="Most rows to hold out.")
     arguments = parser.parse_args()
-    sizes = Sizes(updates=arguments.updates, rows=arguments.rows)
+    sizes = Sizes(updates=arguments.updates, rows=arguments.rows, evaluation_rows=arguments.evaluation_rows)
     start = time.time()
     arguments.output.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -164,7 +165,7 @@ def main() -> None:
 # Both arms: the same models, prompts, seed, number of updates, learning rate and KL coefficient.
 ARMS: dict[str, dict[str, Any]] = {
     "terminal reward": {"reward_signal": "sequence_score", "reward_density": "sequence"},
-    "dense rewards": {"reward_signal": "token_scores", "reward_density": "token"},
+    "dense rewards": {"reward_signal": "token_scores", "reward_density": "token", "reward_clip": 1.0},
 }
 
 
@@ -268,7 +269,8 @@ def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -
         args=SFTConfig(
             **common_settings(run, "start_policy"),
             num_train_epochs=sizes.sft_epochs,
-            per_device_train_batch_size=32,
+            completion_only_loss=True,
+            per_device_train_batch_size=16,
             learning_rate=3e-3,
             lr_scheduler_type="cosine",
             logging_steps=50,
@@ -369,8 +371,11 @@ def run_ppo(
             response_length=response_length(train),
             stop_token="eos",
             temperature=1.0,
-            learning_rate=5e-4,
+            learning_rate=2e-4,
             lr_scheduler_type="constant",
+            # Both signals come in logits of some units; a fifth of that puts a wrong token at about -1, and a completion's
+            # return on the scale of the KL penalty. The bound keeps one token from outweighing the rest.
+            reward_scale=0.2,
             kl_coef=0.1,
             vf_coef=0.5,
             logging_steps=8,

@@ -23,7 +23,7 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRe
 
 # For processes that run this file as a script.
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
-VOCAB_SIZE = 16  # of `tiny.word_tokenizer`: few enough that completions end early at times
+VOCAB_SIZE = 8  # few enough that many completions end early
 # Metrics that tell of time, and of this call of `train` alone.
 NOT_REPEATED = ("eps", "train_loss", "_runtime", "_per_second")
 
@@ -104,10 +104,12 @@ def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingT
         "local_rollout_forward_batch_size": 3,
         "num_ppo_epochs": 2,
         "max_steps": 16,
-        "response_length": 6,
+        "response_length": 8,
         "stop_token": "eos",
         "temperature": 1.0,
         "learning_rate": 3e-3,
+        # A gradient that is 0 but for rounding, such as that of a key's bias, is not to become a step of Adam.
+        "adam_epsilon": 1e-5,
         "kl_coef": 0.1,
         "num_sample_generations": 0,
         "logging_steps": 3,
@@ -184,7 +186,10 @@ def outcome(trainer: RecordingTrainer) -> tuple[dict[str, Tensor], list[dict[str
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors["learning_rates"] = torch.tensor(trainer.lr_scheduler.get_last_lr(), dtype=torch.float64)
     for update, rollout in trainer.rollouts.items():
-        tensors |= {f"rollout.{update}.{name}": tensor for name, tensor in rollout._asdict().items()}
+        mask = rollout.completion_mask
+        for name, tensor in rollout._asdict().items():
+            # What is read off the models in masked places means nothing.
+            tensors[f"rollout.{update}.{name}"] = tensor * mask if tensor.shape == mask.shape else tensor
     logs = [
         {name: value for name, value in entry.items() if not name.endswith(NOT_REPEATED)}
         for entry in trainer.state.log_history

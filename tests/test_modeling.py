@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BitsAndBytesConfig,
     ByT5Tokenizer,
     CLIPVisionConfig,
     LlamaForCausalLM,
@@ -261,15 +262,15 @@ class TestForward:
         model = reward_model(family)
         ids, mask = batch()
 
-        def flops(module, *arguments):
+        def flops(module, **inputs):
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                module(*arguments)
+                module(input_ids=ids, attention_mask=mask, position_ids=torch.arange(7).expand(3, 7), **inputs)
             return counter.get_total_flops()
 
         calls = []
         model.model.register_forward_hook(lambda *_: calls.append(1))
         heads = 2 * (2 * ids.numel() * model.config.hidden_size)
-        assert flops(model, ids, mask) == flops(model.model, ids) + heads
+        assert flops(model) == flops(model.model, use_cache=False) + heads
         assert len(calls) == 2  # one by each of the two counts
 
     def test_backbones_without_positions_or_projections_of_their_own(self):
@@ -364,6 +365,12 @@ class TestFromCausalLM:
         assert model.config.pad_token_id == model.model.config.pad_token_id == 5
         sdpa = TokenRewardModel.from_pretrained(checkpoints[family])
         assert sdpa.config._attn_implementation == sdpa.model.config._attn_implementation == "sdpa"
+
+    def test_made_of_a_configuration_in_its_dtype(self, family):
+        config = TokenRewardModelConfig(text_config=tiny.config(family, dtype="bfloat16"))
+        model = AutoModel.from_config(config)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in TokenRewardModel(config).parameters()} == {torch.bfloat16}
 
     def test_configuration_can_be_given(self, checkpoints):
         config = AutoConfig.from_pretrained(checkpoints["llama"])
@@ -757,6 +764,23 @@ class TestPeft:
         adapted = get_peft_model(base, adapter).score_texts(["how do I bake bread?"], tiny.tokenizer())
         assert plain[0].tokens == adapted[0].tokens
         assert plain[0].score != adapted[0].score
+
+
+class TestQuantization:
+    @pytest.mark.parametrize("make", [tiny.causal_lm, tiny.sequence_classifier, reward_model])
+    def test_backbone_is_quantized_and_the_heads_are_not(self, tmp_path, make):
+        bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+        make("llama").save_pretrained(tmp_path / "plain")
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        model = TokenRewardModel.from_pretrained(tmp_path / "plain", quantization_config=quantization)
+        assert model.is_quantized and model.is_loaded_in_4bit
+        assert isinstance(model.model.layers[0].mlp.up_proj, bitsandbytes.nn.Linear4bit)
+        assert type(model.score) is type(model.token_score) is type(reward_model().score)
+        with pytest.raises(ValueError, match="is quantized"):
+            model.export_token_classification(tmp_path / "export")
+        model.save_pretrained(tmp_path / "quantized")
+        loaded = TokenRewardModel.from_pretrained(tmp_path / "quantized")
+        assert_same(loaded(*batch()).logits, model(*batch()).logits)
 
 
 class TestTRL:

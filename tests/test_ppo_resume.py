@@ -46,7 +46,9 @@ def assert_equal(resumed, whole):
     assert any(name.startswith("rollout") for name in resumed)
     different = [name for name, tensor in resumed.items() if not torch.equal(tensor, whole[name])]
     assert not different
-    assert resumed_logs == whole_logs
+    assert len(resumed_logs) == len(whole_logs)
+    for entry, whole_entry in zip(resumed_logs, whole_logs, strict=True):
+        assert entry == whole_entry
 
 
 @pytest.fixture(scope="module")

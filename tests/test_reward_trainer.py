@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
 from trl_tokenreward.data import SIDES, DataCollatorForTokenReward
-from trl_tokenreward.reward_losses import token_auroc
+from trl_tokenreward.reward_losses import sequence_ranking_loss, token_auroc
 
 
 WORDS = ["terrific", "lousy", "good", "lazy", "quick", "standard", "brown"]
@@ -249,6 +250,14 @@ class TestLoss:
         assert logged["loss/token"] == pytest.approx(token, rel=1e-4)
         assert logged["loss/unchanged"] == pytest.approx(unchanged, rel=1e-4)
 
+    def test_the_sequence_loss_is_the_documented_one(self, make_trainer):
+        rows = [{**row, "margin": 0.5 * i} for i, row in enumerate(ROWS[:4])]
+        trainer = make_trainer(train_dataset=Dataset.from_list(rows), token_loss_weight=0)
+        batch = trainer.data_collator(list(trainer.train_dataset))
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+        expected = sequence_ranking_loss(*outputs.logits[:, 0].chunk(2), batch["margin"])
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
     def test_rows_without_edits_train_the_sequence_score_alone(self, make_trainer):
         masks = {f"{side}_edit_mask": [0, 0] for side in SIDES}
         rows = [{"chosen_ids": [5, i], "rejected_ids": [6, i], **masks} for i in range(7, 15)]
@@ -336,6 +345,19 @@ class TestMetrics:
             *("token_score/edited_in", "token_score/edited_out", "token_score/unchanged"),
         }
 
+    def test_a_step_of_several_batches_counts_every_row(self, make_trainer):
+        # 5 pairs in batches of 4 and 1
+        trainer = make_trainer(
+            train_dataset=Dataset.from_list(ROWS[3:8]), gradient_accumulation_steps=2, max_steps=1, learning_rate=0.0
+        )
+        torch.nn.init.normal_(trainer.model.token_score.weight)
+        trainer.train()
+        [log] = training_logs(trainer)
+        trainer.model.eval()
+        expected = self.evaluate_by_hand(trainer, trainer.train_dataset)
+        for key in ("token_accuracy", "token_score/edited_in", "token_score/edited_out", "token_score/unchanged"):
+            assert log[key] == pytest.approx(expected[key], abs=1e-3), key
+
     def test_several_evaluation_sets(self, make_trainer):
         sets = {
             "seen": Dataset.from_list(ROWS[:5]),
@@ -402,7 +424,7 @@ class TestMetrics:
             "if trainer.is_world_process_zero():\n"
             "    json.dump(metrics, open(folder + '/metrics.json', 'w'))\n"
         )
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
             [*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=280
@@ -630,8 +652,14 @@ class TestPeft:
             make_trainer(peft_config=peft.TrainableTokensConfig(token_indices=[5]))
 
 
-COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red", "sun": "yellow"}
-FRAMES = ["I think the {} is {} today", "so the {} was {} again", "they say the {} is {} here", "my {} looks {} to me"]
+COLOURS = {
+    **{"sky": "blue", "grass": "green", "snow": "white", "coal": "black"},
+    **{"blood": "red", "sun": "yellow", "mouse": "grey", "rose": "pink"},
+}
+FRAMES = [
+    *("I think the {} is {} today", "so the {} was {} again", "they say the {} is {} here"),
+    *("my {} looks {} to me", "the {} seems {} now", "that {} was {} before"),
+]
 
 
 class TestLearning:
@@ -644,26 +672,26 @@ class TestLearning:
             for wrong in COLOURS.values()
             if wrong != right
         ]
-        held_out = pairs[::4]
-        training = [pair for pair in pairs if pair not in held_out]
-        tokenizer = make_tokenizer("bpe", vocab_size=600, corpus=[pair[side] for pair in pairs for side in SIDES])
+        random.Random(0).shuffle(pairs)
+        tokenizer = make_tokenizer("bpe", vocab_size=400, corpus=[pair[side] for pair in pairs for side in SIDES])
         trainer = make_trainer(
-            causal_lm(vocab_size=600, hidden_size=32, intermediate_size=64, num_key_value_heads=2),
+            causal_lm(vocab_size=400, hidden_size=32, intermediate_size=64, num_key_value_heads=2),
             processing_class=tokenizer,
-            train_dataset=Dataset.from_list(training),
-            eval_dataset=Dataset.from_list(held_out),
+            train_dataset=Dataset.from_list(pairs[84:]),
+            eval_dataset=Dataset.from_list(pairs[:84]),
             per_device_train_batch_size=16,
-            per_device_eval_batch_size=32,
-            max_steps=150,
-            learning_rate=1e-2,
+            per_device_eval_batch_size=42,
+            max_steps=300,
+            warmup_steps=20,
+            learning_rate=3e-3,
             gradient_checkpointing=False,
         )
         before = trainer.evaluate()
-        assert before["eval_token_auroc"] == 0.5 and 0.2 < before["eval_accuracy"] < 0.8
+        assert before["eval_token_auroc"] == 0.5 and 0.3 < before["eval_accuracy"] < 0.7
         trainer.train()
         after = trainer.evaluate()
         assert after["eval_accuracy"] >= 0.95
         assert after["eval_token_auroc"] >= 0.9
         assert after["eval_token_accuracy"] >= 0.95
         assert after["eval_token_score/edited_in"] > 1 > -1 > after["eval_token_score/edited_out"]
-        assert abs(after["eval_token_score/unchanged"]) < 0.5
+        assert abs(after["eval_token_score/unchanged"]) < 0.3

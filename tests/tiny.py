@@ -94,10 +94,10 @@ def sequence_classifier(family: str = "llama", seed: int = 1, **kwargs) -> PreTr
     return AutoModelForSequenceClassification.from_config(config(family, num_labels=1, **kwargs))
 
 
-def word_tokenizer(pad_token: str = "<pad>") -> PreTrainedTokenizerFast:
+def word_tokenizer(pad_token: str = "<pad>", words: str = "abcdefghijkl.") -> PreTrainedTokenizerFast:
     """A tokenizer of 16 words: `<pad>` 0, `<eos>` 1, `<unk>` 2, `a` 3 to `l` 14, and `.` 15."""
-    words = ["<pad>", "<eos>", "<unk>", *"abcdefghijkl."]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary = ["<pad>", "<eos>", "<unk>", *words]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<eos>", pad_token=pad_token, unk_token="<unk>", padding_side="left"

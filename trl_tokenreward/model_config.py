@@ -27,7 +27,7 @@ class TokenRewardModelConfig(PreTrainedConfig):
 
     model_type = "token_reward"
     sub_configs = {"text_config": AutoConfig}
-    has_no_defaults_at_init = True
+    has_no_defaults_at_init = True  # early releases of transformers 5 make one without arguments where this is not said
 
     def __init__(self, text_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs):
         # A checkpoint needs its model class only once its configuration is read, so this is where the auto classes get
@@ -38,11 +38,10 @@ class TokenRewardModelConfig(PreTrainedConfig):
         id2label = kwargs.get("id2label") or {0: "LABEL_0"}
         for num_labels in {kwargs.setdefault("num_labels", 1), len(id2label)} - {1}:
             raise ValueError(f"A token reward model has 1 label, its score, but `num_labels` is {num_labels}.")
-        # The base class writes these three down to the sub-configurations, so what the backbone has must go in.
+        # transformers writes these three down to the sub-configurations, so what the backbone has must go in.
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         kwargs.setdefault("experts_implementation", self.text_config._experts_implementation)
         kwargs.setdefault("dtype", self.text_config.dtype)
-        kwargs.setdefault("pad_token_id", self.pad_token_id)
         kwargs["tie_word_embeddings"] = False  # there is no output embedding to tie
         super().__init__(**kwargs)
 

@@ -167,14 +167,14 @@ class TokenRewardModel(PreTrainedModel):
             backbone = AutoModel.from_config(config.text_config)
         else:
             # `post_init` initialises modules without this mark, and those that the user replaced (by
-            # `resize_token_embeddings`, say) have none.
+            # `set_input_embeddings`, say) have none.
             for module in backbone.modules():
                 module._is_hf_initialized = True
         _check_causal(backbone)
         self.model = backbone
-        on = {"device": backbone.device, "dtype": backbone.dtype}
-        self.score = ScoreHead(config.hidden_size, bias=False, **on)
-        self.token_score = ScoreHead(config.hidden_size, bias=True, **on)
+        place = {"device": backbone.device, "dtype": backbone.dtype}
+        self.score = ScoreHead(config.hidden_size, bias=False, **place)
+        self.token_score = ScoreHead(config.hidden_size, bias=True, **place)
         self._takes_position_ids = "position_ids" in inspect.signature(backbone.forward).parameters
         self.post_init()
 

@@ -35,6 +35,7 @@ from .prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prom
 from .rewards import (
     CompletionScorer,
     RewardFunction,
+    check_adapter,
     check_scorer,
     default_value_model,
     has_sequence_score,
@@ -200,6 +201,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     "`model` has an adapter already, so `peft_config` would add a second: pass one of them."
                 )
             model = get_peft_model(model, peft_config)
+        check_adapter(model, "model")
+        check_adapter(ref_model, "ref_model")
         if args.ref_adapter_name is not None:
             _choose_adapters(args, model, ref_model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -263,7 +266,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         """The micro-batches of this process, from the first update that the trainer's state has not seen."""
         for update in range(self.state.global_step // self.steps_per_update, self.args.num_total_batches):
             rollout = self._collect_rollout(update)
-            self._log_rollout(rollout, update)
+            self._log_rollout(rollout)
             for epoch in range(self.args.num_ppo_epochs):
                 # Every process holds the whole rollout and draws the same order, so that which rows make a mini-batch
                 # does not depend on the number of processes.
@@ -496,7 +499,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
-    def _log_rollout(self, rollout: Rollout, update: int) -> None:
+    def _log_rollout(self, rollout: Rollout) -> None:
         """Metrics of a rollout, which every process holds whole, under the names of TRL's PPO."""
         mask = rollout.completion_mask
         scores = masked_sum(rollout.token_level_scores, mask, dim=1)
@@ -517,7 +520,6 @@ class FineGrainedPPOTrainer(PPOTrainer):
             "completions/mean_length": lengths.mean(),
             "completions/ended": rollout.ended.float().mean(),
             "val/num_eos_tokens": num_eos_tokens,
-            "episode": (update + 1) * self.args.batch_size,
         }
         for name, value in metrics.items():
             self._metrics[name].append(float(value))
@@ -527,8 +529,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         if "loss" in logs:
             for name, values in self._metrics.items():
                 logs[name] = sum(values) / len(values)
-            # Counters say where the run is, so their last value counts.
-            logs["episode"] = self.state.global_step // self.steps_per_update * self.args.batch_size
+            # An update's completions are all collected before its first step.
+            logs["episode"] = math.ceil(self.state.global_step / self.steps_per_update) * self.args.batch_size
             logs.update(self._reduce_step_statistics())
             logs["lr"] = logs["learning_rate"]
             if start_time is not None:
@@ -545,7 +547,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         totals = self.accelerator.reduce(torch.stack(self._step_statistics).sum(0), "sum") / steps
         self._step_statistics.clear()
         statistics = dict(zip(self._statistic_names, totals.tolist(), strict=True))
-        statistics["val/ratio_var"] = statistics.pop("val/ratio_square") - statistics["val/ratio"] ** 2
+        # Rounding may leave a little less than nothing.
+        statistics["val/ratio_var"] = max(0.0, statistics.pop("val/ratio_square") - statistics["val/ratio"] ** 2)
         return statistics
 
     # --- evaluation ------------------------------------------------------------------------------------------------

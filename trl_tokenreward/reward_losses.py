@@ -27,6 +27,8 @@ def sequence_ranking_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin
 
     $$ -\log \sigma(s(y^+) - s(y^-) - m) $$
 
+    This is [`~trl.RewardTrainer`]'s loss, which [`TokenRewardTrainer`] takes from there.
+
     Args:
         chosen_scores (`Tensor`):
             Sequence scores of the chosen responses. Shape (B,).

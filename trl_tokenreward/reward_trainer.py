@@ -68,7 +68,7 @@ class TokenRewardTrainer(RewardTrainer):
 
     The logs hold what `RewardTrainer` logs (`accuracy`, `margin` and the rewards are of sequences), and:
 
-    - `loss/sequence`, `loss/token`, `loss/unchanged`: the parts of the loss before they are weighted;
+    - `loss/sequence` (`RewardTrainer`'s loss), `loss/token`, `loss/unchanged`: the parts of the loss, not weighted;
     - `token_accuracy`: the share of (edited-in, edited-out) token pairs, within a row, where the edited-in one scores
       higher; ties count half;
     - `token_auroc`: how well low scores find the wrong tokens of the originals, edited-out ones among unchanged ones; the
@@ -172,9 +172,10 @@ class TokenRewardTrainer(RewardTrainer):
                 )
             model = _load_model(model, args, quantization_config)
             quantization_config = None
-            # The parent would warn that they are ignored. A copy, since `args` is the caller's.
-            parent_args = copy.copy(args)
-            parent_args.model_init_kwargs = None
+            if args.model_init_kwargs is not None:
+                # The parent would warn that they are ignored. A copy, since `args` is the caller's.
+                parent_args = copy.copy(args)
+                parent_args.model_init_kwargs = None
         model = _as_token_reward_model(model)
         if peft_config is not None:
             peft_config = _with_trained_heads(peft_config)
@@ -319,11 +320,13 @@ class TokenRewardTrainer(RewardTrainer):
         losses = self.accelerator.gather(losses[None]).mean(0).tolist()
         for name, value in zip(("sequence", "token", "unchanged"), losses, strict=True):
             self._metrics[mode][f"loss/{name}"].append(value)
-        # One row for each pair, (B, 2, L, 3), so that rows which were repeated to fill the last batch can be dropped.
+        # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its last
+        # batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as such.
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
         table = torch.stack([scores.float(), edited.float(), unchanged.float()], dim=-1)
         table = torch.stack(table.chunk(2), dim=1)
         table = self.accelerator.pad_across_processes(table, dim=2)
-        scores, edited, unchanged = self.accelerator.gather_for_metrics(table).cpu().unbind(-1)
+        scores, edited, unchanged = gather(table).cpu().unbind(-1)
         self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

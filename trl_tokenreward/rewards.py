@@ -1,5 +1,6 @@
 """What scores completions: reward models of every supported kind, and Python functions."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +76,20 @@ def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
     return output.token_scores if isinstance(base, TokenRewardModel) else output.logits.squeeze(-1).float()
 
 
+def check_adapter(model: nn.Module, argument: str) -> None:
+    """Raise a `ValueError` if `model` has an adapter of virtual tokens: they are no part of the model under the wrapper,
+    and every position would shift."""
+    for config in model.peft_config.values() if is_peft_model(model) else ():
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"`{argument}` has an adapter of the type {config.peft_type.value}, which adds virtual tokens: use one that "
+                "changes layers, such as LoRA."
+            )
+
+
 def check_scorer(model: nn.Module, argument: str) -> None:
     """Raise a `TypeError` or `ValueError` unless `model` is a supported reward (or value) model with one label."""
+    check_adapter(model, argument)
     if not (has_token_scores(model) or has_sequence_score(model)):
         raise TypeError(
             f"`{argument}` is a {_architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, or an "
@@ -119,6 +132,8 @@ def shape_scores(
     Returns:
         `Tensor`: Shape (B, T).
     """
+    if average and signal == "sequence_score":
+        raise ValueError("`average_token_scores` has no effect on a sequence score, which is not a sum over tokens.")
     scores = scale * scores
     if signal == "token_scores":
         if center:
@@ -242,20 +257,27 @@ class CompletionScorer:
         """The same through text, for a reward model with a tokenizer of its own."""
         tokenizer = self.reward_processing_class
         encoded = []
-        for prompt, ids in zip(self._texts(*prompts), _real(completion_ids, completion_mask), strict=True):
+        for row, (prompt, ids) in enumerate(zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)):
+            # Decoded with its prompt, because a completion by itself may lose the space that it begins with.
+            text = self._decode([*prompt, *ids])
+            start, lost = len(self._decode(prompt)), len(text) - len(self._decode(ids))
             # The policy's tokens end where the text of the tokens up to them ends.
-            ends = [len(self._decode(ids[: t + 1])) for t in range(len(ids))]
-            completion = self._decode(ids)
-            encoding = tokenizer(prompt + completion, return_offsets_mapping=True)
-            spans = [(start - len(prompt), end - len(prompt)) for start, end in encoding["offset_mapping"]]
-            first = next((i for i, (_, end) in enumerate(spans) if end > 0), len(spans))
-            reward_ids = encoding["input_ids"]
-            owners = [next((t for t, e in enumerate(ends) if e >= end), len(ids) - 1) for _, end in spans[first:]]
-            if ids and ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
+            ends = [lost + len(self._decode(ids[: t + 1])) for t in range(len(ids))]
+            last = len(ids) - 1
+            encoding = tokenizer(text, return_offsets_mapping=True)
+            reward_ids, spans = encoding["input_ids"], encoding["offset_mapping"]
+            first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans))
+            # What the tokenizer adds at the end stands for no text.
+            owners = [min(bisect_left(ends, e), last) if s < e else last for s, e in spans[first:]]
+            if ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
                 if reward_ids[-1:] != [tokenizer.eos_token_id]:
-                    reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, len(ids) - 1]
-            if not owners:  # The text is empty to the reward model; its last prompt token carries the score.
-                first, owners = len(reward_ids) - 1, [len(ids) - 1]
+                    reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
+            if not reward_ids:
+                raise ValueError(
+                    f"Completion {row} and its prompt are no text, so the reward model has nothing to read."
+                )
+            if not owners:  # The completion is no text to the reward model; the prompt's last token carries the score.
+                first, owners = len(reward_ids) - 1, [last]
             encoded.append((reward_ids[:first], reward_ids[first:], owners))
         width = max(len(prompt) for prompt, _, _ in encoded)
         length = max(len(completion) for _, completion, _ in encoded)
@@ -281,10 +303,10 @@ class CompletionScorer:
         returned = self.reward(prompts=texts, completions=completions, completion_ids=ids, **columns)
         if len(returned) != len(ids):
             raise ValueError(f"The reward function returned {len(returned)} scores for {len(ids)} completions.")
-        dense = [isinstance(score, (list, tuple)) or getattr(score, "ndim", 0) == 1 for score in returned]
-        if any(dense) != all(dense):
+        returned = [_returned_scores(scores, row) for row, scores in enumerate(returned)]
+        if len({scores.ndim for scores in returned}) > 1:
             raise ValueError("The reward function returned floats and lists of floats; return one kind.")
-        signal = "token_scores" if all(dense) else "sequence_score"
+        signal = "token_scores" if returned[0].ndim == 1 else "sequence_score"
         if self.signal not in (None, signal):
             raise ValueError("The reward function changed between one float and one float per token.")
         self.signal = signal
@@ -293,8 +315,7 @@ class CompletionScorer:
                 raise ValueError(
                     f"`reward_density={self.density!r}` needs a reward function that returns one float per token."
                 )
-            scores = torch.tensor([float(s) for s in returned], device=completion_ids.device)
-            return place_at_last(scores, completion_mask)
+            return place_at_last(torch.stack(returned).to(completion_ids.device), completion_mask)
         scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
         for row, (values, tokens) in enumerate(zip(returned, ids, strict=True)):
             if len(values) != len(tokens):
@@ -302,7 +323,7 @@ class CompletionScorer:
                     f"The reward function returned {len(values)} token scores for completion {row}, which has "
                     f"{len(tokens)} tokens (its EOS counts)."
                 )
-            scores[row, : len(tokens)] = torch.as_tensor(values, dtype=scores.dtype)
+            scores[row, : len(tokens)] = values
         return scores
 
     def _decode(self, ids: list[int]) -> str:
@@ -317,6 +338,21 @@ class CompletionScorer:
             ends = [piece.rstrip().endswith((".", "!", "?", "。", "！", "？")) or "\n" in piece for piece in pieces]
             self._sentence_end_ids = torch.tensor(ends).nonzero().squeeze(1)
         return torch.isin(completion_ids, self._sentence_end_ids.to(completion_ids.device))
+
+
+def _returned_scores(scores: Any, row: int) -> Tensor:
+    """What a reward function returned for one completion, as a float32 tensor of no or one dimension."""
+    try:
+        tensor = torch.as_tensor(scores, dtype=torch.float32, device="cpu")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"The reward function returned {scores!r} for completion {row}, where a float or one float per token is due."
+        ) from error
+    if tensor.ndim > 1 or not tensor.isfinite().all():
+        raise ValueError(
+            f"The reward function returned {scores!r} for completion {row}, where a finite float or one per token is due."
+        )
+    return tensor
 
 
 def _real(ids: Tensor, mask: Tensor) -> list[list[int]]:

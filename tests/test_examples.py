@@ -1,0 +1,148 @@
+"""The examples run as their users run them: as scripts, on files."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from demo_corpus import make_corpus
+
+from trl_tokenreward import TokenRewardModel
+from trl_tokenreward.loading import load_split
+
+
+ROOT = Path(__file__).resolve().parents[1]
+HH_RLHF = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    tiny.causal_lm(max_position_embeddings=2048).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory):
+    """A slice of HH-RLHF where it is at hand, dialogues of the same form otherwise."""
+    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    if HH_RLHF.exists():
+        with gzip.open(HH_RLHF, "rt", encoding="utf-8") as lines:
+            rows = [line for line, _ in zip(lines, range(16), strict=False)]
+        path.write_text("".join(rows), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in make_corpus(16, seed=0)), encoding="utf-8")
+    return path
+
+
+COMMON = [
+    "--bf16",
+    "False",
+    "--use_cpu",
+    "--report_to",
+    "none",
+    "--per_device_train_batch_size",
+    "4",
+    "--save_strategy",
+    "no",
+]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, tmp_path, lora):
+    peft = ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj"] if lora else []
+    reward_folder = tmp_path / "reward"
+    run(
+        "train_token_reward.py",
+        *("--model_name_or_path", policy_folder, "--dataset_name", dialogues, "--output_dir", reward_folder),
+        *("--max_steps", "2", "--max_length", "2048", "--eval_strategy", "steps", "--eval_steps", "2"),
+        *COMMON,
+        *(peft and [*peft, "--lora_task_type", "SEQ_CLS"]),
+    )
+    assert (reward_folder / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
+    if lora:  # PPO takes a whole reward model
+        return
+    assert TokenRewardModel.from_pretrained(reward_folder).token_head_is_trained
+    output = run(
+        "train_fine_grained_ppo.py",
+        *("--model_name_or_path", policy_folder, "--reward_model_path", reward_folder, "--dataset_name", dialogues),
+        *("--output_dir", tmp_path / "policy", "--total_episodes", "4", "--num_ppo_epochs", "1"),
+        *("--response_length", "8", "--stop_token", "eos", "--max_prompt_length", "400", "--logging_steps", "1"),
+        *("--eval_strategy", "steps", "--eval_steps", "1", "--kl_coef", "0.3", "--center_rewards"),
+        *COMMON,
+    )
+    assert "left out" in output and "model response" in output
+    assert (tmp_path / "policy" / "model.safetensors").exists()
+    assert (tmp_path / "policy" / "value_model" / "model.safetensors").exists()
+
+
+def test_ppo_script_with_lora(policy_folder, dialogues, tmp_path):
+    reward = TokenRewardModel.from_backbone(tiny.causal_lm(seed=5, max_position_embeddings=2048))
+    reward.token_score.weight.data.normal_()
+    reward.save_pretrained(tmp_path / "reward")
+    tiny.tokenizer().save_pretrained(tmp_path / "reward")
+    run(
+        "train_fine_grained_ppo.py",
+        *(
+            "--model_name_or_path",
+            policy_folder,
+            "--reward_model_path",
+            tmp_path / "reward",
+            "--dataset_name",
+            dialogues,
+        ),
+        *(
+            "--output_dir",
+            tmp_path / "policy",
+            "--total_episodes",
+            "4",
+            "--num_ppo_epochs",
+            "1",
+            "--response_length",
+            "8",
+        ),
+        *("--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj"),
+        *COMMON,
+    )
+    assert (tmp_path / "policy" / "adapter_model.safetensors").exists()
+
+
+def test_the_demo_on_its_own_corpus_and_on_a_file(tmp_path):
+    small = ["--rows", "48", "--evaluation-rows", "8", "--updates", "1"]
+    run("demo.py", "--output", tmp_path / "own", *small)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in make_corpus(96, seed=1)), encoding="utf-8")
+    run("demo.py", "--output", tmp_path / "file", "--dataset", rows, *small)
+    for folder in (tmp_path / "own", tmp_path / "file"):
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert "win rate against the start policy" in page and "AUROC of wrong tokens" in page
+        assert (folder / "curves.png").stat().st_size > 1000
+        table = (folder / "table.md").read_text(encoding="utf-8")
+        assert "terminal reward" in table and "dense rewards" in table
+        for model in ("start_policy", "reward_model", "terminal_reward", "dense_rewards"):
+            assert (folder / model / "model.safetensors").exists()
+
+
+def test_load_split_says_what_is_wrong(tmp_path):
+    (tmp_path / "rows.txt").write_text("a")
+    with pytest.raises(ValueError, match="must end in one of"):
+        load_split(tmp_path / "rows.txt", "train")
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_dict({"a": [1]})).save_to_disk(tmp_path / "saved")
+    assert load_split(tmp_path / "saved", "train")[0] == {"a": 1}
+    with pytest.raises(ValueError, match="no split 'test'.*train"):
+        load_split(tmp_path / "saved", "test")

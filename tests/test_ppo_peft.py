@@ -1,0 +1,276 @@
+"""Adapters on the policy, the value model and the reward model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import ppo_runs
+import tiny
+from trl_tokenreward import TokenRewardModel
+from trl_tokenreward.rewards import prefix_scores, token_scores
+from trl_tokenreward.rollout import completion_logps, completion_values
+
+
+peft = pytest.importorskip("peft")
+
+
+def policy(family="llama"):
+    return ppo_runs.scaled(tiny.causal_lm(family, vocab_size=ppo_runs.VOCAB_SIZE))
+
+
+def classifier(seed=1):
+    return ppo_runs.scaled(tiny.sequence_classifier(seed=seed, vocab_size=ppo_runs.VOCAB_SIZE))
+
+
+def adapted(model, heads=(), **kwargs):
+    """A model with an adapter and heads of the adapter that make a difference, as training leaves them."""
+    model = ppo_runs.lora(model, modules_to_save=list(heads) or None, **kwargs)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make(directory, **models):
+    """A trainer of two updates, without the saves and evaluations that are tested elsewhere."""
+    settings = {"max_steps": 8, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 4}
+    settings.update({name: models.pop(name) for name in list(models) if not isinstance(models[name], MODELS)})
+    models = {"model": policy(), "reward_model": ppo_runs.token_reward_model(), **models}
+    return ppo_runs.make("terminal", directory, models=lambda family: models, **settings)
+
+
+MODELS = (nn.Module, peft.PeftConfig)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(before, model):
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def batch(rollout):
+    input_ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
+    return input_ids, torch.cat([rollout.prompt_mask, rollout.completion_mask], 1)
+
+
+def assert_rollout(rollout, name, expected):
+    mask = rollout.completion_mask
+    torch.testing.assert_close(getattr(rollout, name) * mask, expected * mask, rtol=0, atol=1e-5)
+
+
+def logps(model, rollout):
+    with torch.no_grad():
+        return completion_logps(model.eval(), *batch(rollout), rollout.completion_ids.shape[1], 1.0)[0]
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["", "checkpointing"])
+def test_peft_config_trains_an_adapter_against_the_base_model(gradient_checkpointing, tmp_path):
+    base = policy()
+    before = weights(base)
+    trainer = make(
+        tmp_path,
+        model=policy(),
+        peft_config=ppo_runs.lora_config(),
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    assert trainer.ref_model is None
+    trained = trainer.model.policy
+    start = weights(trained)
+    trainer.train()
+    assert changed(start, trained) == {name for name in start if "lora_" in name}
+    first, second = trainer.rollouts.values()
+    assert first.kl.abs().max() < 1e-5  # a new adapter changes nothing
+    assert second.kl.abs().max() > 1e-2
+    for rollout in (first, second):
+        assert_rollout(rollout, "ref_per_token_logps", logps(base, rollout))
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    lora_parameters = {id(p) for name, p in trained.named_parameters() if "lora_" in name}
+    assert optimized == lora_parameters | {id(p) for p in trainer.model.value_model.parameters() if p.requires_grad}
+
+    trainer.save_model(tmp_path / "saved")
+    assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "saved")
+    torch.testing.assert_close(logps(loaded, second), logps(trained, second), rtol=0, atol=1e-6)
+    loaded = loaded.merge_and_unload()
+    assert any((loaded.state_dict()[name] - tensor).abs().max() > 1e-3 for name, tensor in before.items())
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    def train(gradient_checkpointing):
+        trainer = make(
+            tmp_path,
+            model=policy(),
+            peft_config=ppo_runs.lora_config(),
+            value_model=ppo_runs.lora(ppo_runs.token_reward_model(), modules_to_save=["score"]),
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        recomputed = []
+        for model in (trainer.model.policy, trainer.model.value_model):
+            layer = model.get_base_model().model.layers[0]
+            layer.register_forward_hook(lambda *_: recomputed.append(torch.is_grad_enabled()))
+        trainer.train()
+        return weights(trainer.model), sum(recomputed)
+
+    (plain, passes), (checkpointed, checkpointed_passes) = train(False), train(True)
+    assert checkpointed_passes > passes  # each layer runs once more in the backward pass
+    for name, tensor in plain.items():
+        torch.testing.assert_close(checkpointed[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_the_reference_of_a_peft_model_is_the_model_without_adapter(tmp_path):
+    model = adapted(policy())
+    start = weights(model)
+    trainer = make(tmp_path, model=model)
+    trainer.train()
+    first, second = trainer.rollouts.values()
+    assert first.kl.abs().max() > 0.1
+    for rollout in (first, second):
+        assert_rollout(rollout, "ref_per_token_logps", logps(policy(), rollout))
+    assert changed(start, model) == {name for name in start if "lora_" in name}
+
+
+def with_adapters(*names):
+    model = adapted(policy(), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, ppo_runs.lora_config())
+        state = peft.get_peft_model_state_dict(model, adapter_name=names[0])
+        peft.set_peft_model_state_dict(model, {key: 1.1 * tensor for key, tensor in state.items()}, adapter_name=name)
+    return model
+
+
+@pytest.mark.parametrize("trained", ["default", "policy"])
+def test_one_adapter_is_trained_and_another_is_the_reference(trained, tmp_path):
+    names = {} if trained == "default" else {"model_adapter_name": "policy"}
+    model = with_adapters("sft", trained)  # "sft" is the active one
+    start, initial = weights(model), copy.deepcopy(model)
+    trainer = make(tmp_path, model=model, ref_adapter_name="sft", **names)
+    trainer.train()
+    assert changed(start, model) == {name for name in start if f".{trained}." in name}
+    first, second = trainer.rollouts.values()
+    for adapter, model, rollout, field in (
+        ("sft", initial, first, "ref_per_token_logps"),
+        (trained, initial, first, "per_token_logps"),
+        ("sft", model, second, "ref_per_token_logps"),
+    ):
+        model.set_adapter(adapter)
+        assert_rollout(rollout, field, logps(model, rollout))
+    assert first.kl.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ref_adapter_name": "other"}, "no adapter 'other'; it has \\['default', 'sft'\\]"),
+        ({"ref_adapter_name": "sft", "model_adapter_name": "other"}, "no adapter 'other'"),
+        ({"ref_adapter_name": "default"}, "'default' is trained, so it cannot be `ref_adapter_name`"),
+    ],
+)
+def test_adapter_names_are_checked(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, model=with_adapters("sft", "default"), **settings)
+
+
+def test_an_adapter_as_reference_needs_a_peft_model_and_no_other_reference(tmp_path):
+    with pytest.raises(ValueError, match="needs a `PeftModel`"):
+        make(tmp_path, ref_adapter_name="sft")
+    with pytest.raises(ValueError, match="`ref_model=None`"):
+        make(tmp_path, model=with_adapters("sft", "default"), ref_model=policy(), ref_adapter_name="sft")
+
+
+def test_an_adapter_that_is_not_trainable_is_refused(tmp_path):
+    adapted(policy()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`is_trainable=True`"):
+        make(tmp_path, model=peft.PeftModel.from_pretrained(policy(), tmp_path))
+
+
+def test_virtual_tokens_are_refused(tmp_path):
+    """They would be put before every call, also before each single token of a cached generation."""
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="`model` has an adapter of the type PROMPT_TUNING"):
+        make(tmp_path, peft_config=config)
+    config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="`reward_model` has an adapter of the type PROMPT_TUNING"):
+        make(tmp_path, reward_model=peft.get_peft_model(classifier(), config))
+
+
+REWARD_MODELS = {
+    "token reward model": lambda: adapted(TokenRewardModel.from_backbone(classifier()), heads=["score", "token_score"]),
+    "classifier": lambda: adapted(classifier(), heads=["score"], task_type="SEQ_CLS"),
+}
+
+
+@pytest.mark.parametrize("kind", REWARD_MODELS)
+def test_reward_and_value_models_act_with_their_adapters(kind, tmp_path):
+    reward_model, value_model = REWARD_MODELS[kind](), adapted(classifier(seed=3), heads=["score"])
+    merged_reward, merged_value = (copy.deepcopy(m).merge_and_unload().eval() for m in (reward_model, value_model))
+    before, value_before = weights(reward_model), weights(value_model)
+    trainer = make(tmp_path, reward_model=reward_model, value_model=value_model)
+    trainer.train()
+    rollout = trainer.rollouts[0]
+    length = rollout.completion_ids.shape[1]
+    with torch.no_grad():
+        values, _ = completion_values(merged_value, *batch(rollout), length)
+        if kind == "classifier":
+            potentials = prefix_scores(merged_reward, *batch(rollout))[:, -length:]
+            last = rollout.completion_mask.sum(1, keepdim=True) - 1
+            scores = torch.zeros_like(potentials).scatter(1, last, potentials.gather(1, last))
+        else:
+            scores = token_scores(merged_reward, *batch(rollout))[:, -length:]
+    assert_rollout(rollout, "values", values)
+    assert_rollout(rollout, "token_level_scores", scores)
+    assert values.std() > 0.05 and scores.std() > 0.05
+    # The reward model stays as it is; of the value model, only adapter and head are trained.
+    assert changed(before, reward_model) == set()
+    trainable = {name for name in value_before if "lora_" in name or "modules_to_save" in name}
+    assert changed(value_before, value_model) == trainable
+
+
+def test_a_value_models_adapter_is_saved(tmp_path):
+    base = TokenRewardModel.from_backbone(classifier())
+    trainer = make(tmp_path, value_model=ppo_runs.lora(copy.deepcopy(base), modules_to_save=["score"]))
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "saved" / "value_model").eval()
+    rollout = trainer.rollouts[1]
+    with torch.no_grad():
+        trained, stored = (prefix_scores(m, *batch(rollout)) for m in (trainer.model.value_model, loaded))
+        untrained = prefix_scores(TokenRewardModel.from_backbone(classifier()).eval(), *batch(rollout))
+    assert torch.equal(trained, stored)
+    assert (trained - untrained).abs().max() > 1e-2
+
+
+def test_the_default_value_model_has_adapters_merged_and_trains_as_a_whole(tmp_path):
+    reward_model = REWARD_MODELS["token reward model"]()
+    merged = copy.deepcopy(reward_model).merge_and_unload()
+    value_model = make(tmp_path, reward_model=reward_model).model.value_model
+    assert type(value_model) is TokenRewardModel
+    for name, tensor in value_model.state_dict().items():
+        torch.testing.assert_close(tensor, merged.state_dict()[name], rtol=0, atol=1e-6)
+    assert {name for name, p in value_model.named_parameters() if not p.requires_grad} == {
+        "token_score.weight",
+        "token_score.bias",
+    }
+
+
+def test_the_default_value_model_beside_a_reward_function_comes_of_the_policy_with_its_adapter(tmp_path):
+    model = adapted(policy())
+    merged = copy.deepcopy(model).merge_and_unload().model
+    trainer = ppo_runs.make(
+        "function",
+        tmp_path,
+        models=lambda family: {"model": model, "reward_model": ppo_runs.early_letters},
+        max_steps=4,
+        save_steps=4,
+    )
+    value_model = trainer.model.value_model
+    for name, tensor in value_model.model.state_dict().items():
+        torch.testing.assert_close(tensor, merged.state_dict()[name], rtol=0, atol=1e-6)
+    assert all(p.requires_grad for p in value_model.model.parameters())
+    trainer.train()
+    loaded = TokenRewardModel.from_pretrained(tmp_path / "checkpoint-4" / "value_model")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in value_model.state_dict().items())
