@@ -167,11 +167,11 @@ def lora_config(**kwargs: Any) -> Any:
     return LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], **kwargs)
 
 
-def lora(model: nn.Module, **kwargs: Any) -> nn.Module:
+def lora(model: nn.Module, adapter_name: str = "default", **kwargs: Any) -> nn.Module:
     from peft import get_peft_model
 
     torch.manual_seed(5)
-    return get_peft_model(model, lora_config(**kwargs))
+    return get_peft_model(model, lora_config(**kwargs), adapter_name)
 
 
 def early_letters(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:

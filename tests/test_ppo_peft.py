@@ -27,7 +27,7 @@ def classifier(seed=1):
 def adapted(model, heads=(), **kwargs):
     """A model with an adapter and heads of the adapter that make a difference, as training leaves them."""
     model = ppo_runs.lora(model, modules_to_save=list(heads) or None, **kwargs)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
     return model
@@ -109,12 +109,12 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
             value_model=ppo_runs.lora(ppo_runs.token_reward_model(), modules_to_save=["score"]),
             gradient_checkpointing=gradient_checkpointing,
         )
-        recomputed = []
+        forwards = []
         for model in (trainer.model.policy, trainer.model.value_model):
             layer = model.get_base_model().model.layers[0]
-            layer.register_forward_hook(lambda *_: recomputed.append(torch.is_grad_enabled()))
+            layer.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
         trainer.train()
-        return weights(trainer.model), sum(recomputed)
+        return weights(trainer.model), sum(forwards)
 
     (plain, passes), (checkpointed, checkpointed_passes) = train(False), train(True)
     assert checkpointed_passes > passes  # each layer runs once more in the backward pass
@@ -152,13 +152,11 @@ def test_one_adapter_is_trained_and_another_is_the_reference(trained, tmp_path):
     trainer.train()
     assert changed(start, model) == {name for name in start if f".{trained}." in name}
     first, second = trainer.rollouts.values()
-    for adapter, model, rollout, field in (
-        ("sft", initial, first, "ref_per_token_logps"),
-        (trained, initial, first, "per_token_logps"),
-        ("sft", model, second, "ref_per_token_logps"),
-    ):
-        model.set_adapter(adapter)
-        assert_rollout(rollout, field, logps(model, rollout))
+    for adapter, field in (("sft", "ref_per_token_logps"), (trained, "per_token_logps")):
+        initial.set_adapter(adapter)
+        assert_rollout(first, field, logps(initial, first))
+    initial.set_adapter("sft")
+    assert_rollout(second, "ref_per_token_logps", logps(initial, second))
     assert first.kl.abs().max() > 1e-2
 
 

@@ -202,7 +202,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 )
             model = get_peft_model(model, peft_config)
         check_adapter(model, "model")
-        check_adapter(ref_model, "ref_model")
+        if ref_model is not None:
+            check_adapter(ref_model, "ref_model")
         if args.ref_adapter_name is not None:
             _choose_adapters(args, model, ref_model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
