@@ -87,13 +87,13 @@ class Run(NamedTuple):
 class Sizes(NamedTuple):
     """How much of everything: chosen so that the default takes some minutes on two cores."""
 
-    rows: int = 3000
+    rows: int = 2500
     evaluation_rows: int = 256
     vocabulary: int = 1024
     hidden_size: int = 192
     layers: int = 2
-    sft_epochs: float = 5
-    reward_epochs: float = 2
+    sft_epochs: float = 6
+    reward_epochs: float = 1.5
     updates: int = 24
     batch_size: int = 64
     max_length: int = 256
@@ -254,10 +254,11 @@ def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.hidden_size,
-        intermediate_size=4 * sizes.hidden_size,
+        intermediate_size=3 * sizes.hidden_size,
         num_hidden_layers=sizes.layers,
         num_attention_heads=4,
         max_position_embeddings=2 * sizes.max_length,
+        tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
@@ -272,7 +273,7 @@ def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -
             completion_only_loss=True,
             per_device_train_batch_size=16,
             learning_rate=3e-3,
-            lr_scheduler_type="cosine",
+            warmup_steps=50,
             logging_steps=50,
             max_length=None,
         ),

@@ -369,6 +369,7 @@ MALFORMED = {
     "spans-of-ids": ({**GOOD_IDS, "rejected_spans": [[0, 1]]}, "column `rejected_spans`: counts characters"),
     "no-messages": ({"chosen": [], "rejected": [assistant("a")]}, "column `chosen`: has no messages"),
     "no-role": ({"chosen": [{"content": "a"}], "rejected": [assistant("a")]}, "column `chosen`: messages need `role`"),
+    "tools": ({**FORMATS["conversational"], "tools": "[bake"}, "column `tools`: is no JSON"),
     "text-prompt": ({**FORMATS["conversational"], "prompt": "hi"}, "column `prompt`: must be a list of messages"),
     "spans-of-many": (
         {
@@ -515,6 +516,8 @@ class TestLeftOut:
         )
         rows = sum(len(batch["input_ids"]) // 2 for batch in loader)
         assert rows == 8
+        # Each worker counts in a place of its own: two that add to one number lose some.
+        assert left_out._counts.sum(1).tolist() == [0, 16, 16]
         assert left_out.counts() == {key: 8 * count for key, count in OUTCOMES.items()}
 
     def test_a_stream_can_be_sent_to_a_worker_that_is_not_forked(self, tokenizer):

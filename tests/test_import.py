@@ -161,3 +161,9 @@ def test_unknown_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'trl_tokenreward' has no attribute 'TokenRewardModl'"):
         trl_tokenreward.TokenRewardModl  # noqa: B018
     assert not hasattr(trl_tokenreward, "TokenRewardModl")
+
+
+def test_the_config_module_may_come_first():
+    code = "from trl_tokenreward.model_config import TokenRewardModelConfig as C; from transformers import AutoConfig; "
+    code += "assert AutoConfig.for_model('token_reward', text_config={'model_type': 'llama'}).__class__ is C"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -475,7 +475,7 @@ def test_reward_and_value_model_may_have_adapters(scenario, role, trainer_class,
     assert outcome_of(scenario.train, trainer_class, **models) == expected
 
 
-# --- 13. whitening: see the tests of distributed training ----------------------------------------------------------
+# --- 13. whitening over all processes: see test_ppo_distributed.py -------------------------------------------------
 
 # --- 14. statistics ------------------------------------------------------------------------------------------------
 
@@ -700,6 +700,19 @@ def test_padding_changes_nothing(scenario):
             torch.testing.assert_close(getattr(plain, name)[real], getattr(other, name)[real], rtol=2e-6, atol=2e-6)
 
 
+def test_the_models_need_not_know_the_pad_token(scenario):
+    # As where a script adds one to the tokenizer and leaves the embeddings as they are.
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 16
+    settings = {"dataset": prompts([A], [B, B]), "response_length": 8, "stop_token": "eos", "total_episodes": 8}
+    settings["policy"] = tiny.bigram_lm({token: {EOS: 0.4, C: 0.6} for token in range(16)})
+    trainer = scenario.train(tokenizer=tokenizer, reward=token_reward_model({C: 1.0}), **settings)
+    assert not trainer._collect_rollout(0).completion_mask.all()
+    trainer.save_model()
+    AutoModelForCausalLM.from_pretrained(scenario.directory)  # whose configuration does not know it either
+
+
 def test_junk_in_masked_places_leaves_loss_and_gradient_alone(scenario):
     trainer = scenario.make(
         policy=tiny.bigram_lm({token: {EOS: 0.3, C: 0.4, D: 0.3} for token in range(16)}),
@@ -921,6 +934,24 @@ def test_length_of_a_run(scenario, optimizer_steps, size, settings, updates):
     assert logged(trainer, "episode")[-1] == 4 * updates
 
 
+def test_data_seed_decides_on_the_order_of_prompts_alone(scenario):
+    rollouts = []
+    for settings in (
+        {"seed": 1},
+        {"seed": 1, "data_seed": 1},
+        {"seed": 1, "data_seed": 2},
+        {"seed": 2, "data_seed": 1},
+    ):
+        trainer = scenario.make(dataset=prompts(*[[token] for token in range(3, 15)]), **settings)
+        rollouts.append(trainer._collect_rollout(0))
+    assert torch.equal(rollouts[0].prompt_ids, rollouts[1].prompt_ids)
+    assert not torch.equal(rollouts[0].prompt_ids, rollouts[2].prompt_ids)
+    assert torch.equal(rollouts[0].prompt_ids, rollouts[3].prompt_ids)
+    # The policy is indifferent, so the numbers drawn decide on the completions.
+    assert torch.equal(rollouts[0].completion_ids, rollouts[2].completion_ids)
+    assert not torch.equal(rollouts[0].completion_ids, rollouts[3].completion_ids)
+
+
 def test_gradient_checkpointing_changes_no_number(scenario):
     learned = []
     for checkpointing in (False, True):
@@ -1003,6 +1034,9 @@ def test_trainer_is_trls_where_trl_has_one(scenario):
         ({"dataset": prompts([A]).to_iterable_dataset(), "num_train_epochs": 1}, "A stream has no length"),
         ({"dataset": Dataset.from_dict({"text": ["a"]})}, "'prompt' or 'input_ids'"),
         ({"dataset": prompts([])}, "Prompt 0 of this batch has no token"),
+        ({"arguments": {"train_dataset": prompts([A]).select([])}}, "The train data set is empty"),
+        ({"dataset": prompts([A]).to_iterable_dataset().filter(lambda row: False)}, "The stream of training prompts is empty"),
+        ({"eval_dataset": {"one": prompts([A]).select([])}}, "The one data set is empty"),
         ({"arguments": {"train_dataset": None}}, "`train_dataset` is required"),
         ({"arguments": {"reward_model": None}}, "`reward_model` is required"),
         ({"arguments": {"value_model": tiny.causal_lm()}}, "`value_model` is a LlamaForCausalLM"),
@@ -1190,6 +1224,24 @@ def test_evaluation_during_training(scenario):
     assert [entry["step"] for entry in trainer.state.log_history if "eval_objective/scores" in entry] == [0, 2, 3]
     assert logged(trainer, "eval_objective/scores") == pytest.approx([0.8] * 3)
     assert trainer.model.training
+
+
+def test_several_evaluations_during_training(scenario):
+    trainer = evaluation(
+        scenario, eval_dataset={"good": prompts([A]), "bad": prompts([B])}, eval_strategy="steps", eval_steps=1
+    )
+    trainer.train()
+    assert logged(trainer, "eval_good_objective/scores") == pytest.approx([2])
+    assert logged(trainer, "eval_bad_objective/scores") == pytest.approx([-1])
+
+
+def test_evaluation_of_a_stream(scenario):
+    rows = prompts([A], [B], [A], [B, A], [B])
+    trainer = evaluation(scenario, eval_dataset=rows.to_iterable_dataset())
+    assert trainer.evaluate()["eval_objective/scores"] == pytest.approx(0.8)
+    assert len(trainer.generate_completions()) == 5
+    with pytest.raises(ValueError, match="The evaluation data set is empty"):
+        trainer.evaluate(rows.to_iterable_dataset().filter(lambda row: False))
 
 
 def test_best_model_is_loaded_at_the_end(scenario):

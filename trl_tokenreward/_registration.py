@@ -25,11 +25,8 @@ def install() -> None:
 
 
 def _register() -> None:
-    from transformers.models.auto.configuration_auto import AutoConfig
-
-    from .model_config import TokenRewardModelConfig
-
-    AutoConfig.register(TokenRewardModelConfig.model_type, TokenRewardModelConfig, exist_ok=True)
+    # The module registers its configuration as its last act. Where it is itself what led here, being executed, it will.
+    from . import model_config  # noqa: F401
 
 
 class _PostImportHook(MetaPathFinder):

@@ -114,16 +114,16 @@ def _standard_texts(row: Row, eos_token: str) -> dict[str, _Text]:
 
 
 def _dialogue_texts(row: Row, eos_token: str) -> dict[str, _Text]:
-    chosen, rejected = (_get(row, side, str, "a text, as in the first row") for side in SIDES)
-    marker = commonprefix([chosen, rejected]).rfind(ASSISTANT)
-    if marker < 0:
+    for side in SIDES:
+        _get(row, side, str, "a text, as in the first row")
+    prompt = preference_prompt(row)
+    if not prompt:
         raise _ColumnError(
             "chosen",
             f"shares no {ASSISTANT!r} with `rejected`, while the first row of the data set is a whole dialogue. The "
             f"prompt ends with the last {ASSISTANT!r} that the two sides have in common.",
         )
-    prompt_end = marker + len(ASSISTANT)
-    return {side: _with_eos(row[side][:prompt_end], row[side][prompt_end:], eos_token) for side in SIDES}
+    return {side: _with_eos(prompt, row[side].removeprefix(prompt), eos_token) for side in SIDES}
 
 
 def preference_prompt(row: Row) -> str | list[Row]:
@@ -136,6 +136,7 @@ def preference_prompt(row: Row) -> str | list[Row]:
     if isinstance(chosen, list):
         pairs = zip(chosen, rejected, strict=False)
         shared = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
+        # Where they are equal as far as they go, the last message is the completion.
         return chosen[: min(len(chosen), len(rejected)) - 1 if shared is None else shared]
     common = commonprefix([chosen, rejected])
     return common[: common.rfind(ASSISTANT) + len(ASSISTANT)] if ASSISTANT in common else ""
@@ -149,19 +150,9 @@ def _with_eos(prompt: str, completion: str, eos_token: str) -> _Text:
 def _conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[str, _Text]:
     sides = {side: _messages(row, side) for side in SIDES}
     if "prompt" in row:
-        prompt = _messages(row, "prompt")
-        sides = {side: prompt + messages for side, messages in sides.items()}
-        shared = len(prompt)
-    else:
-        shared = next(
-            (n for n, (one, other) in enumerate(zip(*sides.values(), strict=False)) if one != other),
-            min(map(len, sides.values())) - 1,  # equal as far as they go: the last message is the completion
-        )
-    tools = row.get("tools")
-    kwargs = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-    }
+        sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
+    prompt = preference_prompt(row)
+    kwargs = {"tools": _tools(row), **(row.get("chat_template_kwargs") or {})}
 
     def render(messages: list[Row], column: str, **more: Any) -> str:
         try:
@@ -171,20 +162,26 @@ def _conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[
 
     texts = {side: render(messages, side) for side, messages in sides.items()}
     prompt_end = 0
-    if shared:
-        prompt = sides["chosen"][:shared]
+    if prompt:
         # The opening of the answer belongs to the prompt. Some templates open it in another way when there is an answer
         # to come, so the prompt ends where its rendering and the whole ones part.
-        opens = all(messages[shared]["role"] == "assistant" for messages in sides.values())
-        opens = opens and prompt[-1]["role"] != "assistant"
+        opens = all(messages[len(prompt)]["role"] == "assistant" for messages in sides.values())
         prompt_text = render(prompt, "prompt" if "prompt" in row else "chosen", add_generation_prompt=opens)
         prompt_end = len(commonprefix([prompt_text, *texts.values()]))
-    spots = {side: _locate(sides[side][shared:], text, prompt_end) for side, text in texts.items()}
+    spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
     # What stands around the words is not aligned, so it must be the same on both sides.
     around = {(text[prompt_end : spots[side][0]], text[spots[side][1] :]) for side, text in texts.items()}
     if len(around) > 1:
         spots = {side: (prompt_end, len(text)) for side, text in texts.items()}
     return {side: _Text(text, prompt_end, *spots[side]) for side, text in texts.items()}
+
+
+def _tools(row: Row) -> list[Any] | None:
+    tools = row.get("tools")
+    try:
+        return json.loads(tools) if isinstance(tools, str) else tools
+    except json.JSONDecodeError as error:
+        raise _ColumnError("tools", f"is no JSON: {error}") from error
 
 
 def _messages(row: Row, column: str) -> list[Row]:

@@ -45,6 +45,14 @@ class TokenRewardModelConfig(PreTrainedConfig):
         kwargs["tie_word_embeddings"] = False  # there is no output embedding to tie
         super().__init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        # PEFT asks this class for the configuration of whatever checkpoint the model was made of, to see its vocabulary.
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if values.get("model_type", cls.model_type) != cls.model_type:
+            values = {"model_type": cls.model_type, "text_config": values}
+        return values, kwargs
+
     def to_diff_dict(self) -> dict[str, Any]:
         values = super().to_diff_dict()
         # Where the backbone came from may be a private path; the base class drops its own name for the same reason.
@@ -101,3 +109,6 @@ def _backbone_config(text_config: PreTrainedConfig | dict[str, Any] | None) -> P
             "`TokenRewardModel.from_backbone`."
         )
     return text_config
+
+
+AutoConfig.register(TokenRewardModelConfig.model_type, TokenRewardModelConfig, exist_ok=True)

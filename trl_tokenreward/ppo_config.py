@@ -7,9 +7,14 @@ from ._trl import PPOConfig
 # Fields of `TrainingArguments` that mean nothing to PPO's rollouts, with the only value that they may have.
 _WITHOUT_EFFECT = {
     "auto_find_batch_size": False,
+    "bf16_full_eval": False,
+    "dataloader_drop_last": False,
     "dataloader_num_workers": 0,
+    "fp16_full_eval": False,
     "label_smoothing_factor": 0.0,
     "neftune_noise_alpha": None,
+    "train_sampling_strategy": "random",
+    "use_liger_kernel": False,
 }
 # Fields that TRL's PPOTrainer fills in while it is built. They are results, so there is nothing to set.
 _COMPUTED = (

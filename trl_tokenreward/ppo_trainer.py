@@ -237,7 +237,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         args.gradient_accumulation_steps = math.ceil(args.local_mini_batch_size / args.per_device_train_batch_size)
         # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
         args.ignore_data_skip = True
-        self.prompt_source = PromptSource(train_dataset, args.batch_size, args.seed)
+        data_seed = args.seed if args.data_seed is None else args.data_seed
+        self.prompt_source = PromptSource(train_dataset, args.batch_size, data_seed)
 
         # The trainer's state that checkpoints do not hold: it is empty whenever one is written.
         self._metrics: dict[str, list[float]] = defaultdict(list)
@@ -617,6 +618,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             )
             table.extend(torch.stack([c.float() for c in columns], dim=1)[:counted].tolist())
         table = gather_object(table)
+        if not table:
+            raise ValueError("The evaluation data set is empty.")
         means = np.mean(table, axis=0)
         names = ("objective/scores", "objective/kl", "completions/mean_length", "completions/ended")
         metrics = {f"{metric_key_prefix}_{name}": float(mean) for name, mean in zip(names, means, strict=True)}

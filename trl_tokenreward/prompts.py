@@ -48,8 +48,10 @@ def prepare_prompts(
             Processes to use; not for streams.
 
     Raises:
-        ValueError: Where no such column is there, or a row has no prompt.
+        ValueError: Where there is no row or no such column, or a row has no prompt.
     """
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"The {name} data set is empty.")
     columns = get_dataset_column_names(dataset)
     if "input_ids" in columns:
         return dataset

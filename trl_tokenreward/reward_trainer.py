@@ -178,7 +178,7 @@ class TokenRewardTrainer(RewardTrainer):
                 parent_args.model_init_kwargs = None
         model = _as_token_reward_model(model)
         if peft_config is not None:
-            peft_config = _with_trained_heads(peft_config)
+            peft_config = _with_trained_heads(peft_config, model.config.get_text_config().model_type)
 
         super().__init__(
             model=model,
@@ -290,12 +290,8 @@ class TokenRewardTrainer(RewardTrainer):
             edited = edited | _mask(inputs, "anchor_mask")
         unchanged = _mask(inputs, "completion_mask") & ~edited
 
-        def score(margin: Any = None, **model_inputs: Any) -> TokenRewardOutput:
-            # The parent gives the model its whole batch, but a margin is no backbone's business.
-            return model(**model_inputs)
-
         sequence_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask", "margin") if key in inputs}
-        sequence_loss, outputs = super().compute_loss(score, sequence_inputs, return_outputs=True)
+        sequence_loss, outputs = super().compute_loss(model, sequence_inputs, return_outputs=True)
 
         by_side = (*outputs.token_scores.chunk(2), *edited.chunk(2))
         if args.token_loss == "ranking":
@@ -451,7 +447,7 @@ def _as_token_reward_model(model: "PreTrainedModel | PeftModel") -> "TokenReward
     return TokenRewardModel.from_backbone(model, copy=False)
 
 
-def _with_trained_heads(peft_config: "PeftConfig") -> "PeftConfig":
+def _with_trained_heads(peft_config: "PeftConfig", backbone_type: str) -> "PeftConfig":
     if not hasattr(peft_config, "modules_to_save"):
         raise ValueError(
             f"A {type(peft_config).__name__} trains no modules in full (it has no `modules_to_save`), but the heads of a "
@@ -463,6 +459,12 @@ def _with_trained_heads(peft_config: "PeftConfig") -> "PeftConfig":
     if missing:
         logger.warning(f"Added the heads {missing} to PEFT's `modules_to_save`, so that they are trained.")
     peft_config.modules_to_save = given + missing
+    if getattr(peft_config, "target_modules", ()) is None:
+        # PEFT knows which layers of a backbone to adapt by its type, but the type that it sees is the whole model's.
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+        if peft_config.peft_type.value == "LORA":
+            peft_config.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone_type)
     return peft_config
 
 

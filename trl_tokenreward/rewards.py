@@ -22,6 +22,15 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
+def model_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    """What models are called with. Padding becomes token 0, which every model knows, as it need not know the pad token."""
+    return {
+        "input_ids": input_ids * attention_mask,
+        "attention_mask": attention_mask,
+        "position_ids": position_ids(attention_mask),
+    }
+
+
 def without_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under a PEFT wrapper; its adapters stay in place and act."""
     return model.get_base_model() if is_peft_model(model) else model
@@ -61,7 +70,7 @@ def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
         `Tensor`: Shape (B, L), float32.
     """
     base = without_peft(model)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
+    inputs = model_inputs(input_ids, attention_mask)
     if isinstance(base, TokenRewardModel):
         return base(**inputs).prefix_scores
     backbone = getattr(base, base.base_model_prefix)
@@ -71,7 +80,7 @@ def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
 def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The token head at every column, shape (B, L), float32, of a model for which [`has_token_scores`] holds."""
     base = without_peft(model)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
+    inputs = model_inputs(input_ids, attention_mask)
     output = base(**inputs)
     return output.token_scores if isinstance(base, TokenRewardModel) else output.logits.squeeze(-1).float()
 

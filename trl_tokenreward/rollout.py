@@ -1,5 +1,6 @@
 """Collecting completions: sampling, and what the policy, the reference and the value model say of the samples."""
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ._trl import entropy_from_logits, selective_log_softmax
 from .prompts import Prompts
-from .rewards import position_ids, prefix_scores
+from .rewards import model_inputs, prefix_scores
 
 
 class Completions(NamedTuple):
@@ -148,7 +149,7 @@ def generate(
 
     active = torch.arange(batch_size, device=device)
     cache = DynamicCache(config=model.config)
-    step_ids, attention_mask, positions = prompts.ids, prompts.mask, position_ids(prompts.mask)
+    step_ids, attention_mask, positions = model_inputs(*prompts).values()
     for t in range(length):
         logits = model(
             input_ids=step_ids,
@@ -200,15 +201,10 @@ def completion_logps(
     Returns:
         `tuple[Tensor, Tensor]`: Shapes (B, T), nats. The entropies carry no gradient.
     """
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        logits_to_keep=length + 1,
-    ).logits[:, -(length + 1) : -1]
+    inputs = model_inputs(input_ids, attention_mask)
+    logits = model(**inputs, use_cache=False, logits_to_keep=length + 1).logits[:, -(length + 1) : -1]
     logits = logits.float() / temperature
-    logps = selective_log_softmax(logits, input_ids[:, -length:])
+    logps = selective_log_softmax(logits, inputs["input_ids"][:, -length:])
     with torch.no_grad():
         entropies = entropy_from_logits(logits)
     return logps, entropies
@@ -241,7 +237,9 @@ class PolicyAndValue(nn.Module):
         super().__init__()
         self.policy = policy
         self.value_model = value_model
-        self.config = policy.config
+        # A copy, because Trainer writes the tokenizer's special tokens into it: a pad token that only the tokenizer has would
+        # make a checkpoint that cannot be loaded.
+        self.config = copy.deepcopy(policy.config)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float

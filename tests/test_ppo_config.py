@@ -1,0 +1,223 @@
+"""FineGrainedPPOConfig: TRL's fields and defaults, checks, command line."""
+
+import re
+from dataclasses import MISSING, fields
+
+import pytest
+from transformers import HfArgumentParser
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from trl_tokenreward import FineGrainedPPOConfig
+from trl_tokenreward._trl import TRL_HAS_PPO, BaseConfig, PPOConfig
+
+
+# What TRL 1.12's PPOConfig adds to its base class, with its defaults.
+TRL_DEFAULTS = {
+    "learning_rate": 3e-6,
+    "dataset_num_proc": None,
+    "num_mini_batches": 1,
+    "total_episodes": None,
+    "local_rollout_forward_batch_size": 64,
+    "num_sample_generations": 10,
+    "response_length": 53,
+    "stop_token": None,
+    "stop_token_id": None,
+    "temperature": 0.7,
+    "missing_eos_penalty": None,
+    "sft_model_path": "EleutherAI/pythia-160m",
+    "world_size": None,
+    "num_total_batches": None,
+    "micro_batch_size": None,
+    "local_batch_size": None,
+    "batch_size": None,
+    "local_mini_batch_size": None,
+    "mini_batch_size": None,
+    "push_to_hub": False,
+    "reward_model_path": "EleutherAI/pythia-160m",
+    "model_adapter_name": None,
+    "ref_adapter_name": None,
+    "num_ppo_epochs": 4,
+    "whiten_rewards": False,
+    "kl_coef": 0.05,
+    "kl_estimator": "k1",
+    "cliprange": 0.2,
+    "vf_coef": 0.1,
+    "cliprange_value": 0.2,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "ds3_gather_for_generation": True,
+}
+OURS = {
+    "reward_signal": None,
+    "reward_density": None,
+    "reward_scale": 1.0,
+    "center_rewards": False,
+    "reward_clip": None,
+    "average_token_scores": False,
+    "bootstrap_truncated": False,
+    "eval_temperature": None,
+}
+
+
+def config(tmp_path, **kwargs):
+    return FineGrainedPPOConfig(output_dir=str(tmp_path), use_cpu=True, **kwargs)
+
+
+def own_fields(config_class):
+    """Fields that a class adds to TRL's base class, or gives another default."""
+    inherited = {f.name: f.default for f in fields(BaseConfig)}
+    return {
+        f.name: f.default for f in fields(config_class) if inherited.get(f.name, MISSING) != f.default or f.name not in inherited
+    }  # fmt: skip
+
+
+def test_fields_and_defaults():
+    defaults = {f.name: f.default for f in fields(FineGrainedPPOConfig)}
+    expected = TRL_DEFAULTS | OURS
+    assert {name: defaults[name] for name in expected} == expected
+
+
+def test_nothing_else_differs_from_the_base_class():
+    assert own_fields(FineGrainedPPOConfig).keys() <= TRL_DEFAULTS.keys() | OURS.keys()
+
+
+@pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOConfig")
+def test_every_field_of_trls_has_its_default_and_type():
+    ours = {f.name: f for f in fields(FineGrainedPPOConfig)}
+    for field in fields(PPOConfig):
+        assert ours[field.name].default == field.default, field.name
+        assert ours[field.name].type == field.type, field.name
+    assert own_fields(PPOConfig) == {name: TRL_DEFAULTS[name] for name in own_fields(PPOConfig)}
+    assert issubclass(FineGrainedPPOConfig, PPOConfig)
+
+
+def test_defaults_of_trls_base_class(tmp_path):
+    args = config(tmp_path)
+    assert (args.logging_steps, args.gradient_checkpointing, args.bf16) == (10, True, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({name: 8}, f"`{name}` is computed from the other batch sizes") for name in ("num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size", "mini_batch_size")),
+        ({"world_size": 2}, "`world_size` is computed"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size=True` has no effect on PPO: leave it at False."),
+        ({"dataloader_num_workers": 2}, "`dataloader_num_workers=2` has no effect"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` has no effect"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha=5.0` has no effect"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel=True` has no effect"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval=True` has no effect"),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last=True` has no effect"),
+        ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy='sequential'` has no effect"),
+        ({"kl_estimator": "k2"}, "`kl_estimator` must be one of ('k1', 'k3'), got 'k2'."),
+        ({"stop_token": "period"}, "`stop_token` must be one of (None, 'eos'), got 'period'."),
+        ({"reward_signal": "tokens"}, "`reward_signal` must be one of"),
+        ({"reward_density": "word"}, "`reward_density` must be one of"),
+        *(({name: 0}, f"`{name}` must be positive, got 0.") for name in ("num_mini_batches", "num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "temperature", "total_episodes", "reward_clip")),
+        ({"temperature": -1.0}, "`temperature` must be positive, got -1.0."),
+        ({"missing_eos_penalty": -1.0, "stop_token": "eos"}, "`missing_eos_penalty` must be positive, got -1.0."),
+        ({"missing_eos_penalty": 1.0}, "`missing_eos_penalty` needs a stop token"),
+        ({"eval_temperature": -0.1}, "`eval_temperature` must not be negative, got -0.1."),
+        ({"stop_token": "eos", "stop_token_id": 0}, "Set `stop_token` or `stop_token_id`, not both."),
+        ({"total_episodes": 8, "max_steps": 8}, "Set `total_episodes` or `max_steps`, not both"),
+        ({"average_token_scores": True, "reward_signal": "sequence_score"}, "`average_token_scores` has no effect"),
+        ({"model_adapter_name": "a"}, "`model_adapter_name` has an effect only together with `ref_adapter_name`."),
+    ],
+)  # fmt: skip
+def test_errors(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config(tmp_path, **settings)
+
+
+def test_unknown_settings_are_errors(tmp_path):
+    with pytest.raises(TypeError, match="reward_densty"):
+        config(tmp_path, reward_densty="token")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stop_token_id": 0, "missing_eos_penalty": 1.0},
+        {"eval_temperature": 0.0},
+        {"average_token_scores": True},
+        {"reward_scale": -1.0},
+        {"model_adapter_name": "policy", "ref_adapter_name": "reference"},
+    ],
+)
+def test_what_is_allowed(tmp_path, settings):
+    args = config(tmp_path, **settings)
+    assert {name: getattr(args, name) for name in settings} == settings
+
+
+ARGUMENTS = [
+    "--output_dir", "out", "--use_cpu", "--bf16", "False", "--reward_signal", "sequence_score", "--reward_density", "token",
+    "--reward_clip", "2.5", "--center_rewards", "--eval_temperature", "0", "--stop_token", "eos", "--missing_eos_penalty", "1",
+    "--num_mini_batches", "2", "--total_episodes", "100", "--kl_estimator", "k3", "--learning_rate", "1e-5",
+]  # fmt: skip
+PARSED = {
+    "output_dir": "out", "use_cpu": True, "bf16": False, "reward_signal": "sequence_score", "reward_density": "token",
+    "reward_clip": 2.5, "center_rewards": True, "eval_temperature": 0.0, "stop_token": "eos", "missing_eos_penalty": 1.0,
+    "num_mini_batches": 2, "total_episodes": 100, "kl_estimator": "k3", "learning_rate": 1e-5, "reward_scale": 1.0,
+}  # fmt: skip
+
+
+def test_trl_parser():
+    parser = TrlParser((ScriptArguments, FineGrainedPPOConfig, ModelConfig))
+    script_args, args, model_args = parser.parse_args_and_config(
+        [*ARGUMENTS, "--dataset_name", "data", "--model_name_or_path", "model"]
+    )
+    assert {name: getattr(args, name) for name in PARSED} == PARSED
+    assert (script_args.dataset_name, model_args.model_name_or_path) == ("data", "model")
+
+
+def test_trl_parser_reads_a_file(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "output_dir: out\nuse_cpu: true\nreward_density: sentence\nreward_clip: 1.5\n"
+    )
+    parser = TrlParser((FineGrainedPPOConfig,))
+    (args,) = parser.parse_args_and_config(["--config", str(tmp_path / "config.yaml"), "--reward_clip", "3"])
+    assert (args.reward_density, args.reward_clip) == ("sentence", 3.0)
+
+
+def test_hf_argument_parser():
+    (args,) = HfArgumentParser((FineGrainedPPOConfig,)).parse_args_into_dataclasses(ARGUMENTS)
+    assert {name: getattr(args, name) for name in PARSED} == PARSED
+
+
+@pytest.mark.parametrize("wrong", [["--reward_density", "word"], ["--no_such_setting", "1"]])
+def test_the_command_line_refuses(wrong, capsys):
+    parser = TrlParser((FineGrainedPPOConfig,))
+    with pytest.raises((SystemExit, ValueError)):
+        parser.parse_args_and_config([*ARGUMENTS, *wrong])
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        TrlParser((ScriptArguments, FineGrainedPPOConfig, ModelConfig)).parse_args_and_config(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in TRL_DEFAULTS | OURS)
+
+
+def test_every_own_field_is_documented():
+    for name in (TRL_DEFAULTS | OURS).keys() - {"push_to_hub"}:  # which is TrainingArguments'
+        assert re.search(rf"^ .*\b{name}\b", FineGrainedPPOConfig.__doc__, re.MULTILINE), name
+
+
+@pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOConfig")
+def test_copy_of_trls_config(tmp_path):
+    settings = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "kl_coef": 0.3,
+        "total_episodes": 7,
+        "seed": 9,
+        "max_grad_norm": 0.5,
+    }
+    trls = PPOConfig(**settings)
+    trls.batch_size = trls.world_size = 8  # as TRL's trainer writes
+    args = FineGrainedPPOConfig.from_ppo_config(trls)
+    assert type(args) is FineGrainedPPOConfig
+    assert {name: getattr(args, name) for name in settings} == settings
+    assert args.batch_size is args.world_size is None
+    assert trls.batch_size == 8
