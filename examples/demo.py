@@ -92,9 +92,9 @@ class Sizes(NamedTuple):
     vocabulary: int = 1024
     hidden_size: int = 192
     layers: int = 2
-    sft_epochs: float = 6
+    sft_epochs: float = 5
     reward_epochs: float = 1.5
-    updates: int = 24
+    updates: int = 20
     batch_size: int = 64
     max_length: int = 256
 
@@ -478,6 +478,7 @@ class LearningCurve(TrainerCallback):
         exam = self.examiner.examine(policy)
         outcomes = pairwise_outcomes(exam.scores, self.examiner.start_scores)
         for name, values in {
+            "judge's score": exam.scores,
             "win rate against the start policy": outcomes,
             "KL to the start policy (nats)": exam.kl,
             "length (tokens)": exam.lengths,

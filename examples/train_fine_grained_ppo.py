@@ -37,6 +37,7 @@ the prompt inside. `--max_prompt_length` leaves out longer prompts and says how 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import (
@@ -61,7 +62,12 @@ class PPOScriptArguments(ScriptArguments):
 
 
 def load_reward_model(path: str, **kwargs):
-    """Whatever kind of reward model the checkpoint holds."""
+    """Whatever kind of reward model the checkpoint holds; an adapter is merged into the model that it was trained on."""
+    if (Path(path) / "adapter_config.json").exists():
+        from peft import PeftConfig, PeftModel
+
+        base = load_reward_model(PeftConfig.from_pretrained(path).base_model_name_or_path, **kwargs)
+        return PeftModel.from_pretrained(base, path).merge_and_unload()
     [architecture] = AutoConfig.from_pretrained(path).architectures
     if architecture.endswith("ForTokenClassification"):
         return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)

@@ -326,7 +326,7 @@ def test_bootstrap_is_for_truncated_responses_only(scenario):
     settings = {
         "policy": policy,
         "reward": tiny.unigram_classifier({EOS: 1.0}),
-        "value": tiny.unigram_classifier({A: 0.5, B: 0.5, C: 0.25, D: 2.0}),
+        "value": tiny.unigram_classifier({A: 0.5, B: 0.5, C: 0.25, D: 2.0, EOS: 9.0}),
         "dataset": prompts([A], [B]),
         "per_device_train_batch_size": 2,
         "stop_token": "eos",
@@ -573,7 +573,7 @@ def test_rollout_by_hand(scenario, pad_token):
         policy=tiny.bigram_lm({A: {C: 1.0}, B: {D: 1.0}, **certain}),
         ref_model=tiny.bigram_lm({A: {C: 0.5, D: 0.5}, B: {D: 0.25, C: 0.75}, **certain}),
         reward=token_reward_model({C: 1.0, EOS: 0.5, D: -1.0, E: 2.0, F: 0.25}),
-        value=tiny.unigram_classifier({A: 0.3, C: 0.2, B: 0.1, D: 0.4, E: 0.6, F: 0.7}),
+        value=tiny.unigram_classifier({A: 0.3, C: 0.2, B: 0.1, D: 0.4, E: 0.6, F: 0.7, EOS: 9.0, PAD: 9.0}),
         dataset=prompts([A], [E, E, B]),
         tokenizer=tiny.word_tokenizer(pad_token),
         per_device_train_batch_size=2,

@@ -601,7 +601,7 @@ class TestPeft:
         return pytest.importorskip("peft")
 
     @pytest.mark.parametrize("task_type", [None, "SEQ_CLS", "TOKEN_CLS"])
-    @pytest.mark.parametrize("target_modules", [["q_proj", "v_proj"], "all-linear"])
+    @pytest.mark.parametrize("target_modules", [None, ["q_proj", "v_proj"], "all-linear"])
     def test_adapter_and_heads_are_trained(self, task_type, target_modules, peft, make_trainer, tmp_path, caplog):
         config = peft.LoraConfig(r=4, target_modules=target_modules, task_type=task_type)
         before = copy.deepcopy(config.to_dict())

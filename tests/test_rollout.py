@@ -1,7 +1,7 @@
 import pytest
-import tiny
 import torch
 
+import tiny
 from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
 from trl_tokenreward.rollout import completion_logps, completion_values, generate, sample, uniforms
 
