@@ -96,7 +96,7 @@ class Sizes(NamedTuple):
     reward_epochs: float = 1.5
     updates: int = 20
     batch_size: int = 64
-    max_length: int = 256
+    max_length: int = 384
 
 
 def main() -> None:

@@ -115,3 +115,14 @@ def test_load_split_says_what_is_wrong(tmp_path):
     assert load_split(tmp_path / "saved", "train")[0] == {"a": 1}
     with pytest.raises(ValueError, match="no split 'test'.*train"):
         load_split(tmp_path / "saved", "test")
+
+
+def test_load_split_takes_folders_and_their_parts(tmp_path):
+    for part, text in (("harmless-base", "calm"), ("helpful-base", "kind")):
+        (tmp_path / part).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / part / f"{split}.jsonl").write_text(json.dumps({"chosen": f"{text} {split}"}) + "\n")
+    assert load_split(tmp_path, "test", "helpful-base")[0] == {"chosen": "kind test"}
+    assert next(iter(load_split(tmp_path, "train", "harmless-base", streaming=True))) == {"chosen": "calm train"}
+    with pytest.raises(ValueError, match="'helpful-base' has no effect"):
+        load_split(tmp_path / "harmless-base" / "test.jsonl", "train", "helpful-base")

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    get_dataset_config_names,
+    load_dataset,
+    load_from_disk,
+)
 
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -21,15 +29,18 @@ def load_split(
         split (`str`):
             Split to take. A file has one split, whatever it is called here.
         config (`str`, *optional*):
-            Configuration (`data_dir`) of a data set on the Hub, such as `"harmless-base"` of `Anthropic/hh-rlhf`.
+            Configuration of a data set on the Hub, or its folder where it has none of that name, such as
+            `"harmless-base"` of `Anthropic/hh-rlhf`. Not for files.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read it as a stream.
 
     Raises:
-        ValueError: If a file has an unknown ending, or the data set has no such split.
+        ValueError: If a file has an unknown ending or is asked for a configuration, or the data set has no such split.
     """
     path = Path(name)
     if path.is_file():
+        if config is not None:
+            raise ValueError(f"{name} is a file, so the configuration {config!r} has no effect.")
         suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION]
         if not suffixes or suffixes[-1] not in _FORMATS:
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")
@@ -39,9 +50,15 @@ def load_split(
         if streaming:
             dataset = dataset.to_iterable_dataset() if isinstance(dataset, Dataset) else dataset
     else:
-        dataset = load_dataset(str(name), data_dir=config, streaming=streaming)
+        dataset = _load_named(str(name), config, streaming)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         if split not in dataset:
             raise ValueError(f"{name} has no split {split!r}, only {sorted(dataset)}.")
         dataset = dataset[split]
     return dataset
+
+
+def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    if config is not None and config not in get_dataset_config_names(name):
+        return load_dataset(name, data_dir=config, streaming=streaming)
+    return load_dataset(name, config, streaming=streaming)
