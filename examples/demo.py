@@ -96,7 +96,7 @@ class Sizes(NamedTuple):
     reward_epochs: float = 1.5
     updates: int = 20
     batch_size: int = 64
-    max_length: int = 384
+    max_length: int = 256
 
 
 def main() -> None:
@@ -122,8 +122,8 @@ def main() -> None:
     data = load_data(arguments.dataset, sizes, run.seed)
     tokenizer = train_tokenizer(data.train, sizes.vocabulary)
     train, left_out = prepare_dataset(data.train, tokenizer, max_length=sizes.max_length, name="train")
-    evaluation, _ = prepare_dataset(data.evaluation, tokenizer, max_length=sizes.max_length, name="evaluation")
-    console.print(f"train: {left_out.describe()}. {len(evaluation)} pairs are held out.")
+    evaluation, held_out = prepare_dataset(data.evaluation, tokenizer, max_length=sizes.max_length, name="evaluation")
+    console.print(f"Training: {left_out.describe()}.\nHeld out: {held_out.describe()}.")
 
     stage("Start policy: supervised on the answers as they were before the edit")
     start_policy = train_policy(tokenizer, train, run)
@@ -146,7 +146,8 @@ def main() -> None:
     notes = [
         f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were trained on "
         "the spot.",
-        f"Data: {arguments.dataset or 'the embedded corpus'}; of the training rows, {left_out.describe()}.",
+        f"Data: {Path(arguments.dataset).name if arguments.dataset else 'the embedded corpus'}. Training: "
+        f"{left_out.describe()}. Held out: {held_out.describe()}.",
         f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is against "
         f"the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole run took "
         f"{time.time() - start:.0f} s.",
@@ -328,7 +329,7 @@ def make_judge(
             "the embedded corpus's own rules, exact, seen by no training"
         )
     stage("Judge: a sequence reward model of its own part of the data")
-    rows, _ = prepare_dataset(data.judge, tokenizer, max_length=run.sizes.max_length, name="judge")
+    rows, left_out = prepare_dataset(data.judge, tokenizer, max_length=run.sizes.max_length, name="judge")
     model, metrics = train_reward_model(
         "judge",
         policy,
@@ -346,7 +347,7 @@ def make_judge(
         ]
 
     return judge, (
-        f"a sequence reward model trained on {len(rows)} pairs that nothing else sees, right on "
+        f"a sequence reward model of pairs that nothing else sees ({left_out.describe()}), right on "
         f"{metrics['eval_accuracy']:.1%} of the held-out pairs"
     )
 

@@ -37,15 +37,16 @@ def policy_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dialogues(tmp_path_factory):
-    """A slice of HH-RLHF where it is at hand, dialogues of the same form otherwise."""
-    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    """A folder with two splits: slices of HH-RLHF where it is at hand, dialogues of the same form otherwise."""
+    folder = tmp_path_factory.mktemp("data")
     if HH_RLHF.exists():
         with gzip.open(HH_RLHF, "rt", encoding="utf-8") as lines:
-            rows = [line for line, _ in zip(lines, range(16), strict=False)]
-        path.write_text("".join(rows), encoding="utf-8")
+            rows = [json.loads(line) for line, _ in zip(lines, range(24), strict=False)]
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in make_corpus(16, seed=0)), encoding="utf-8")
-    return path
+        rows = make_corpus(24, seed=0)
+    for split, part in {"train": rows[:16], "test": rows[16:]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return folder
 
 
 COMMON = [
@@ -126,3 +127,5 @@ def test_load_split_takes_folders_and_their_parts(tmp_path):
     assert next(iter(load_split(tmp_path, "train", "harmless-base", streaming=True))) == {"chosen": "calm train"}
     with pytest.raises(ValueError, match="'helpful-base' has no effect"):
         load_split(tmp_path / "harmless-base" / "test.jsonl", "train", "helpful-base")
+    with pytest.raises(ValueError, match="has one split, 'train'.*name the folder"):
+        load_split(tmp_path / "harmless-base" / "test.jsonl", "test")

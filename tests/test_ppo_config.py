@@ -221,3 +221,9 @@ def test_copy_of_trls_config(tmp_path):
     assert {name: getattr(args, name) for name in settings} == settings
     assert args.batch_size is args.world_size is None
     assert trls.batch_size == 8
+
+
+@pytest.mark.parametrize("name", ["logging_strategy", "eval_strategy", "save_strategy"])
+def test_strategies_by_epoch_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}='epoch'"):
+        FineGrainedPPOConfig(str(tmp_path), bf16=False, **{name: "epoch"})

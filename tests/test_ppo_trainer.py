@@ -5,6 +5,7 @@ known to tell them apart. TRL's half is skipped on versions of TRL that have no 
 """
 
 import copy
+import gc
 import math
 import re
 
@@ -115,7 +116,9 @@ class Scenario:
 
 
 @pytest.fixture
-def scenario(tmp_path):
+def scenario(tmp_path, monkeypatch):
+    # TRL's trainer collects garbage at every update, which takes it longer than all the rest here.
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     return Scenario(tmp_path)
 
 
@@ -627,12 +630,34 @@ def test_k3_is_the_other_estimator(scenario):
     torch.testing.assert_close(trainer._collect_rollout(0).kl, torch.full((4, 1), 0.193147), rtol=0, atol=1e-5)
 
 
+def test_the_policy_is_trained_at_the_temperature_that_it_is_sampled_at(scenario):
+    # Probabilities 0.8 and 0.2 become 2/3 and 1/3 at temperature 2, and 1/2 and 1/2 stay as they are.
+    trainer = scenario.make(
+        policy=tiny.bigram_lm({A: {C: 0.8, D: 0.2}}),
+        ref_model=tiny.bigram_lm({A: {C: 0.5, D: 0.5}}),
+        dataset=prompts(*[[A]] * 8),
+        per_device_train_batch_size=8,
+        response_length=1,
+        temperature=2.0,
+    )
+    rollout = trainer._collect_rollout(0)
+    is_c = rollout.completion_ids == C
+    assert 0 < is_c.sum() < 8
+    # The other 14 tokens have 1e-6 each.
+    expected = torch.where(is_c, math.log(2 / 3), math.log(1 / 3))
+    torch.testing.assert_close(rollout.per_token_logps, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollout.kl, expected - math.log(1 / 2), rtol=0, atol=1e-4)
+    trainer.train()
+    assert logged(trainer, "val/ratio") == pytest.approx([1.0], abs=1e-5)
+    assert logged(trainer, "policy/entropy_avg") == pytest.approx([math.log(3) - 2 / 3 * math.log(2)], abs=1e-3)
+
+
 def test_the_score_of_a_token_moves_its_own_advantage_alone_where_lam_is_0(scenario):
     def rollout(bonus):
         def reward(completion_ids, **kwargs):
             return [[1.0, 0.0, bonus, 1.0] for _ in completion_ids]
 
-        # Rewards of the first two tokens fix nothing: whitening shifts all, so compare raw advantages, returns - values.
+        # Whitening moves all advantages, so the raw ones are looked at.
         result = scenario.make(reward=reward, lam=0.0)._collect_rollout(0)
         return result.returns - result.values
 
@@ -886,7 +911,6 @@ def test_micro_batches_do_not_change_the_step(scenario):
 
 
 def test_a_mini_batch_may_be_smaller_than_a_micro_batch(scenario, optimizer_steps):
-    rows = []
     policy = tiny.bigram_lm()
     rows = training_forwards(policy, lambda inputs, _: len(inputs["input_ids"]))
     scenario.train(policy=policy, per_device_train_batch_size=4, num_mini_batches=4)
@@ -1030,7 +1054,7 @@ def test_trainer_is_trls_where_trl_has_one(scenario):
     [
         ({"num_mini_batches": 3}, "= 4 must be a multiple of `num_mini_batches` = 3"),
         ({"max_steps": 3, "num_ppo_epochs": 2}, "`max_steps=3` ends within an update"),
-        ({"response_length": 200}, "A prompt of 1 tokens and `response_length=200` do not fit in the policy's 128"),
+        ({"response_length": 200}, "A prompt of 1 tokens and `response_length=200` do not fit in the 128 positions of `model`"),
         ({"dataset": prompts([A]).to_iterable_dataset(), "num_train_epochs": 1}, "A stream has no length"),
         ({"dataset": Dataset.from_dict({"text": ["a"]})}, "'prompt' or 'input_ids'"),
         ({"dataset": prompts([])}, "Prompt 0 of this batch has no token"),
@@ -1325,3 +1349,24 @@ def test_dense_rewards_teach_what_the_same_total_at_the_end_does_not(scenario, d
     share = [score / 16 for score in logged(trainer, "objective/scores")]
     assert share[0] < 0.1
     assert (share[-1] > 0.65) == learned
+
+
+def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scenario):
+    short = tiny.sequence_classifier(max_position_embeddings=4)
+    for argument, name in (("reward", "reward_model"), ("value", "value_model")):
+        trainer = scenario.make(**{argument: short})
+        with pytest.raises(ValueError, match=f"4 positions of `{name}`"):
+            trainer._collect_rollout(0)
+
+
+def test_under_mixed_precision_the_first_ratio_is_one(scenario):
+    trainer = scenario.train(policy=tiny.causal_lm(vocab_size=16, initializer_range=0.5), bf16=True)
+    assert logged(trainer, "val/ratio")[0] == pytest.approx(1, abs=1e-6)
+    assert logged(trainer, "policy/approxkl_avg")[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_samples_of_several_evaluation_sets_are_all_shown(scenario):
+    trainer = scenario.make(eval_dataset={"one": prompts([A], [A]), "two": prompts([B])})
+    assert trainer.generate_completions()["query"].tolist() == ["a", "a", "b"]
+    with pytest.raises(ValueError, match="no evaluation data set 'three'"):
+        trainer.evaluate("three")

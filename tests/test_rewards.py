@@ -464,6 +464,23 @@ def test_what_the_reward_tokenizer_adds_belongs_to_no_word():
     torch.testing.assert_close(scores, torch.tensor([[1.0, 100], [1, 100]]), rtol=0, atol=1e-4)
 
 
+def test_messages_get_the_reward_models_own_template():
+    words, permuted = tiny.word_tokenizer(), permuted_tokenizer()
+    words.chat_template = "a {{ messages[0]['content'] }} b"
+    permuted.chat_template = "<unk> {{ messages[0]['content'] }} k k"
+    # The completion's text begins with the space that joins it to the prompt.
+    expected = [2, *permuted("c k k d e")["input_ids"], EOS]
+    model, seen = word_reward_model({token: float(token) for token in range(16)}), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.extend(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    prompts, completion_ids, completion_mask, _ = batch(([A, C, B], [D, E, EOS]))
+    rows = [{"prompt": [{"role": "user", "content": "c"}], "input_ids": [A, C, B]}]
+    scores = CompletionScorer(model, words, permuted).raw_scores(prompts, completion_ids, completion_mask, rows)
+    assert seen == [expected]
+    torch.testing.assert_close(scores, torch.tensor([expected[-3:]]).float(), rtol=0, atol=1e-4)
+
+
 def test_a_completion_without_text_is_scored_at_the_end_of_the_prompt():
     scorer = CompletionScorer(
         word_reward_model({permuted_tokenizer().convert_tokens_to_ids("a"): 3.0}),
@@ -471,7 +488,7 @@ def test_a_completion_without_text_is_scored_at_the_end_of_the_prompt():
         permuted_tokenizer(),
     )
     assert scorer.raw_scores(*batch(([A], [PAD]))).tolist() == [[3.0]]
-    with pytest.raises(ValueError, match="Completion 0 and its prompt are no text"):
+    with pytest.raises(ValueError, match="A completion and its prompt are no text"):
         scorer.raw_scores(*batch(([PAD], [PAD])))
 
 
@@ -487,3 +504,30 @@ def test_a_slow_reward_tokenizer_cannot_be_mapped():
 
     with pytest.raises(ValueError, match="`reward_processing_class` must be a fast tokenizer"):
         CompletionScorer(token_reward_model(), tiny.word_tokenizer(), ByT5Tokenizer())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_encoder_that_classifies_tokens_gets_the_positions_that_it_knows(family):
+    from transformers import RobertaConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 20, "max_position_embeddings": 16, "initializer_range": 0.5, "num_labels": 1}
+    torch.manual_seed(0)
+    config = {"bert": BertConfig, "roberta": RobertaConfig}[family](**sizes)
+    model = AutoModelForTokenClassification.from_config(config).eval()
+    with torch.no_grad():
+        scores = token_scores(model, INPUT_IDS, ATTENTION_MASK)
+        for row, mask in enumerate(ATTENTION_MASK.bool()):
+            alone = model(input_ids=INPUT_IDS[row][mask][None]).logits[0, :, 0]
+            torch.testing.assert_close(scores[row][mask], alone, rtol=0, atol=1e-5)
+
+
+def test_a_character_of_several_tokens_is_scored_with_its_last_one():
+    policy_tokenizer, reward_tokenizer = tiny.tokenizer(), tiny.tokenizer("unigram")
+    scorer = CompletionScorer(token_reward_model(vocab_size=300), policy_tokenizer, reward_tokenizer)
+    ids = policy_tokenizer(" a😀b")["input_ids"]
+    assert len(ids) == 6  # ` a`, four bytes, `b`
+    _, tokens, owners = scorer._encode(policy_tokenizer("the")["input_ids"], ids, {})
+    texts = [reward_tokenizer.decode([token]) for token in tokens]
+    owner_of = dict(zip(texts, owners, strict=True))
+    assert owner_of["<unk>"] == 4 and owner_of["b"] == 5

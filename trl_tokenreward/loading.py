@@ -27,7 +27,7 @@ def load_split(
             A JSON, JSON Lines, CSV or Parquet file, compressed or not; a folder that `datasets` saved; a folder that
             `load_dataset` understands; or a name on the Hub.
         split (`str`):
-            Split to take. A file has one split, whatever it is called here.
+            Split to take. A file has one, `"train"`; for several, put `train.jsonl` and `test.jsonl` into a folder.
         config (`str`, *optional*):
             Configuration of a data set on the Hub, or its folder where it has none of that name, such as
             `"harmless-base"` of `Anthropic/hh-rlhf`. Not for files.
@@ -41,6 +41,11 @@ def load_split(
     if path.is_file():
         if config is not None:
             raise ValueError(f"{name} is a file, so the configuration {config!r} has no effect.")
+        if split != "train":
+            raise ValueError(
+                f"{name} is a file and has one split, 'train'. For a split {split!r}, put files named after the splits, "
+                f"such as {split}.jsonl, into a folder and name the folder."
+            )
         suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION]
         if not suffixes or suffixes[-1] not in _FORMATS:
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")

@@ -10,9 +10,13 @@ _WITHOUT_EFFECT = {
     "bf16_full_eval": False,
     "dataloader_drop_last": False,
     "dataloader_num_workers": 0,
+    "dataloader_persistent_workers": False,
+    "dataloader_prefetch_factor": None,
+    "eval_accumulation_steps": None,
     "fp16_full_eval": False,
     "label_smoothing_factor": 0.0,
     "neftune_noise_alpha": None,
+    "prediction_loss_only": False,
     "train_sampling_strategy": "random",
     "use_liger_kernel": False,
 }
@@ -233,6 +237,9 @@ class FineGrainedPPOConfig(PPOConfig):
         for name, neutral in _WITHOUT_EFFECT.items():
             if getattr(self, name, neutral) != neutral:
                 raise ValueError(f"`{name}={getattr(self, name)!r}` has no effect on PPO: leave it at {neutral!r}.")
+        for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+            if getattr(self, name) == "epoch":
+                raise ValueError(f"`{name}='epoch'`: PPO's loop has one epoch, the whole run. Use 'steps'.")
         _check_choice("kl_estimator", self.kl_estimator, ("k1", "k3"))
         _check_choice("stop_token", self.stop_token, (None, "eos"))
         _check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))

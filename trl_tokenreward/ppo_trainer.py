@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
             args.reward_density,
             args.local_rollout_forward_batch_size,
         )
+        if args.average_token_scores and self.scorer.signal == "sequence_score":
+            raise ValueError(
+                "`average_token_scores` has no effect on a sequence score, and the reward model gives no other."
+            )
         self.reward_model = reward_model
         if value_model is None:
             readable = self.scorer.reward_processing_class is None
@@ -257,6 +262,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
             optimizers=optimizers,
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled:
+            raise NotImplementedError(
+                "FSDP is not supported yet: rollouts need whole weights. Use DDP or DeepSpeed ZeRO-2."
+            )
         self.add_callback(_UpdateCallback(self))
         for module in self.frozen_models:
             module.to(self.accelerator.device)
@@ -286,6 +295,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
         prompts = self._collate(rows)
         seed = (_SAMPLING, self.args.seed, update)
         completions = self._generate(prompts, uniforms(seed, local, self.args.response_length), self.args.temperature)
+        if self.accelerator.mixed_precision != "no":
+            # At low precision a full pass and cached decoding differ by more than rounding: PPO's ratio would not start at 1.
+            logps = self._policy_logps(prompts, completions) * completions.mask
+            completions = completions._replace(per_token_logps=logps)
         collected = self._gather(prompts, completions, *self._read(prompts, completions, rows))
         return self._with_advantages(*collected)
 
@@ -422,13 +435,21 @@ class FineGrainedPPOTrainer(PPOTrainer):
             batch["input_ids"].to(self.accelerator.device), batch["attention_mask"].to(self.accelerator.device)
         )
         longest = prompts.ids.shape[1] + self.args.response_length
-        limit = getattr(self.policy_model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and longest > limit:
-            raise ValueError(
-                f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do not fit in "
-                f"the policy's {limit} positions: leave such prompts out or shorten the responses."
-            )
+        for name, model in self._readers().items():
+            limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+            if limit is not None and longest > limit:
+                raise ValueError(
+                    f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do not fit "
+                    f"in the {limit} positions of `{name}`: leave such prompts out or shorten the responses."
+                )
         return prompts
+
+    def _readers(self) -> dict[str, nn.Module]:
+        """The models that read the policy's own tokens, by argument."""
+        models = {"model": self.policy_model, "ref_model": self.ref_model, "value_model": self.value_model}
+        if self.scorer.reward_processing_class is None:
+            models["reward_model"] = self.reward_model
+        return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
     def _generate(self, prompts: Prompts, uniform: Tensor, temperature: float) -> Completions:
         chunks = []
@@ -631,16 +652,20 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def _policy_logps(self, prompts: Prompts, completions: Completions) -> Tensor:
         input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
         attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
+        length, size = completions.ids.shape[1], self.args.local_rollout_forward_batch_size
         with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
-            length = completions.ids.shape[1]
-            return completion_logps(model.policy, input_ids, attention_mask, length, self.args.temperature)[0]
+            logps = [
+                completion_logps(model.policy, ids, mask, length, self.args.temperature)[0]
+                for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+            ]
+        return torch.cat(logps)
 
     def generate_completions(self, sampling: bool = False) -> Any:
         """Print completions of the evaluation prompts with their scores, and log them to wandb where it is on.
 
         Args:
             sampling (`bool`, *optional*, defaults to `False`):
-                Whether to stop after the first batch.
+                Whether to stop after the first batch of each data set.
 
         Returns:
             `pandas.DataFrame`: Columns `query`, `model response` and `score`; all rows on every process. `None` where there
@@ -651,11 +676,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
         if self.eval_dataset is None:
             return None
         dataset = self._evaluation_dataset(None, "`generate_completions`")
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()))
+        datasets = list(dataset.values()) if isinstance(dataset, dict) else [dataset]
         decode = self.processing_class.decode
         table = []
-        for counted, _, prompts, completions, (*_, scores) in self._evaluation_batches(dataset, self._eval_temperature):
+        batches = (
+            islice(self._evaluation_batches(d, self._eval_temperature), 1 if sampling else None) for d in datasets
+        )
+        for counted, _, prompts, completions, (*_, scores) in chain.from_iterable(batches):
             for i in range(counted):
                 table.append(
                     {
@@ -664,8 +691,6 @@ class FineGrainedPPOTrainer(PPOTrainer):
                         "score": float(masked_sum(scores[i], completions.mask[i])),
                     }
                 )
-            if sampling:
-                break
         df = pd.DataFrame(gather_object(table))
         if self.accelerator.is_main_process:
             _print_table(df.head(5))
@@ -679,6 +704,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _evaluation_dataset(self, dataset: Any, caller: str) -> Any:
         if isinstance(dataset, str):
+            if not isinstance(self.eval_dataset, dict) or dataset not in self.eval_dataset:
+                raise ValueError(f"There is no evaluation data set {dataset!r}.")
             dataset = self.eval_dataset[dataset]
         dataset = self.eval_dataset if dataset is None else dataset
         if dataset is None:

@@ -80,9 +80,13 @@ def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
 def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The token head at every column, shape (B, L), float32, of a model for which [`has_token_scores`] holds."""
     base = without_peft(model)
-    inputs = model_inputs(input_ids, attention_mask)
-    output = base(**inputs)
-    return output.token_scores if isinstance(base, TokenRewardModel) else output.logits.squeeze(-1).float()
+    if isinstance(base, TokenRewardModel):
+        return base(**model_inputs(input_ids, attention_mask)).token_scores
+    # A token classifier may be an encoder, and not all count positions from 0: padded on the right, none has to be told.
+    order = attention_mask.sort(dim=1, descending=True, stable=True).indices
+    ids, mask = (x.gather(1, order) for x in (input_ids * attention_mask, attention_mask))
+    scores = base(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
+    return torch.zeros_like(scores).scatter(1, order, scores)
 
 
 def check_adapter(model: nn.Module, argument: str) -> None:
@@ -172,7 +176,7 @@ class CompletionScorer:
             Tokenizer of the policy.
         reward_processing_class (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the reward model where it is another one. Completions are then read as text, and the score of each
-            of its tokens goes to the policy's token in which it ends.
+            of its tokens goes to the policy's token in which it ends. Messages get its own chat template where it has one.
         signal (`str`, *optional*):
             `"token_scores"`, `"sequence_score"` or `None` for what the reward offers.
         density (`str`, *optional*):
@@ -230,7 +234,7 @@ class CompletionScorer:
         score = self._score_ids if self.reward_processing_class is None else self._score_text
         return torch.cat(
             [
-                score(Prompts(*(x[i : i + self.batch_size] for x in prompts)), ids, mask)
+                score(Prompts(*(x[i : i + self.batch_size] for x in prompts)), ids, mask, rows[i : i + self.batch_size])
                 for i, ids, mask in zip(
                     range(0, len(completion_ids), self.batch_size),
                     completion_ids.split(self.batch_size),
@@ -247,7 +251,9 @@ class CompletionScorer:
         ends = self._sentence_ends(completion_ids) if density == "sentence" else None
         return redistribute(shaped, completion_mask, density, ends)
 
-    def _score_ids(self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    def _score_ids(
+        self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
+    ) -> Tensor:
         width = prompts.ids.shape[1]
         input_ids = torch.cat([prompts.ids, completion_ids], dim=1)
         attention_mask = torch.cat([prompts.mask, completion_mask], dim=1)
@@ -262,32 +268,12 @@ class CompletionScorer:
             return place_at_last(potentials.gather(1, last).squeeze(1), completion_mask)
         return potential_differences(potentials, completion_mask)
 
-    def _score_text(self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    def _score_text(
+        self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
+    ) -> Tensor:
         """The same through text, for a reward model with a tokenizer of its own."""
-        tokenizer = self.reward_processing_class
-        encoded = []
-        for row, (prompt, ids) in enumerate(zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)):
-            # Decoded with its prompt, because a completion by itself may lose the space that it begins with.
-            text = self._decode([*prompt, *ids])
-            start, lost = len(self._decode(prompt)), len(text) - len(self._decode(ids))
-            # The policy's tokens end where the text of the tokens up to them ends.
-            ends = [lost + len(self._decode(ids[: t + 1])) for t in range(len(ids))]
-            last = len(ids) - 1
-            encoding = tokenizer(text, return_offsets_mapping=True)
-            reward_ids, spans = encoding["input_ids"], encoding["offset_mapping"]
-            first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans))
-            # What the tokenizer adds at the end stands for no text.
-            owners = [min(bisect_left(ends, e), last) if s < e else last for s, e in spans[first:]]
-            if ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
-                if reward_ids[-1:] != [tokenizer.eos_token_id]:
-                    reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
-            if not reward_ids:
-                raise ValueError(
-                    f"Completion {row} and its prompt are no text, so the reward model has nothing to read."
-                )
-            if not owners:  # The completion is no text to the reward model; the prompt's last token carries the score.
-                first, owners = len(reward_ids) - 1, [last]
-            encoded.append((reward_ids[:first], reward_ids[first:], owners))
+        tokens = zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)
+        encoded = [self._encode(*ids, row) for ids, row in zip(tokens, rows, strict=True)]
         width = max(len(prompt) for prompt, _, _ in encoded)
         length = max(len(completion) for _, completion, _ in encoded)
         input_ids = torch.zeros(len(encoded), width + length, dtype=torch.long, device=completion_ids.device)
@@ -299,6 +285,38 @@ class CompletionScorer:
             owner_ids[row, : len(owners)] = torch.tensor(owners)
         scores = self._decompose(input_ids, attention_mask, width, attention_mask[:, width:])
         return torch.zeros_like(completion_mask, dtype=scores.dtype).scatter_add(1, owner_ids, scores)
+
+    def _encode(
+        self, prompt_ids: list[int], ids: list[int], row: dict[str, Any]
+    ) -> tuple[list[int], list[int], list[int]]:
+        """The reward model's tokens of a prompt and of a completion, and for each of the latter the place of the policy's
+        token that gets its score."""
+        tokenizer, last = self.reward_processing_class, len(ids) - 1
+        prompt = self._decode(prompt_ids)
+        # Decoded with its prompt, because a completion by itself may lose the space that it begins with.
+        completion = self._decode([*prompt_ids, *ids])[len(prompt) :]
+        lost = len(completion) - len(self._decode(ids))
+        templated = isinstance(row.get("prompt"), list) and tokenizer.chat_template is not None
+        if templated:
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        start = len(prompt)
+        # The policy's tokens end where the text of the tokens up to them ends.
+        # A character of several tokens is there with the last of them; until then it decodes to replacement characters.
+        texts = [self._decode(ids[: t + 1]).rstrip("\ufffd") for t in range(len(ids))]
+        ends = [start + lost + len(text) for text in texts]
+        encoding = tokenizer(prompt + completion, add_special_tokens=not templated, return_offsets_mapping=True)
+        reward_ids, spans = encoding["input_ids"], encoding["offset_mapping"]
+        first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans))
+        # What the tokenizer adds at the end stands for no text.
+        owners = [min(bisect_left(ends, e), last) if s < e else last for s, e in spans[first:]]
+        if ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
+            if reward_ids[-1:] != [tokenizer.eos_token_id]:
+                reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
+        if not reward_ids:
+            raise ValueError("A completion and its prompt are no text, so the reward model has nothing to read.")
+        if not owners:  # The completion is no text to the reward model; the prompt's last token carries the score.
+            first, owners = len(reward_ids) - 1, [last]
+        return reward_ids[:first], reward_ids[first:], owners
 
     def _call_function(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
