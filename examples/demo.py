@@ -283,7 +283,8 @@ def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -
     )
     trainer.train()
     trainer.save_model()
-    return trainer.model
+    # SFTTrainer leaves its own `forward` on the model, which copies would inherit together with this model's weights.
+    return LlamaForCausalLM.from_pretrained(trainer.args.output_dir, dtype=torch.float32).to(trainer.args.device)
 
 
 def train_reward_model(

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     TrainerCallback,
 )
+from trl import SFTConfig, SFTTrainer
 
 import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
@@ -1370,3 +1371,17 @@ def test_samples_of_several_evaluation_sets_are_all_shown(scenario):
     assert trainer.generate_completions()["query"].tolist() == ["a", "a", "b"]
     with pytest.raises(ValueError, match="no evaluation data set 'three'"):
         trainer.evaluate("three")
+
+
+def test_a_policy_from_supervised_training_gets_a_reference_that_stays(scenario, tmp_path):
+    """TRL's SFTTrainer replaces the model's `forward`, and a plain deep copy of it runs the first model's weights."""
+    policy = tiny.causal_lm(vocab_size=16, initializer_range=0.5)
+    data = Dataset.from_dict({"input_ids": [[A, B, A]] * 4})
+    config = SFTConfig(tmp_path / "sft", use_cpu=True, bf16=False, max_steps=1, report_to="none", save_strategy="no")
+    SFTTrainer(policy, config, train_dataset=data, processing_class=tiny.word_tokenizer()).train()
+    assert "forward" in vars(policy)
+    trainer = scenario.train(policy=policy, total_episodes=12, learning_rate=5.0)
+    assert logged(trainer, "objective/kl")[0] == pytest.approx(0, abs=1e-6)
+    assert abs(logged(trainer, "objective/kl")[2]) > 1e-3
+    with pytest.raises(ValueError, match="`model` is a deep copy of a LlamaForCausalLM"):
+        scenario.make(policy=copy.deepcopy(policy))

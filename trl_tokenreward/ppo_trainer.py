@@ -46,9 +46,11 @@ from .rollout import (
     Completions,
     PolicyAndValue,
     Rollout,
+    check_own_forward,
     completion_logps,
     completion_values,
     generate,
+    independent_copy,
     uniforms,
 )
 
@@ -150,6 +152,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
             raise ValueError(
                 "`value_model` and `reward_model` are one object: pass `value_model=None` to have it copied."
             )
+        given = {"model": model, "ref_model": ref_model, "reward_model": reward_model, "value_model": value_model}
+        for argument, module in given.items():
+            if isinstance(module, nn.Module):
+                check_own_forward(module, argument)
         if not isinstance(args, FineGrainedPPOConfig):
             args = FineGrainedPPOConfig.from_ppo_config(args)
 
@@ -217,7 +223,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             if is_peft_model(trained) and args.gradient_checkpointing:
                 trained.enable_input_require_grads()
         if ref_model is None and not is_peft_model(model):
-            ref_model = copy.deepcopy(model)
+            ref_model = independent_copy(model)
         self.policy_model, self.value_model, self.ref_model = model, value_model, ref_model
         self.frozen_models = [m for m in (ref_model, reward_model) if isinstance(m, nn.Module)]
         for module in (model, value_model, *self.frozen_models):

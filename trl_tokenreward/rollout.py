@@ -219,6 +219,40 @@ def completion_values(
     return values[:, -(length + 1) : -1], values.gather(1, last).squeeze(1)
 
 
+def independent_copy(model: nn.Module) -> nn.Module:
+    """A deep copy that runs its own weights.
+
+    TRL's SFTTrainer (seen in 1.12 and 1.16) replaces a model's `forward` by a function that remembers the model. A deep copy
+    takes the function along, and with it runs the first model's weights: as a reference policy it would follow the policy.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if _runs_another(module) is not None:
+            del module.forward  # uncovers the class's own
+    return twin
+
+
+def check_own_forward(model: nn.Module, argument: str) -> None:
+    """Raise a `ValueError` if the model is a deep copy that runs another model's weights, see [`independent_copy`]."""
+    for module in model.modules():
+        if _runs_another(module) is not None:
+            raise ValueError(
+                f"`{argument}` is a deep copy of a {type(module).__name__} whose `forward` a trainer has replaced: it would "
+                "run the other model's weights. Load it from a checkpoint, or delete its attribute: `del model.forward`."
+            )
+
+
+def _runs_another(module: nn.Module) -> nn.Module | None:
+    """The other module of the same class that this one's replaced `forward` remembers, if there is one."""
+    forward = vars(module).get("forward")
+    function = getattr(forward, "__func__", forward)
+    for cell in getattr(function, "__closure__", None) or ():
+        owner = getattr(cell.cell_contents, "__self__", None)
+        if type(owner) is type(module) and owner is not module:
+            return owner
+    return None
+
+
 class PolicyAndValue(nn.Module):
     """Policy and value model in one module, so that one forward pass, one optimizer and one wrapper serve both.
 
