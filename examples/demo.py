@@ -508,8 +508,8 @@ def policy_rows(exams: dict[str, Exam], seed: int) -> list[TableRow]:
         return {name: sum(getattr(exam, field)) / len(exam.scores) for name, exam in exams.items()}
 
     return [
-        TableRow("win rate against the start policy", win_rates),
         TableRow("judge's score", means("scores")),
+        TableRow("win rate against the start policy", win_rates),
         TableRow("KL to the start policy (nats)", means("kl"), digits=2),
         TableRow("mean length (tokens)", means("lengths"), digits=1),
     ]
