@@ -390,7 +390,7 @@ def run_ppo(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"input_ids": [prompt_ids(row) for row in train]}),
     )
-    curve = LearningCurve(examiner, every=max(1, sizes.updates // 8) * trainer.steps_per_update)
+    curve = LearningCurve(examiner, trainer.steps_per_update, every=max(1, sizes.updates // 8))
     trainer.add_callback(curve)
     trainer.train()
     trainer.save_model()
@@ -463,20 +463,21 @@ class Examiner:
 
 
 class LearningCurve(TrainerCallback):
-    """Examines the policy every so many optimizer steps."""
+    """Examines the policy every so many updates."""
 
-    def __init__(self, examiner: Examiner, every: int):
-        self.examiner, self.every = examiner, every
+    def __init__(self, examiner: Examiner, steps_per_update: int, every: int):
+        self.examiner, self.steps_per_update, self.every = examiner, steps_per_update, every
         self.points: dict[str, list[tuple[float, float]]] = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._examine(state, model.policy)
+        self._examine(0, model.policy)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0:
-            self._examine(state, model.policy)
+        update, within = divmod(state.global_step, self.steps_per_update)
+        if within == 0 and update % self.every == 0:
+            self._examine(update, model.policy)
 
-    def _examine(self, state, policy: PreTrainedModel) -> None:
+    def _examine(self, update: int, policy: PreTrainedModel) -> None:
         exam = self.examiner.examine(policy)
         outcomes = pairwise_outcomes(exam.scores, self.examiner.start_scores)
         for name, values in {
@@ -485,7 +486,7 @@ class LearningCurve(TrainerCallback):
             "KL to the start policy (nats)": exam.kl,
             "length (tokens)": exam.lengths,
         }.items():
-            self.points.setdefault(name, []).append((state.global_step, sum(values) / len(values)))
+            self.points.setdefault(name, []).append((update, sum(values) / len(values)))
 
 
 def reward_rows(metrics: dict[str, float]) -> list[TableRow]:
