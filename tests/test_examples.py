@@ -110,10 +110,11 @@ def test_load_split_says_what_is_wrong(tmp_path):
     (tmp_path / "rows.txt").write_text("a")
     with pytest.raises(ValueError, match="must end in one of"):
         load_split(tmp_path / "rows.txt", "train")
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset
 
     DatasetDict(train=Dataset.from_dict({"a": [1]})).save_to_disk(tmp_path / "saved")
     assert load_split(tmp_path / "saved", "train")[0] == {"a": 1}
+    assert isinstance(load_split(tmp_path / "saved", "train", streaming=True), IterableDataset)
     with pytest.raises(ValueError, match="no split 'test'.*train"):
         load_split(tmp_path / "saved", "test")
 

@@ -52,14 +52,14 @@ def load_split(
         return load_dataset(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         dataset = load_from_disk(str(path))
-        if streaming:
-            dataset = dataset.to_iterable_dataset() if isinstance(dataset, Dataset) else dataset
     else:
         dataset = _load_named(str(name), config, streaming)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         if split not in dataset:
             raise ValueError(f"{name} has no split {split!r}, only {sorted(dataset)}.")
         dataset = dataset[split]
+    if streaming and isinstance(dataset, Dataset):  # what was saved to disk is loaded whole
+        dataset = dataset.to_iterable_dataset()
     return dataset
 
 
