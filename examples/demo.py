@@ -41,7 +41,7 @@ from trl import SFTConfig, SFTTrainer
 
 from demo_corpus import judge as corpus_judge
 from demo_corpus import make_corpus
-from evaluation import bootstrap_interval, pairwise_outcomes
+from evaluation import bootstrap_interval, pairwise_outcomes, win_rate
 from report import Arm, Curves, GeneratedAnswer, HeldOutPair, TableRow, Token, Value, require_matplotlib, write_report
 from trl_tokenreward import (
     FineGrainedPPOConfig,
@@ -53,7 +53,7 @@ from trl_tokenreward import (
 from trl_tokenreward.data import prepare_dataset
 from trl_tokenreward.functional import kl_per_token, masked_sum
 from trl_tokenreward.loading import load_split
-from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts
+from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts, join
 from trl_tokenreward.rollout import Completions, completion_logps, generate, uniforms
 
 
@@ -133,15 +133,13 @@ def main() -> None:
     judge, judge_name = make_judge(data, start_policy, tokenizer, evaluation, run)
     examiner = Examiner(start_policy, judge, tokenizer, evaluation, response_length(train), run.seed)
 
-    policies, curves = {"start policy": start_policy}, {}
+    exams, curves = {"start policy": examiner.start}, {}
     for name, settings in ARMS.items():
         stage(f"PPO with {name}")
-        policies[name], curves[name] = run_ppo(
-            name, settings, start_policy, reward_model, tokenizer, train, examiner, run
-        )
+        policy, curves[name] = run_ppo(name, settings, start_policy, reward_model, tokenizer, train, examiner, run)
+        exams[name] = examiner.examine(policy)
 
     stage("Result")
-    exams = {name: examiner.examine(policy) for name, policy in policies.items()}
     table = [*reward_rows(reward_metrics), *policy_rows(exams, run.seed)]
     notes = [
         f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were trained on "
@@ -427,7 +425,7 @@ class Examiner:
         self.start_policy, self.judge, self.tokenizer = start_policy, judge, tokenizer
         self.length, self.seed = length, seed
         self.prompt_ids = [prompt_ids(row) for row in evaluation]
-        self.start_scores = self.examine(start_policy).scores
+        self.start = self.examine(start_policy)
 
     @torch.no_grad()
     def examine(self, policy: PreTrainedModel, batch_size: int = 64) -> Exam:
@@ -456,9 +454,8 @@ class Examiner:
         return Exam(prompts, texts, answers, self.judge(prompts, texts), kl, [len(answer) for answer in answers])
 
     def _kl(self, prompts: Prompts, completions: Completions) -> torch.Tensor:
-        input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
-        attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
-        reference, _ = completion_logps(self.start_policy, input_ids, attention_mask, completions.ids.shape[1], 1.0)
+        inputs = join(prompts, completions.ids, completions.mask)
+        reference, _ = completion_logps(self.start_policy, *inputs, completions.ids.shape[1], 1.0)
         return kl_per_token(completions.per_token_logps, reference, "k1")
 
 
@@ -469,17 +466,16 @@ class LearningCurve(TrainerCallback):
         self.examiner, self.steps_per_update, self.every = examiner, steps_per_update, every
         self.points: dict[str, list[tuple[float, float]]] = {}
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._examine(0, model.policy)
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._record(0, self.examiner.start)  # every arm begins as a copy of the start policy
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         update, within = divmod(state.global_step, self.steps_per_update)
         if within == 0 and update % self.every == 0:
-            self._examine(update, model.policy)
+            self._record(update, self.examiner.examine(model.policy))
 
-    def _examine(self, update: int, policy: PreTrainedModel) -> None:
-        exam = self.examiner.examine(policy)
-        outcomes = pairwise_outcomes(exam.scores, self.examiner.start_scores)
+    def _record(self, update: int, exam: Exam) -> None:
+        outcomes = pairwise_outcomes(exam.scores, self.examiner.start.scores)
         for name, values in {
             "judge's score": exam.scores,
             "win rate against the start policy": outcomes,
@@ -503,7 +499,7 @@ def policy_rows(exams: dict[str, Exam], seed: int) -> list[TableRow]:
     win_rates = {}
     for name in ARMS:
         outcomes = pairwise_outcomes(exams[name].scores, start.scores)
-        win_rates[name] = Value(sum(outcomes) / len(outcomes), *bootstrap_interval(outcomes, seed))
+        win_rates[name] = Value(win_rate(exams[name].scores, start.scores), *bootstrap_interval(outcomes, seed))
 
     def means(field: str) -> dict[str, float]:
         return {name: sum(getattr(exam, field)) / len(exam.scores) for name, exam in exams.items()}

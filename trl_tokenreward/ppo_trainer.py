@@ -32,7 +32,7 @@ from .functional import (
 )
 from .modeling import TokenRewardModel
 from .ppo_config import FineGrainedPPOConfig
-from .prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
+from .prompts import DataCollatorForPrompts, Prompts, PromptSource, join, prepare_prompts
 from .rewards import (
     CompletionScorer,
     RewardFunction,
@@ -311,8 +311,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def _read(self, prompts: Prompts, completions: Completions, rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
         """What the reference, the value and the reward model say of completions: log-probabilities, values and raw
         scores, (B, T), and the values of the final states, (B,)."""
-        input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
-        attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
+        input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
         length = completions.ids.shape[1]
         outputs = []
         with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
@@ -656,8 +655,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return metrics
 
     def _policy_logps(self, prompts: Prompts, completions: Completions) -> Tensor:
-        input_ids = torch.cat([prompts.ids, completions.ids], dim=1)
-        attention_mask = torch.cat([prompts.mask, completions.mask], dim=1)
+        input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
         length, size = completions.ids.shape[1], self.args.local_rollout_forward_batch_size
         with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
             logps = [

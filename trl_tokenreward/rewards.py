@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .functional import masked_mean, place_at_last, potential_differences, redistribute
 from .modeling import TokenRewardModel
-from .prompts import Prompts
+from .prompts import Prompts, join
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
@@ -254,10 +254,8 @@ class CompletionScorer:
     def _score_ids(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
     ) -> Tensor:
-        width = prompts.ids.shape[1]
-        input_ids = torch.cat([prompts.ids, completion_ids], dim=1)
-        attention_mask = torch.cat([prompts.mask, completion_mask], dim=1)
-        return self._decompose(input_ids, attention_mask, width, completion_mask)
+        inputs = join(prompts, completion_ids, completion_mask)
+        return self._decompose(*inputs, prompts.ids.shape[1], completion_mask)
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
         if self.signal == "token_scores":
