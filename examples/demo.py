@@ -455,7 +455,7 @@ class Examiner:
 
     def _kl(self, prompts: Prompts, completions: Completions) -> torch.Tensor:
         inputs = join(prompts, completions.ids, completions.mask)
-        reference, _ = completion_logps(self.start_policy, *inputs, completions.ids.shape[1], 1.0)
+        reference = completion_logps(self.start_policy, *inputs, completions.ids.shape[1], 1.0)
         return kl_per_token(completions.per_token_logps, reference, "k1")
 
 

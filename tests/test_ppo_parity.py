@@ -57,6 +57,8 @@ def arguments(tmp_path, **kwargs):
         "num_ppo_epochs": 1,
         "total_episodes": 8,
         "learning_rate": 1e-3,
+        # A gradient that is 0 but for rounding, such as that of a key's bias, is not to become a step of Adam.
+        "adam_epsilon": 1e-6,
         "lr_scheduler_type": "constant",
         # What TRL's trainer ignores is switched off in ours.
         "max_grad_norm": 0.0,
@@ -157,7 +159,7 @@ class SameCompletions(FineGrainedPPOTrainer):
         ids = self.given["responses"]
         input_ids, mask = torch.cat([prompts.ids, ids], 1), torch.cat([prompts.mask, torch.ones_like(ids)], 1)
         with torch.no_grad():
-            logps, _ = completion_logps(self.policy_model, input_ids, mask, LENGTH, temperature)
+            logps = completion_logps(self.policy_model, input_ids, mask, LENGTH, temperature)
         return Completions(ids, torch.ones_like(ids), logps, torch.zeros(len(ids), dtype=torch.bool))
 
     def compute_loss(self, *args, **kwargs):

@@ -64,7 +64,7 @@ def assert_rollout(rollout, name, expected):
 
 def logps(model, rollout):
     with torch.no_grad():
-        return completion_logps(model.eval(), *batch(rollout), rollout.completion_ids.shape[1], 1.0)[0]
+        return completion_logps(model.eval(), *batch(rollout), rollout.completion_ids.shape[1], 1.0)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True], ids=["", "checkpointing"])

@@ -487,7 +487,7 @@ def test_reward_and_value_model_may_have_adapters(scenario, role, trainer_class,
 @ours_and_trls(right=True, wrong=False)
 def test_statistics_are_means_over_real_tokens(scenario, trainer_class, expected):
     policy = tiny.bigram_lm({token: {EOS: 0.4, C: 0.3, D: 0.3} for token in range(16)})
-    seen = training_forwards(policy, lambda inputs, _: (inputs, copy.deepcopy(policy.state_dict())))
+    seen = training_forwards(policy.base_model, lambda inputs, _: (inputs, copy.deepcopy(policy.state_dict())))
     trainer = scenario.train(
         trainer_class,
         policy=policy,
@@ -498,7 +498,8 @@ def test_statistics_are_means_over_real_tokens(scenario, trainer_class, expected
         response_length=3,
     )
     (_, old), (inputs, new) = seen
-    ids, mask = inputs["input_ids"], inputs["attention_mask"][:, 1:].bool()
+    ids = inputs["input_ids"]
+    mask = ids[:, 1:] != PAD  # which is never sampled here
     assert not mask.all()  # else there would be nothing to tell apart
     logps = []
     for state in (old, new):
@@ -760,7 +761,7 @@ def test_junk_in_masked_places_leaves_loss_and_gradient_alone(scenario):
     results = []
     for contents in (rollout, junk):
         trainer.model.zero_grad()
-        (batch,) = trainer._micro_batches(contents, torch.arange(4))
+        (batch,) = trainer._groups(contents, torch.arange(4))
         loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
@@ -913,14 +914,14 @@ def test_micro_batches_do_not_change_the_step(scenario):
 
 def test_a_mini_batch_may_be_smaller_than_a_micro_batch(scenario, optimizer_steps):
     policy = tiny.bigram_lm()
-    rows = training_forwards(policy, lambda inputs, _: len(inputs["input_ids"]))
+    rows = training_forwards(policy.base_model, lambda inputs, _: len(inputs["input_ids"]))
     scenario.train(policy=policy, per_device_train_batch_size=4, num_mini_batches=4)
     assert rows == [1, 1, 1, 1] and len(optimizer_steps) == 4
 
 
 def test_every_epoch_trains_on_every_row_in_another_order(scenario):
     policy = tiny.bigram_lm()
-    rows = training_forwards(policy, lambda inputs, _: inputs["input_ids"][0, 0].item())
+    rows = training_forwards(policy.base_model, lambda inputs, _: inputs["input_ids"][0, 0].item())
     scenario.train(
         policy=policy,
         dataset=prompts(*[[token] for token in range(3, 11)]),

@@ -22,7 +22,6 @@ from trl_tokenreward.rewards import (
     default_value_model,
     has_sequence_score,
     has_token_scores,
-    position_ids,
     prefix_scores,
     shape_scores,
     token_scores,
@@ -81,10 +80,6 @@ def assert_real_places_are(actual, expected):
 
 
 # --- models --------------------------------------------------------------------------------------------------------
-
-
-def test_positions_count_real_tokens():
-    assert position_ids(ATTENTION_MASK).tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 2, 2], [0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("adapter", [False, True])

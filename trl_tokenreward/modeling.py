@@ -563,6 +563,12 @@ def _real_columns(attention_mask: Tensor) -> Tensor:
     return real
 
 
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that do."""
+    said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
+    return bool(said) and all(said)
+
+
 def _check_causal(backbone: PreTrainedModel) -> None:
     for name, module in backbone.named_modules():
         if getattr(module, "is_causal", True) is False:

@@ -31,6 +31,7 @@ from .functional import (
     value_losses,
 )
 from .modeling import TokenRewardModel
+from .packing import groups_by_length, number_of_groups, right_packed, state_columns, without_peft
 from .ppo_config import FineGrainedPPOConfig
 from .prompts import DataCollatorForPrompts, Prompts, PromptSource, join, prepare_prompts
 from .rewards import (
@@ -40,7 +41,6 @@ from .rewards import (
     check_scorer,
     default_value_model,
     has_sequence_score,
-    without_peft,
 )
 from .rollout import (
     Completions,
@@ -245,7 +245,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         args.total_episodes = args.num_total_batches * args.batch_size
         args.max_steps = args.num_total_batches * self.steps_per_update
         _check_best_model(args, self.steps_per_update)
-        args.gradient_accumulation_steps = math.ceil(args.local_mini_batch_size / args.per_device_train_batch_size)
+        # `training_step` takes a whole mini-batch, whose rows it groups by length.
+        args.gradient_accumulation_steps = 1
         # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
         args.ignore_data_skip = True
         data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -253,7 +254,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
         # The trainer's state that checkpoints do not hold: it is empty whenever one is written.
         self._metrics: dict[str, list[float]] = defaultdict(list)
-        self._step_statistics: list[Tensor] = []
+        self._forget_step_statistics()
         self._save_is_due = False
 
         # PPOTrainer.__init__ is left out on purpose: it builds a training loop of its own.
@@ -280,7 +281,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
     # --- one update ------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Iterator[dict[str, Any]]:
-        """The micro-batches of this process, from the first update that the trainer's state has not seen."""
+        """This process's shares of the mini-batches, from the first update that the trainer's state has not seen."""
         for update in range(self.state.global_step // self.steps_per_update, self.args.num_total_batches):
             rollout = self._collect_rollout(update)
             self._log_rollout(rollout)
@@ -291,7 +292,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     self.args.batch_size
                 )
                 for rows in order.reshape(-1, self.args.mini_batch_size):
-                    yield from self._micro_batches(rollout, torch.from_numpy(rows))
+                    yield {"groups": self._groups(rollout, torch.from_numpy(rows))}
 
     def _collect_rollout(self, update: int) -> Rollout:
         """Sample completions, score them and work out their advantages."""
@@ -303,7 +304,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         completions = self._generate(prompts, uniforms(seed, local, self.args.response_length), self.args.temperature)
         if self.accelerator.mixed_precision != "no":
             # At low precision a full pass and cached decoding differ by more than rounding: PPO's ratio would not start at 1.
-            logps = self._policy_logps(prompts, completions) * completions.mask
+            logps = self._policy_logps(prompts, completions)
             completions = completions._replace(per_token_logps=logps)
         collected = self._gather(prompts, completions, *self._read(prompts, completions, rows))
         return self._with_advantages(*collected)
@@ -313,17 +314,20 @@ class FineGrainedPPOTrainer(PPOTrainer):
         scores, (B, T), and the values of the final states, (B,)."""
         input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
         length = completions.ids.shape[1]
-        outputs = []
+        ref_per_token_logps, values = (torch.zeros(completions.mask.shape, device=input_ids.device) for _ in range(2))
+        final_values = torch.zeros(len(input_ids), device=input_ids.device)
         with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
-            for i in range(0, len(input_ids), self.args.local_rollout_forward_batch_size):
-                batch = (x[i : i + self.args.local_rollout_forward_batch_size] for x in (input_ids, attention_mask))
-                batch = (*batch, length)
+            for group in self._forward_groups(attention_mask):
+                batch = input_ids[group], attention_mask[group], length
                 with self._reference_policy(model.policy) as reference:
-                    ref_logps, _ = completion_logps(reference, *batch, self.args.temperature)
-                outputs.append((ref_logps, *completion_values(model.value_model, *batch)))
+                    ref_per_token_logps[group] = completion_logps(reference, *batch, self.args.temperature)
+                values[group], final_values[group] = completion_values(model.value_model, *batch)
             scores = self.scorer.raw_scores(prompts, completions.ids, completions.mask, rows)
-        ref_per_token_logps, values, final_values = (torch.cat(column) for column in zip(*outputs, strict=True))
         return ref_per_token_logps, values, final_values, scores
+
+    def _forward_groups(self, attention_mask: Tensor) -> Iterator[Tensor]:
+        """Rows of like length, for passes without gradients."""
+        return groups_by_length(attention_mask.sum(1), self.args.local_rollout_forward_batch_size)
 
     def _with_advantages(
         self,
@@ -370,24 +374,55 @@ class FineGrainedPPOTrainer(PPOTrainer):
             returns,
         )
 
-    def _micro_batches(self, rollout: Rollout, rows: Tensor) -> Iterator[dict[str, Any]]:
-        """This process's share of one mini-batch, cut into micro-batches without columns that are all padding."""
-        num_tokens = rollout.completion_mask[rows].sum()
-        local = rows[self._local_rows(len(rows))]
-        for micro_rows in local.tensor_split(self.args.gradient_accumulation_steps):
-            batch = Rollout(*(x[micro_rows.to(x.device)] for x in rollout))
-            width = int(batch.prompt_mask.sum(1).max())
-            length = int(batch.completion_mask.sum(1).max())
-            yield {
-                "input_ids": torch.cat([batch.prompt_ids[:, -width:], batch.completion_ids[:, :length]], dim=1),
-                "attention_mask": torch.cat([batch.prompt_mask[:, -width:], batch.completion_mask[:, :length]], dim=1),
-                "completion_mask": batch.completion_mask[:, :length],
-                "old_per_token_logps": batch.per_token_logps[:, :length],
-                "old_values": batch.values[:, :length],
-                "advantages": batch.advantages[:, :length],
-                "returns": batch.returns[:, :length],
-                "num_tokens": num_tokens,
-            }
+    def _groups(self, rollout: Rollout, rows: Tensor) -> list[dict[str, Any]]:
+        """This process's share of one mini-batch in groups of rows of like length, packed: what a completion token has is
+        in flat tensors, (N,), row by row.
+
+        Every process has as many groups as the others, and rows of much the same lengths.
+        """
+        lengths = (rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)).cpu()
+        rows = rows[lengths[rows].argsort(descending=True, stable=True)]
+        processes = self.accelerator.num_processes
+        count = max(
+            number_of_groups(
+                lengths[rows[i::processes]], self.args.per_device_train_batch_size, rollout.returns.device.type
+            )
+            for i in range(processes)
+        )
+        groups = []
+        for group in rows[self.accelerator.process_index :: processes].tensor_split(count):
+            batch = Rollout(*(x[group.to(x.device)] for x in rollout))
+            mask = batch.completion_mask.bool()
+            input_ids, _ = right_packed(*join(batch.prompts, batch.completion_ids, batch.completion_mask))
+            groups.append(
+                {
+                    "input_ids": input_ids,
+                    "columns": state_columns(batch.prompt_mask.sum(1), mask.sum(1), input_ids.shape[1]),
+                    "old_per_token_logps": batch.per_token_logps[mask],
+                    "old_values": batch.values[mask],
+                    "advantages": batch.advantages[mask],
+                    "returns": batch.returns[mask],
+                    "num_tokens": rollout.completion_mask[rows].sum(),
+                }
+            )
+        return groups
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The gradients of one mini-batch, and its loss: group after group, so that memory is needed for one alone."""
+        *groups, last = inputs["groups"]
+        synchronised = self.accelerator.sync_gradients
+        loss = torch.zeros((), device=self.accelerator.device)
+        for group in groups:
+            self.accelerator.gradient_state._set_sync_gradients(False)
+            # DeepSpeed's engine looks at the flag alone.
+            with nullcontext() if self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+                loss += BaseTrainer.training_step(self, model, group, num_items_in_batch)
+        self.accelerator.gradient_state._set_sync_gradients(synchronised)
+        loss += BaseTrainer.training_step(self, model, last, num_items_in_batch)
+        self._steps_in_statistics += 1
+        return loss
 
     def compute_loss(
         self,
@@ -396,26 +431,28 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """PPO's loss of one micro-batch: its share of the mean over the tokens of the mini-batch."""
+        """PPO's loss of one group: its share of the mean over the tokens of the mini-batch."""
         if return_outputs:
             raise ValueError("PPO's loss has no outputs to return; call `evaluate` for metrics.")
-        args, mask = self.args, inputs["completion_mask"]
-        logps, entropies, values = model(inputs["input_ids"], inputs["attention_mask"], mask.shape[1], args.temperature)
-        pg_losses, pg_clipped, ratio = policy_losses(
-            logps, inputs["old_per_token_logps"], inputs["advantages"], args.cliprange
-        )
+        args, old_logps, advantages = self.args, inputs["old_per_token_logps"], inputs["advantages"]
+
+        def policy_loss(logps: Tensor, tokens: slice) -> Tensor:
+            return policy_losses(logps, old_logps[tokens], advantages[tokens], args.cliprange)[0]
+
+        policy, values = model(inputs["input_ids"], inputs["columns"], args.temperature, policy_loss)
         vf_losses, vf_clipped = value_losses(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
-        token_means = {
-            "loss/policy_avg": pg_losses,
-            "loss/value_avg": vf_losses,
-            "policy/approxkl_avg": 0.5 * (logps - inputs["old_per_token_logps"]).square(),
-            "policy/clipfrac_avg": pg_clipped.float(),
-            "policy/entropy_avg": entropies,
-            "val/clipfrac_avg": vf_clipped.float(),
-            "val/ratio": ratio,
-            "val/ratio_square": ratio.square(),
+        _, pg_clipped, ratio = policy_losses(policy.per_token_logps, old_logps, advantages, args.cliprange)
+        token_sums = {
+            "loss/policy_avg": policy.loss,
+            "loss/value_avg": vf_losses.sum(),
+            "policy/approxkl_avg": 0.5 * (policy.per_token_logps - old_logps).square().sum(),
+            "policy/clipfrac_avg": pg_clipped.sum(),
+            "policy/entropy_avg": policy.entropies.sum(),
+            "val/clipfrac_avg": vf_clipped.sum(),
+            "val/ratio": ratio.sum(),
+            "val/ratio_square": ratio.square().sum(),
         }
-        shares = {name: masked_sum(x, mask) / inputs["num_tokens"] for name, x in token_means.items()}
+        shares = {name: x / inputs["num_tokens"] for name, x in token_sums.items()}
         self._statistic_names = list(shares)
         self._step_statistics.append(torch.stack([share.detach() for share in shares.values()]))
         loss = shares["loss/policy_avg"] + args.vf_coef * shares["loss/value_avg"]
@@ -570,14 +607,17 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def _reduce_step_statistics(self) -> dict[str, float]:
         if not self._step_statistics:
             return {}
-        # Shares of means add up over the micro-batches and processes of a step, and are averaged over steps.
-        steps = len(self._step_statistics) / self.args.gradient_accumulation_steps
-        totals = self.accelerator.reduce(torch.stack(self._step_statistics).sum(0), "sum") / steps
-        self._step_statistics.clear()
+        # Shares of means add up over the groups and processes of a step, and are averaged over steps.
+        totals = self.accelerator.reduce(torch.stack(self._step_statistics).sum(0), "sum") / self._steps_in_statistics
+        self._forget_step_statistics()
         statistics = dict(zip(self._statistic_names, totals.tolist(), strict=True))
         # Rounding may leave a little less than nothing.
         statistics["val/ratio_var"] = max(0.0, statistics.pop("val/ratio_square") - statistics["val/ratio"] ** 2)
         return statistics
+
+    def _forget_step_statistics(self) -> None:
+        self._step_statistics: list[Tensor] = []
+        self._steps_in_statistics = 0
 
     # --- evaluation ------------------------------------------------------------------------------------------------
 
@@ -656,13 +696,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _policy_logps(self, prompts: Prompts, completions: Completions) -> Tensor:
         input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
-        length, size = completions.ids.shape[1], self.args.local_rollout_forward_batch_size
+        length, logps = completions.ids.shape[1], torch.zeros_like(completions.per_token_logps)
         with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
-            logps = [
-                completion_logps(model.policy, ids, mask, length, self.args.temperature)[0]
-                for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
-            ]
-        return torch.cat(logps)
+            for group in self._forward_groups(attention_mask):
+                batch = input_ids[group], attention_mask[group], length
+                logps[group] = completion_logps(model.policy, *batch, self.args.temperature)
+        return logps
 
     def generate_completions(self, sampling: bool = False) -> Any:
         """Print completions of the evaluation prompts with their scores, and log them to wandb where it is on.
@@ -724,7 +763,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was written."""
         # What an interrupted run has left behind must not count in this one.
         self._metrics.clear()
-        self._step_statistics.clear()
+        self._forget_step_statistics()
         self._save_is_due = False
         return BaseTrainer.train(self, *args, **kwargs)
 

@@ -10,30 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .functional import masked_mean, place_at_last, potential_differences, redistribute
-from .modeling import TokenRewardModel
+from .modeling import TokenRewardModel, is_causal
+from .packing import groups_by_length, right_packed, without_peft
 from .prompts import Prompts, join
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens from 0, whichever side the padding is on. (B, L) -> (B, L)"""
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
-
-
-def model_inputs(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-    """What models are called with. Padding becomes token 0, which every model knows, as it need not know the pad token."""
-    return {
-        "input_ids": input_ids * attention_mask,
-        "attention_mask": attention_mask,
-        "position_ids": position_ids(attention_mask),
-    }
-
-
-def without_peft(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under a PEFT wrapper; its adapters stay in place and act."""
-    return model.get_base_model() if is_peft_model(model) else model
 
 
 def _architecture(model: nn.Module) -> str:
@@ -69,24 +51,39 @@ def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
     Returns:
         `Tensor`: Shape (B, L), float32.
     """
-    base = without_peft(model)
-    inputs = model_inputs(input_ids, attention_mask)
-    if isinstance(base, TokenRewardModel):
-        return base(**inputs).prefix_scores
-    backbone = getattr(base, base.base_model_prefix)
-    return base.score(backbone(**inputs, use_cache=False).last_hidden_state).squeeze(-1).float()
+    return _read_packed(model, input_ids, attention_mask, packed_prefix_scores)
 
 
 def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The token head at every column, shape (B, L), float32, of a model for which [`has_token_scores`] holds."""
+    return _read_packed(model, input_ids, attention_mask, packed_token_scores)
+
+
+def packed_prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """[`prefix_scores`] of right-packed rows. A causal model needs no `attention_mask` for them, see [`~packing`]."""
     base = without_peft(model)
     if isinstance(base, TokenRewardModel):
-        return base(**model_inputs(input_ids, attention_mask)).token_scores
-    # A token classifier may be an encoder, and not all count positions from 0: padded on the right, none has to be told.
-    order = attention_mask.sort(dim=1, descending=True, stable=True).indices
-    ids, mask = (x.gather(1, order) for x in (input_ids * attention_mask, attention_mask))
-    scores = base(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
-    return torch.zeros_like(scores).scatter(1, order, scores)
+        return base(input_ids=input_ids).prefix_scores
+    mask = None if is_causal(base) else attention_mask
+    hidden_states = base.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return base.score(hidden_states).squeeze(-1).float()
+
+
+def packed_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """[`token_scores`] of right-packed rows."""
+    base = without_peft(model)
+    if isinstance(base, TokenRewardModel):
+        return base(input_ids=input_ids).token_scores
+    # A token classifier may be an encoder. Not all of those count positions from 0, so none is told positions.
+    mask = None if is_causal(base) else attention_mask
+    return base(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
+
+
+def _read_packed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, read: Callable[..., Tensor]) -> Tensor:
+    """`read` of right-packed rows, back in the columns that their tokens came from."""
+    ids, columns = right_packed(input_ids, attention_mask)
+    scores = read(model, ids, attention_mask.gather(1, columns))
+    return scores.new_zeros(input_ids.shape).scatter(1, columns, scores)
 
 
 def check_adapter(model: nn.Module, argument: str) -> None:
@@ -232,17 +229,12 @@ class CompletionScorer:
         if not isinstance(self.reward, nn.Module):
             return self._call_function(prompts, completion_ids, completion_mask, rows)
         score = self._score_ids if self.reward_processing_class is None else self._score_text
-        return torch.cat(
-            [
-                score(Prompts(*(x[i : i + self.batch_size] for x in prompts)), ids, mask, rows[i : i + self.batch_size])
-                for i, ids, mask in zip(
-                    range(0, len(completion_ids), self.batch_size),
-                    completion_ids.split(self.batch_size),
-                    completion_mask.split(self.batch_size),
-                    strict=True,
-                )
-            ]
-        )
+        scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
+        lengths = prompts.mask.sum(1) + completion_mask.sum(1)
+        for group in groups_by_length(lengths, self.batch_size):
+            of_group = (Prompts(*(x[group] for x in prompts)), completion_ids[group], completion_mask[group])
+            scores[group] = score(*of_group, [rows[i] for i in group.tolist()])
+        return scores
 
     def spread(self, scores: Tensor, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
         """Shape raw scores of the whole batch (see [`shape_scores`]) and move them to where `density` wants them."""

@@ -1,16 +1,22 @@
 """Collecting completions: sampling, and what the policy, the reference and the value model say of the samples."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-from ._trl import entropy_from_logits, selective_log_softmax
+from .lm_head import HeadLoss, TokenLoss, head_loss, states_and_head, token_logps
+from .packing import right_packed, state_columns
 from .prompts import Prompts
-from .rewards import model_inputs, prefix_scores
+from .rewards import packed_prefix_scores
+
+
+# Tokens whose probabilities are summed up before it is looked up which of them is drawn.
+_BLOCK = 256
 
 
 class Completions(NamedTuple):
@@ -72,6 +78,10 @@ class Rollout(NamedTuple):
     advantages: Tensor
     returns: Tensor
 
+    @property
+    def prompts(self) -> Prompts:
+        return Prompts(self.prompt_ids, self.prompt_mask)
+
 
 def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
     """Random numbers in [0, 1) to sample with, float64 of shape (len(rows), length).
@@ -96,15 +106,79 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
     Returns:
         `tuple[Tensor, Tensor]`: Token ids and their log-probabilities, of shape (B,).
     """
-    logps = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    logits = logits.float()
+    peak = logits.amax(-1, keepdim=True)
+    exponentials = logits - peak
+    if temperature not in (0, 1):
+        exponentials /= temperature
+    exponentials.exp_()
     if temperature == 0:
-        tokens = logps.argmax(-1)
+        tokens, total = logits.argmax(-1), exponentials.sum(-1)
     else:
-        # In float64: the sum of 150,000 float32 probabilities is off by more than the rare ones are worth.
-        cumulative = logps.double().exp().cumsum(-1)
-        target = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    return tokens, logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        tokens, total = _invert(exponentials, uniform)
+    # Not of the exponential, which is 0 for a token that is hardly likely.
+    chosen = (logits.gather(-1, tokens.unsqueeze(-1)) - peak).squeeze(-1)
+    return tokens, chosen / (temperature or 1.0) - total.log().float()
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in each row of weights, (B, V), its share `uniform`, (B,), of the whole is reached; and the rows' sums.
+
+    Sums run over blocks first and then within one block, so that there is one pass over all weights. Across blocks they
+    run in float64: the sum of 150,000 float32 probabilities is off by more than the rare ones are worth.
+    """
+    size = min(_BLOCK, weights.shape[1])
+    whole = weights.shape[1] // size * size
+    blocks = weights[:, :whole].unflatten(1, (-1, size)).sum(-1)
+    rest = weights[:, whole:].sum(-1, keepdim=True)
+    cumulative = torch.cat([blocks, rest], dim=1).double().cumsum(-1)
+    total = cumulative[:, -1]
+    target = uniform.to(total) * total
+    block = _first_beyond(cumulative, target)
+    before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    columns = block.unsqueeze(-1) * size + torch.arange(size, device=weights.device)
+    inside = weights.gather(-1, columns.clamp(max=weights.shape[1] - 1)).double() * (columns < weights.shape[1])
+    return block * size + _first_beyond(inside.cumsum(-1), target - before), total
+
+
+def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first place in each row whose cumulative weight exceeds the target; never one behind the last weight."""
+    place = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(place, last).squeeze(-1)
+
+
+class _PreallocatedLayer(DynamicLayer):
+    """A cache layer with room for what is to come: `DynamicLayer` copies all that it holds for every token."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room = [x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (key_states, value_states)]
+        end = self.length + key_states.shape[2]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, self.length : end] = states
+        self.length = end
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        # In place: only rows that are kept move, and only as far as they are filled.
+        for room in self._room:
+            room[: len(indices), :, : self.length] = room[indices, :, : self.length]
+        self._room = [room[: len(indices)] for room in self._room]
+        self.keys, self.values = (room[:, :, : self.length] for room in self._room)
+
+
+def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_PreallocatedLayer(capacity) if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
 
 
 @torch.no_grad()
@@ -148,12 +222,14 @@ def generate(
     ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
 
     active = torch.arange(batch_size, device=device)
-    cache = DynamicCache(config=model.config)
-    step_ids, attention_mask, positions = model_inputs(*prompts).values()
+    cache = _cache(model, prompts.ids.shape[1] + length)
+    step_ids, attention_mask = prompts.ids * prompts.mask, prompts.mask
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    padded = not bool(attention_mask.all())
     for t in range(length):
         logits = model(
             input_ids=step_ids,
-            attention_mask=attention_mask,
+            attention_mask=attention_mask if padded else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -183,8 +259,8 @@ def generate(
 
 def completion_logps(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the last `length` tokens, and the entropies of the distributions that they came from.
+) -> Tensor:
+    """Log-probabilities of the last `length` tokens.
 
     The token at column c is predicted by the output at column c - 1; logits are made for those columns alone.
 
@@ -199,24 +275,36 @@ def completion_logps(
             Divides the logits.
 
     Returns:
-        `tuple[Tensor, Tensor]`: Shapes (B, T), nats. The entropies carry no gradient.
+        `Tensor`: Shape (B, T), nats, 0 where the mask is 0. No gradient.
     """
-    inputs = model_inputs(input_ids, attention_mask)
-    logits = model(**inputs, use_cache=False, logits_to_keep=length + 1).logits[:, -(length + 1) : -1]
-    logits = logits.float() / temperature
-    logps = selective_log_softmax(logits, inputs["input_ids"][:, -length:])
-    with torch.no_grad():
-        entropies = entropy_from_logits(logits)
-    return logps, entropies
+    ids, columns, mask = _packed_states(input_ids, attention_mask, length)
+    states, head = states_and_head(model, ids, columns)
+    return _unflatten(token_logps(head, states, ids.flatten()[columns + 1], temperature), mask)
 
 
 def completion_values(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Values of the states before each of the last `length` tokens, (B, T), and of the state after the last real one, (B,)."""
-    values = prefix_scores(model, input_ids, attention_mask)
-    last = (attention_mask * torch.arange(attention_mask.shape[1], device=values.device)).argmax(1, keepdim=True)
-    return values[:, -(length + 1) : -1], values.gather(1, last).squeeze(1)
+    """Values of the states before each of the last `length` tokens, (B, T), 0 where the mask is 0; and of the state after
+    the last real one, (B,)."""
+    ids, columns, mask = _packed_states(input_ids, attention_mask, length)
+    lengths = attention_mask.sum(1)
+    packed_mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+    values = packed_prefix_scores(model, ids, packed_mask.long())
+    final = values.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
+    return _unflatten(values.flatten()[columns], mask), final
+
+
+def _packed_states(input_ids: Tensor, attention_mask: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-packed ids, where the states before the completions' tokens stand in them, and the completions' mask."""
+    mask = attention_mask[:, -length:]
+    ids, _ = right_packed(input_ids, attention_mask)
+    return ids, state_columns(attention_mask[:, :-length].sum(1), mask.sum(1), ids.shape[1]), mask
+
+
+def _unflatten(per_token: Tensor, mask: Tensor) -> Tensor:
+    """Numbers of the N real tokens, row by row, as (B, T)."""
+    return per_token.new_zeros(mask.shape).masked_scatter(mask.bool(), per_token)
 
 
 def independent_copy(model: nn.Module) -> nn.Module:
@@ -276,12 +364,26 @@ class PolicyAndValue(nn.Module):
         self.config = copy.deepcopy(policy.config)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, entropies and values of the last `length` tokens, each (B, T)."""
-        logps, entropies = completion_logps(self.policy, input_ids, attention_mask, length, temperature)
-        values, _ = completion_values(self.value_model, input_ids, attention_mask, length)
-        return logps, entropies, values
+        self, input_ids: Tensor, columns: Tensor, temperature: float, token_loss: TokenLoss
+    ) -> tuple[HeadLoss, Tensor]:
+        """What the loss needs of the parameters, for N completion tokens.
+
+        Args:
+            input_ids (`Tensor`):
+                Shape (B, L), right-packed prompts and completions.
+            columns (`Tensor`):
+                Shape (N,): the states before the completions' tokens, see [`~packing.state_columns`].
+            temperature (`float`):
+                Divides the logits.
+            token_loss (`Callable`):
+                The policy's loss, see [`~lm_head.head_loss`].
+
+        Returns:
+            `tuple[HeadLoss, Tensor]`: The policy's loss, and the values, (N,).
+        """
+        states, head = states_and_head(self.policy, input_ids, columns)
+        policy = head_loss(head, states, input_ids.flatten()[columns + 1], temperature, token_loss)
+        return policy, packed_prefix_scores(self.value_model, input_ids).flatten()[columns]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
