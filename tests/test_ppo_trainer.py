@@ -22,7 +22,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 import tiny
-from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, packing
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 
 
@@ -910,6 +910,47 @@ def test_micro_batches_do_not_change_the_step(scenario):
         learned.append(torch.cat([weights(policy), weights(value), torch.tensor(numbers)]))
     torch.testing.assert_close(learned[0], learned[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(learned[0], learned[2], rtol=0, atol=1e-6)
+
+
+def test_groups_hold_every_completion_token_once(scenario, monkeypatch):
+    monkeypatch.setitem(packing._TOKENS_PER_PASS, "cpu", 12)
+    trainer = scenario.make(
+        policy=tiny.bigram_lm({token: {EOS: 0.3, C: 0.4, D: 0.3} for token in range(16)}),
+        stop_token="eos",
+        dataset=prompts([A, B], [B], [C], [D, D, D]),
+        response_length=8,
+    )
+    rollout = trainer._collect_rollout(0)
+    mask = rollout.completion_mask.bool()
+    numbered = torch.arange(mask.numel(), dtype=torch.float).reshape(mask.shape)
+    groups = trainer._groups(rollout._replace(advantages=numbered, returns=-numbered), torch.arange(4))
+    assert len(groups) > 1
+    tokens = {float(n): int(token) for n, token in zip(numbered[mask], rollout.completion_ids[mask], strict=True)}
+    seen = {}
+    for group in groups:
+        targets = group["input_ids"].flatten()[group["columns"] + 1].tolist()
+        seen |= dict(zip(group["advantages"].tolist(), targets, strict=True))
+        assert torch.equal(group["returns"], -group["advantages"])
+        assert group["num_tokens"] == mask.sum()
+    assert seen == tokens and sum(len(g["columns"]) for g in groups) == len(tokens)
+
+
+def test_groups_change_nothing_but_rounding(scenario, monkeypatch):
+    learned = []
+    for budget in (10**6, 12):
+        monkeypatch.setitem(packing._TOKENS_PER_PASS, "cpu", budget)
+        policy, value = attentive_policy(), tiny.unigram_classifier()
+        trainer = scenario.train(
+            policy=policy,
+            value=value,
+            dataset=prompts([A, B], [B], [C], [D, D, D]),
+            stop_token="eos",
+            response_length=12,
+            num_ppo_epochs=2,
+        )
+        numbers = [logged(trainer, name)[-1] for name in ("loss", "grad_norm", "policy/approxkl_avg", "val/ratio")]
+        learned.append(torch.cat([weights(policy), weights(value), torch.tensor(numbers)]))
+    torch.testing.assert_close(learned[0], learned[1], rtol=0, atol=1e-6)
 
 
 def test_a_mini_batch_may_be_smaller_than_a_micro_batch(scenario, optimizer_steps):

@@ -42,20 +42,66 @@ def test_sample_at_temperature_zero_is_greedy():
     assert sample(torch.tensor([[1.0, 3.0, 2.0]]), 0.0, torch.tensor([0.99]))[0].tolist() == [1]
 
 
-def test_sampling_follows_the_distribution_at_the_temperature():
+@pytest.mark.parametrize("vocab_size", [30, 256, 700])  # less than a block, one, and two with a rest
+def test_sampling_follows_the_distribution_at_the_temperature(vocab_size):
     torch.manual_seed(0)
-    logits = torch.randn(30) * 2
+    logits = torch.randn(vocab_size) * 2
     draws = 20_000
-    tokens, _ = sample(logits.expand(draws, 30), 0.7, uniforms((0,), range(1), draws)[0])
-    expected = torch.softmax(logits.double() / 0.7, -1) * draws
-    counts = torch.bincount(tokens, minlength=30).double()
-    often = expected >= 5  # the chi-square approximation wants five of each
-    observed = torch.cat([counts[often], counts[~often].sum()[None]])
-    expected = torch.cat([expected[often], expected[~often].sum()[None]])
+    tokens, _ = sample(logits.expand(draws, vocab_size), 0.7, uniforms((0,), range(1), draws)[0])
+    assert chi_square_p_value(tokens, torch.softmax(logits.double() / 0.7, -1)) > 0.001
+    # The test has the power to tell: of draws at another temperature it says no.
+    others, _ = sample(logits.expand(draws, vocab_size), 0.75, uniforms((0,), range(1), draws)[0])
+    assert chi_square_p_value(others, torch.softmax(logits.double() / 0.7, -1)) < 1e-6
+
+
+def chi_square_p_value(tokens, probabilities):
+    expected = probabilities * len(tokens)
+    counts = torch.bincount(tokens, minlength=len(probabilities)).double()
+    assert not counts[expected == 0].any()
+    often = expected >= 5  # the approximation wants five of each
+    observed, expected = counts[often], expected[often]
+    if len(tokens) - expected.sum() >= 5:
+        observed = torch.cat([observed, len(tokens) - observed.sum()[None]])
+        expected = torch.cat([expected, len(tokens) - expected.sum()[None]])
     statistic = ((observed - expected) ** 2 / expected).sum()
     degrees = torch.tensor(len(expected) - 1.0, dtype=torch.float64)
-    p_value = torch.special.gammaincc(degrees / 2, statistic / 2)
-    assert p_value > 0.001
+    return torch.special.gammaincc(degrees / 2, statistic / 2)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 256, 257, 1000])
+def test_sampling_is_the_inverse_of_the_whole_distribution_function(vocab_size):
+    torch.manual_seed(1)
+    logits = torch.randn(vocab_size) * 4
+    logits[torch.rand(vocab_size) < 0.3] = -torch.inf  # at both ends of the distribution too
+    logits[0] = logits[-1] = -torch.inf
+    logits[1] = 2.0
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    uniform = torch.cat([torch.rand(5000, dtype=torch.float64), torch.tensor([0.0, 1 - 2**-53])])
+    tokens, logps = sample(logits.expand(len(uniform), -1), 1.0, uniform)
+    torch.testing.assert_close(logps.double(), torch.log_softmax(logits.double(), -1)[tokens], rtol=0, atol=2e-6)
+    expected = torch.searchsorted(cumulative, uniform, right=True).clamp(max=vocab_size - 1)
+    far = (cumulative.unsqueeze(0) - uniform.unsqueeze(1)).abs().min(1).values > 1e-6  # else rounding may decide
+    assert far.float().mean() > 0.95
+    assert torch.equal(tokens[far], expected[far])
+    assert torch.isfinite(logps).all()  # what has no probability is never drawn
+
+
+def test_what_is_generated_follows_the_models_own_distribution():
+    """The whole decode loop, first and second token, with rows that leave the batch."""
+    model = tiny.bigram_lm({5: {3: 0.2, 1: 0.5, 6: 0.3}, 3: {3: 0.1, 7: 0.9}, 6: {1: 0.6, 4: 0.4}}).eval()
+    rows = 8000
+    batch = prompts(*[[5]] * rows)
+    completions = generate(
+        model, batch, uniforms((4,), range(rows), 2), temperature=1.0, stop_token_id=1, pad_token_id=0
+    )
+    probabilities = torch.zeros(16, dtype=torch.float64)
+    probabilities[[3, 1, 6]] = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    assert chi_square_p_value(completions.ids[:, 0], probabilities) > 0.001
+    for first, seconds in {3: {3: 0.1, 7: 0.9}, 6: {1: 0.6, 4: 0.4}}.items():
+        probabilities = torch.zeros(16, dtype=torch.float64)
+        for token, probability in seconds.items():
+            probabilities[token] = probability
+        assert chi_square_p_value(completions.ids[completions.ids[:, 0] == first, 1], probabilities) > 0.001
 
 
 @pytest.mark.parametrize("family", FAMILIES)
