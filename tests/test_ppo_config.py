@@ -56,7 +56,35 @@ OURS = {
     "average_token_scores": False,
     "bootstrap_truncated": False,
     "eval_temperature": None,
+    "use_vllm": False,
+    "vllm_mode": "colocate",
+    "vllm_model_impl": "vllm",
+    "vllm_enable_sleep_mode": False,
+    "vllm_server_base_url": None,
+    "vllm_server_host": "0.0.0.0",
+    "vllm_server_port": 8000,
+    "vllm_server_timeout": 240.0,
+    "vllm_group_port": 51216,
+    "vllm_gpu_memory_utilization": 0.3,
+    "vllm_max_model_length": None,
+    "vllm_tensor_parallel_size": 1,
 }
+# Another value than the default for what has an effect in one of vLLM's modes alone.
+COLOCATE = {
+    "vllm_model_impl": "transformers",
+    "vllm_enable_sleep_mode": True,
+    "vllm_gpu_memory_utilization": 0.5,
+    "vllm_max_model_length": 100,
+    "vllm_tensor_parallel_size": 2,
+}
+SERVER = {
+    "vllm_server_host": "localhost",
+    "vllm_server_port": 8001,
+    "vllm_server_timeout": 10.0,
+    "vllm_group_port": 51217,
+}
+URL = {"vllm_server_base_url": "http://localhost:8000"}
+VLLM_SERVER = {"use_vllm": True, "vllm_mode": "server"}
 
 
 def config(tmp_path, **kwargs):
@@ -122,6 +150,15 @@ def test_defaults_of_trls_base_class(tmp_path):
         ({"total_episodes": 8, "max_steps": 8}, "Set `total_episodes` or `max_steps`, not both"),
         ({"average_token_scores": True, "reward_signal": "sequence_score"}, "`average_token_scores` has no effect"),
         ({"model_adapter_name": "a"}, "`model_adapter_name` has an effect only together with `ref_adapter_name`."),
+        *(({name: value}, f"`{name}` has no effect without `use_vllm=True`.") for name, value in (COLOCATE | SERVER | URL | {"vllm_mode": "server"}).items()),
+        *(({"use_vllm": True, name: value}, f"`{name}` has no effect in `vllm_mode='colocate'`.") for name, value in (SERVER | URL).items()),
+        *(({**VLLM_SERVER, name: value}, f"`{name}` has no effect in `vllm_mode='server'`. Give it to `vllm serve`.") for name, value in COLOCATE.items()),
+        ({**VLLM_SERVER, **URL, "vllm_server_host": "localhost"}, "Set `vllm_server_base_url`, or `vllm_server_host` and `vllm_server_port`, not both."),
+        ({**VLLM_SERVER, **URL, "vllm_server_port": 8001}, "Set `vllm_server_base_url`, or"),
+        ({"use_vllm": True, "vllm_mode": "elsewhere"}, "`vllm_mode` must be one of ('colocate', 'server'), got 'elsewhere'."),
+        ({"use_vllm": True, "vllm_model_impl": "terratorch"}, "`vllm_model_impl` must be one of ('vllm', 'transformers')"),
+        ({"use_vllm": True, "temperature": 0.005}, "`temperature=0.005`: vLLM samples at 0.01 instead of at less."),
+        ({"use_vllm": True, "eval_temperature": 0.005}, "`eval_temperature=0.005`: vLLM samples at 0.01"),
     ],
 )  # fmt: skip
 def test_errors(tmp_path, settings, message):
@@ -142,6 +179,10 @@ def test_unknown_settings_are_errors(tmp_path):
         {"average_token_scores": True},
         {"reward_scale": -1.0},
         {"model_adapter_name": "policy", "ref_adapter_name": "reference"},
+        {"use_vllm": True, **COLOCATE, "temperature": 0.01, "eval_temperature": 0.0},
+        {**VLLM_SERVER, **SERVER},
+        {**VLLM_SERVER, **URL},
+        {"temperature": 0.005},
     ],
 )
 def test_what_is_allowed(tmp_path, settings):

@@ -27,6 +27,24 @@ except ImportError:  # TRL 1.13 removed PPO; there the subclass relation ends at
 else:
     TRL_HAS_PPO = True
 
+
+def load_vllm_generation() -> type:
+    """TRL's `VLLMGeneration`. It is loaded on demand, since it loads vLLM where that is installed.
+
+    Raises:
+        ImportError: Where vLLM, or what TRL needs for it, is not installed.
+    """
+    try:
+        from trl.generation.vllm_generation import VLLMGeneration, is_vllm_available
+    except ImportError as error:  # TRL 1.12 needs requests to load it at all.
+        raise ImportError(f"{_NO_VLLM} ({error})") from error
+    if not is_vllm_available():
+        raise ImportError(_NO_VLLM)
+    return VLLMGeneration
+
+
+_NO_VLLM = "`use_vllm=True` needs vLLM: `pip install trl-tokenreward[vllm]`."
+
 __all__ = [
     "TRL_HAS_PPO",
     "BaseConfig",
@@ -37,6 +55,7 @@ __all__ = [
     "entropy_from_logits",
     "get_config_model_id",
     "get_dataset_column_names",
+    "load_vllm_generation",
     "pad",
     "selective_log_softmax",
     "trl_tokenize",

@@ -20,6 +20,24 @@ _WITHOUT_EFFECT = {
     "train_sampling_strategy": "random",
     "use_liger_kernel": False,
 }
+# What has an effect in one of vLLM's modes alone.
+_VLLM_FIELDS = {
+    "colocate": (
+        "vllm_model_impl",
+        "vllm_gpu_memory_utilization",
+        "vllm_max_model_length",
+        "vllm_tensor_parallel_size",
+        "vllm_enable_sleep_mode",
+    ),
+    "server": (
+        "vllm_server_base_url",
+        "vllm_server_host",
+        "vllm_server_port",
+        "vllm_server_timeout",
+        "vllm_group_port",
+    ),
+}
+_VLLM_LOWEST_TEMPERATURE = 0.01
 # Fields that TRL's PPOTrainer fills in while it is built. They are results, so there is nothing to set.
 _COMPUTED = (
     "world_size",
@@ -74,6 +92,34 @@ class FineGrainedPPOConfig(PPOConfig):
             it ends there, as in TRL.
         eval_temperature (`float`, *optional*):
             Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. If `None`, `temperature`.
+
+        > Parameters of generation with vLLM, named as in TRL
+
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether vLLM samples the completions, in training and in evaluation, instead of transformers. It draws random
+            numbers of its own: samples then do not follow from `seed` alone, and a resumed run is not repeated exactly.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"`: in the trainer's processes, on their GPUs. `"server"`: on a server that `vllm serve` has started.
+        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
+            For `"colocate"`. `"vllm"`: vLLM's own implementation of the model. `"transformers"`: that of transformers.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            For `"colocate"`. Share of a GPU's memory that vLLM takes.
+        vllm_max_model_length (`int`, *optional*):
+            For `"colocate"`. Most tokens of a prompt and its completion. If `None`, the model's.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
+            For `"colocate"`. GPUs that share one copy of the model.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            For `"colocate"`. Whether vLLM gives up its memory between rollouts.
+        vllm_server_base_url (`str`, *optional*):
+            For `"server"`. The server's address, such as `"http://localhost:8000"`, in place of host and port.
+        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`):
+            For `"server"`.
+        vllm_server_port (`int`, *optional*, defaults to `8000`):
+            For `"server"`.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            For `"server"`. Seconds to wait for it to be up.
+        vllm_group_port (`int`, *optional*, defaults to `51216`):
+            For `"server"`. Port over which the weights are sent.
 
         > Parameters of TRL's PPO
 
@@ -169,6 +215,53 @@ class FineGrainedPPOConfig(PPOConfig):
     eval_temperature: float | None = field(
         default=None,
         metadata={"help": "Sampling temperature in evaluation; 0 is greedy. If unset, `temperature`."},
+    )
+
+    # Parameters of generation with vLLM, named as in TRL
+    use_vllm: bool = field(
+        default=False, metadata={"help": "Whether vLLM samples the completions instead of transformers."}
+    )
+    vllm_mode: str = field(
+        default="colocate",
+        metadata={
+            "help": "'colocate': in the trainer's processes, on their GPUs. 'server': on a server that `vllm serve` has "
+            "started."
+        },
+    )
+    vllm_model_impl: str = field(
+        default="vllm",
+        metadata={"help": "For 'colocate'. Implementation of the model: 'vllm' or 'transformers'."},
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False,
+        metadata={"help": "For 'colocate'. Whether vLLM gives up its memory between rollouts."},
+    )
+    vllm_server_base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "For 'server'. Its address, such as 'http://localhost:8000', in place of `vllm_server_host` and "
+            "`vllm_server_port`."
+        },
+    )
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "For 'server'. Its host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "For 'server'. Its port."})
+    vllm_server_timeout: float = field(
+        default=240.0, metadata={"help": "For 'server'. Seconds to wait for it to be up."}
+    )
+    vllm_group_port: int = field(
+        default=51216, metadata={"help": "For 'server'. Port over which the weights are sent."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "For 'colocate'. Share of a GPU's memory that vLLM takes."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "For 'colocate'. Most tokens of a prompt and its completion. If unset, as many as the model takes."
+        },
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "For 'colocate'. GPUs that share one copy of the model."}
     )
 
     # Parameters of TRL's PPO
@@ -269,6 +362,26 @@ class FineGrainedPPOConfig(PPOConfig):
             raise ValueError("`average_token_scores` has no effect on `reward_signal='sequence_score'`.")
         if self.model_adapter_name is not None and self.ref_adapter_name is None:
             raise ValueError("`model_adapter_name` has an effect only together with `ref_adapter_name`.")
+        self._check_vllm()
+
+    def _check_vllm(self) -> None:
+        _check_choice("vllm_mode", self.vllm_mode, tuple(_VLLM_FIELDS))
+        _check_choice("vllm_model_impl", self.vllm_model_impl, ("vllm", "transformers"))
+        changed = {f.name for f in fields(self) if f.name.startswith("vllm_") and getattr(self, f.name) != f.default}
+        if changed and not self.use_vllm:
+            raise ValueError(f"`{min(changed)}` has no effect without `use_vllm=True`.")
+        for mode, names in _VLLM_FIELDS.items():
+            for name in names:
+                if name in changed and mode != self.vllm_mode:
+                    hint = " Give it to `vllm serve`." if mode == "colocate" else ""
+                    raise ValueError(f"`{name}` has no effect in `vllm_mode={self.vllm_mode!r}`.{hint}")
+        if self.vllm_server_base_url is not None and changed & {"vllm_server_host", "vllm_server_port"}:
+            raise ValueError("Set `vllm_server_base_url`, or `vllm_server_host` and `vllm_server_port`, not both.")
+        for name in ("temperature", "eval_temperature"):
+            if self.use_vllm and 0 < (getattr(self, name) or 0) < _VLLM_LOWEST_TEMPERATURE:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)}`: vLLM samples at {_VLLM_LOWEST_TEMPERATURE} instead of at less."
+                )
 
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:

@@ -53,6 +53,7 @@ from .rollout import (
     independent_copy,
     uniforms,
 )
+from .vllm_engine import VLLMEngine
 
 
 if is_wandb_available():
@@ -277,6 +278,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
         for module in self.frozen_models:
             module.to(self.accelerator.device)
         self.model.add_model_tags(self._tag_names)
+        self.vllm_engine = None
+        if args.use_vllm:
+            self.vllm_engine = VLLMEngine(model, processing_class, self.accelerator, args, self.stop_token_id)
 
     # --- one update ------------------------------------------------------------------------------------------------
 
@@ -296,15 +300,20 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _collect_rollout(self, update: int) -> Rollout:
         """Sample completions, score them and work out their advantages."""
+        if self.vllm_engine is not None:
+            self.vllm_engine.sync()
         rows = self.prompt_source.rows(update)
         local = self._local_rows(len(rows))
         rows = [rows[i] for i in local]
         prompts = self._collate(rows)
         seed = (_SAMPLING, self.args.seed, update)
         completions = self._generate(prompts, uniforms(seed, local, self.args.response_length), self.args.temperature)
-        if self.accelerator.mixed_precision != "no":
-            # At low precision a full pass and cached decoding differ by more than rounding: PPO's ratio would not start at 1.
+        if self.vllm_engine is not None or self.accelerator.mixed_precision != "no":
+            # At low precision a full pass and cached decoding differ by more than rounding, as do vLLM and transformers at
+            # any: PPO's ratio would not start at 1.
             logps = self._policy_logps(prompts, completions)
+            if self.vllm_engine is not None:
+                self._log_sampling_difference(completions, logps)
             completions = completions._replace(per_token_logps=logps)
         collected = self._gather(prompts, completions, *self._read(prompts, completions, rows))
         return self._with_advantages(*collected)
@@ -494,6 +503,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
     def _generate(self, prompts: Prompts, uniform: Tensor, temperature: float) -> Completions:
+        if self.vllm_engine is not None:
+            return self.vllm_engine.generate(prompts, temperature)
         chunks = []
         size = self.args.local_rollout_forward_batch_size
         with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
@@ -589,6 +600,17 @@ class FineGrainedPPOTrainer(PPOTrainer):
         for name, value in metrics.items():
             self._metrics[name].append(float(value))
 
+    def _log_sampling_difference(self, completions: Completions, logps: Tensor) -> None:
+        """How far vLLM's log-probabilities of the tokens that it sampled are from the policy's, under TRL's names."""
+        # vLLM may have no number for a token.
+        known = completions.mask.bool() & ~completions.per_token_logps.isnan()
+        differences = torch.where(known, (completions.per_token_logps - logps).abs(), 0)
+        total, count, largest = self.accelerator.gather(
+            torch.stack([differences.sum(), known.sum(), differences.max()]).unsqueeze(0)
+        ).unbind(1)
+        self._metrics["sampling/sampling_logp_difference/mean"].append(float(total.sum() / count.sum().clamp(min=1)))
+        self._metrics["sampling/sampling_logp_difference/max"].append(float(largest.max()))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the rollouts and steps since the last log to the Trainer's own."""
         if "loss" in logs:
@@ -624,6 +646,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def _evaluation_batches(self, dataset: Dataset | IterableDataset, temperature: float) -> Iterator[tuple]:
         """Sampled completions of a data set, batch by batch: this process's rows, prompts, completions, and what
         `_read` says of them. The last batch may be short; the processes then share it as evenly as it goes."""
+        if self.vllm_engine is not None:
+            # Whatever became of the policy since the last rollout: steps, or a checkpoint that was loaded.
+            self.vllm_engine.sync()
         size = self.args.per_device_eval_batch_size * self.accelerator.num_processes
         rows, start = [], 0
         for row in dataset:
