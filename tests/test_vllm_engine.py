@@ -110,8 +110,7 @@ def assert_weights(trainer):
     assert len(generated_with) == len(trainer.expected_weights) > 0
     for weights, expected in zip(generated_with, trainer.expected_weights, strict=True):
         assert set(weights) == set(expected)
-        for name in weights:
-            torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=1e-6)
+        assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
 
 
 def plain_logps(model, rollout, temperature=1.0):
@@ -222,11 +221,42 @@ def test_adapters_are_merged_into_what_vllm_gets(mode, tmp_path):
     with vllm(mode, tmp_path):
         trainer = make("terminal", tmp_path / "vllm", mode, **overrides)
         before = trainer.weights()
+        frozen = {
+            name: parameter.detach().clone()
+            for name, parameter in trainer.policy_model.named_parameters()
+            if not parameter.requires_grad
+        }
         trainer.train()
     assert_weights(trainer)
+    after = dict(trainer.policy_model.named_parameters())
+    assert frozen and [name for name, weight in frozen.items() if not torch.equal(weight, after[name])] == []
     assert_close(ppo_runs.outcome(trainer), ppo_runs.outcome(expected))
     moved = {name for name, weight in trainer.expected_weights[1].items() if not torch.equal(weight, before[name])}
     assert {name.split(".")[-2] for name in moved} == {"q_proj", "v_proj", "down_proj", "lm_head"}
+
+
+def test_merging_adapters_at_low_precision_leaves_nothing_behind(tmp_path):
+    pytest.importorskip("peft")
+
+    def change_policy(policy):
+        policy = ppo_runs.lora(policy.to(torch.bfloat16))
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        return policy
+
+    with vllm("colocate", tmp_path):
+        trainer = make("terminal", tmp_path, "colocate", change_policy=change_policy)
+        policy, engine = trainer.policy_model, trainer.vllm_engine
+        before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+
+        def changed():
+            return {name for name, parameter in policy.named_parameters() if not torch.equal(parameter, before[name])}
+
+        engine.sync()
+        assert changed() == set()
+        engine.generation.sync_weights()  # TRL's own
+        assert changed()
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])

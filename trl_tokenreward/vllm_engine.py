@@ -1,6 +1,8 @@
 """Sampling completions with vLLM, through TRL's own connection to it."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +23,6 @@ class VLLMEngine:
     Completions are sampled from the policy's own distribution: no truncation of it, no penalties, and nothing from the
     model's generation config. vLLM draws its own random numbers: a seed in its sampling parameters would start the random
     numbers of every prompt of a batch at the same place, so that equal prompts got equal completions.
-
-    Where the policy has an adapter, TRL merges it into the weights for the time of a transfer and takes it out again, which
-    may change the frozen weights in their last bit.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`):
@@ -62,6 +61,7 @@ class VLLMEngine:
                     "TRL can send vLLM the trained copies of whole modules (`modules_to_save`) of one adapter alone, which "
                     f"is named 'default'; `model` has {sorted(policy.peft_config)} with {copies[0]!r}."
                 )
+        self.policy = policy
         self.response_length = args.response_length
         self.max_model_length = args.vllm_max_model_length
         self.stop_token_id = stop_token_id
@@ -99,8 +99,9 @@ class VLLMEngine:
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Give vLLM the policy's present weights. Every process has to call it."""
-        self.generation.sync_weights()
+        """Give vLLM the policy's present weights, adapters merged. Every process has to call it."""
+        with _without_drift(self.policy):
+            self.generation.sync_weights()
 
     def generate(self, prompts: Prompts, temperature: float) -> Completions:
         """Sample one completion for each of this process's prompts. Every process has to call it, with at least one prompt.
@@ -156,3 +157,22 @@ class VLLMEngine:
             torch.tensor([row[-1] == self.stop_token_id for row in ids]),
         )
         return Completions(*(column.to(device) for column in columns))
+
+
+@contextmanager
+def _without_drift(policy: nn.Module) -> Iterator[None]:
+    """Put back the weights under adapters afterwards.
+
+    TRL merges adapters into them for the time of a transfer and subtracts them again. That leaves rounding errors, which at
+    bfloat16 add up from one transfer to the next, in the reference policy too. The copy lies in the CPU's memory, since that
+    of the GPU has to hold vLLM.
+    """
+    saved = []
+    if is_peft_model(policy):
+        under_adapters = [parameter for name, parameter in policy.named_parameters() if ".base_layer." in name]
+        saved = [(parameter, parameter.data.to("cpu", copy=True)) for parameter in under_adapters]
+    try:
+        yield
+    finally:
+        for parameter, value in saved:
+            parameter.data.copy_(value)
