@@ -1,521 +1,787 @@
-"""One PPO update of TRL 1.12's PPOTrainer and of FineGrainedPPOTrainer, side by side: time by phase, memory, and the floor.
+"""Time and memory of one PPO update: TRL's PPOTrainer and FineGrainedPPOTrainer on the same models, prompts and completions.
 
-    python benchmarks/ppo_step.py
+    python benchmarks/ppo_step.py                                       # all settings
+    python benchmarks/ppo_step.py --settings 50k-padded --repeats 5     # one of them
+    python benchmarks/ppo_step.py --settings 50k-full --hidden 1024 --layers 16 --heads 16 --intermediate 4096
 
-needs TRL 1.12, the last version with a PPOTrainer (`make test` leaves such an environment in `.venv-trl1.12`). Both trainers
-have the same models, prompts and completions, token for token; each run has a process of its own, and the trainers take
-turns. The table is printed and written to `benchmarks/results/ppo_step.md`. It takes about 40 minutes on two cores; on a
-machine with a GPU it runs there.
+It needs TRL 1.12, the last version with a PPOTrainer. Every measurement runs in a process of its own, the two trainers in
+turn. Both sample for real; what they draw is then replaced by the same tokens, so that they do the same work, and the run
+fails if they trained on other tokens or took other numbers of optimizer steps. It runs on a GPU where there is one.
 
-The floor is the time that the machine needs for the matrix products of an update over real tokens alone, at the throughput
-that it reaches on a large product, and for reading the policy's weights once for each token of decoding.
+The floor is the time that the matrix products of an update and the weights read in decoding would take alone, at the
+throughput that this machine shows in between: see `floor_seconds`.
+
+The table is printed and written to `benchmarks/results/ppo_step.md`.
 """
 
 import argparse
+import ctypes
 import gc
 import hashlib
 import json
 import os
-import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
-ROOT = Path(__file__).resolve().parents[1]
-PAD, EOS, FIRST_WORD = 0, 1, 3
-EPOCHS = 4
+RESULTS = Path(__file__).resolve().parent / "results" / "ppo_step.md"
 ARMS = ("trl", "ours")
+FAMILIES = ("llama", "gpt_neox")
+PHASES = ("generation", "scoring", "optimisation", "rest")
+PAD, EOS = 0, 1
+TEMPERATURE = 0.7
+NUM_PPO_EPOCHS = 4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A size of the problem. `padded`: completions of a mean length of a quarter of `response`, the longest of `response`
-    tokens; else all have `response` tokens. Prompts all have `prompt` tokens."""
+    """What is trained on what. Lengths in tokens; a `mean_length` below `response` makes completions of uneven length."""
 
-    vocab: int
+    name: str
+    vocabulary: int
     batch: int
     prompt: int
     response: int
-    padded: bool
+    mean_length: int
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    # The least speed-up and the least ratio of memory that are aimed at.
-    time_target: float | None = None
+    intermediate: int = 512
+    # How many times faster and smaller than TRL ours is to be, and how near to the floor; None where nobody has said.
+    speedup_target: float | None = None
     memory_target: float | None = None
-
-    def lengths(self, seed: int) -> np.ndarray:
-        """Tokens of each completion, its EOS included."""
-        if not self.padded:
-            return np.full(self.batch, self.response)
-        # Exponential, as when every token has the same chance of ending the completion, scaled to the mean.
-        draws = np.random.default_rng([seed, 1]).exponential(size=self.batch - 1)
-        total = self.batch * self.response // 4 - self.response
-        lengths = np.clip(np.round(draws * total / draws.sum()), 1, self.response - 1).astype(int)
-        while lengths.sum() != total:
-            step = int(np.sign(total - lengths.sum()))
-            free = np.flatnonzero((lengths + step >= 1) & (lengths + step < self.response))
-            lengths[free[np.argmax(lengths[free])] if step < 0 else free[np.argmin(lengths[free])]] += step
-        return np.concatenate([[self.response], lengths])
-
-    def __str__(self) -> str:
-        size = f"{self.vocab // 1000}k / {self.batch} / {self.prompt} / {self.response}"
-        size += ", padded" if self.padded else ""
-        return size if (self.hidden, self.layers) == (128, 4) else f"{size}, hidden {self.hidden}, {self.layers} layers"
+    floor_target: float | None = None
 
 
-SETTINGS = {
-    "1k": Setting(1000, 32, 128, 128, False, time_target=1.3, memory_target=1.8),
-    "1k-padded": Setting(1000, 32, 128, 128, True, time_target=2.2, memory_target=2),
-    "50k": Setting(50_000, 32, 32, 128, False, time_target=2.8, memory_target=6),
-    "50k-padded": Setting(50_000, 32, 128, 128, True, time_target=8, memory_target=6),
-    "150k": Setting(150_000, 8, 32, 128, False, time_target=3.5, memory_target=5),
-    "wide": Setting(50_000, 8, 128, 128, True, 512, 8, 8, time_target=2, memory_target=3),
-    "tiny": Setting(1000, 8, 8, 16, True, 16, 2, 2),  # to see that all this works
-}
+SETTINGS = [
+    Setting("1k-full", 1_000, 32, 128, 128, 128, speedup_target=1.3, memory_target=1.8, floor_target=2.0),
+    Setting("1k-padded", 1_000, 32, 128, 128, 32, speedup_target=2.2, memory_target=2.0, floor_target=2.0),
+    Setting("50k-full", 50_000, 32, 32, 128, 128, speedup_target=2.8, memory_target=6.0, floor_target=2.0),
+    Setting("50k-padded", 50_000, 32, 128, 128, 32, speedup_target=8.0, memory_target=6.0, floor_target=2.0),
+    Setting("150k-full", 150_000, 8, 32, 128, 128, speedup_target=3.5, memory_target=5.0, floor_target=2.0),
+    Setting("50k-padded-large", 50_000, 8, 128, 128, 32, 512, 8, 8, 2048, 2.0, 3.0, 2.0),
+]
+# Sizes that flags of the same name may change.
+SIZES = [field.name for field in fields(Setting) if field.type is int]
+
+
+# --- what both trainers are given ----------------------------------------------------------------------------------
+
+
+def completion_lengths(setting: Setting, seed: int, update: int) -> np.ndarray:
+    """Lengths of an update's completions, (B,): geometric, moved until their mean is `mean_length`, the longest `response`."""
+    if setting.mean_length == setting.response:
+        return np.full(setting.batch, setting.response)
+    rng = np.random.default_rng([seed, update, 0])
+    lengths = rng.geometric(1 / setting.mean_length, setting.batch).clip(1, setting.response)
+    longest = lengths.argmax()
+    lengths[longest] = setting.response
+    others = np.delete(np.arange(setting.batch), longest)
+    while (excess := lengths.sum() - setting.batch * setting.mean_length) != 0:
+        step = -np.sign(excess)
+        lengths[rng.choice(others[lengths[others] != (1 if step < 0 else setting.response)])] += step
+    return lengths
+
+
+def make_prompts(setting: Setting, seed: int, update: int) -> Tensor:
+    """Prompts of an update, (B, P), without special tokens."""
+    rng = np.random.default_rng([seed, update, 1])
+    return torch.from_numpy(rng.integers(EOS + 1, setting.vocabulary, (setting.batch, setting.prompt)))
+
+
+def make_completions(setting: Setting, seed: int, update: int) -> Tensor:
+    """Completions of an update, (B, T). Where lengths are uneven, EOS is the last token of each; PAD follows."""
+    rng = np.random.default_rng([seed, update, 2])
+    ids = rng.integers(EOS + 1, setting.vocabulary, (setting.batch, setting.response))
+    if setting.mean_length < setting.response:
+        last = completion_lengths(setting, seed, update)[:, None] - 1
+        columns = np.arange(setting.response)
+        ids = np.where(columns < last, ids, np.where(columns == last, EOS, PAD))
+    return torch.from_numpy(ids)
+
+
+class PromptsInTurn:
+    """A data collator that hands out the prompts of update 0, 1, 2 and so on, whichever rows it is given: each trainer
+    shuffles in its own way."""
+
+    def __init__(self, setting: Setting, seed: int):
+        self.setting, self.seed, self.update = setting, seed, -1
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        self.update += 1
+        ids = make_prompts(self.setting, self.seed, self.update)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def make_model(setting: Setting, family: str, seed: int, **kwargs: Any) -> torch.nn.Module:
+    """A model with random weights: a sequence classifier where `num_labels` is given, a causal language model elsewhere."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig
+
+    config = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig}[family](
+        vocab_size=setting.vocabulary,
+        hidden_size=setting.hidden,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=setting.heads,
+        intermediate_size=setting.intermediate,
+        max_position_embeddings=setting.prompt + setting.response,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        **kwargs,
+    )
+    torch.manual_seed(seed)
+    auto_class = AutoModelForSequenceClassification if "num_labels" in kwargs else AutoModelForCausalLM
+    return auto_class.from_config(config)
 
 
 # --- the floor -----------------------------------------------------------------------------------------------------
 
 
-def update_flops(setting: Setting, lengths: np.ndarray, layer_weights: int) -> float:
-    """Floating-point operations of the matrix products of one update, over real tokens alone.
-
-    A forward pass of the backbone over a row of L tokens takes 2 * layers * (layer_weights * L + hidden * L * (L + 1)): each
-    weight is used once a token, and a token attends to itself and those before it, in two products of `hidden` each. The
-    head takes 2 * hidden * vocab a completion token. An update decodes (a forward pass of the policy, head included), reads
-    the completions with the reference (head included), the value and the reward model, and takes EPOCHS passes forward and
-    backward, at three times the forward pass, through the policy, head included, and the value model.
-    """
-    rows = setting.prompt + lengths
-    backbone = 2 * setting.layers * (layer_weights * rows.sum() + setting.hidden * (rows * (rows + 1)).sum())
-    head = 2 * setting.hidden * setting.vocab * lengths.sum()
-    return 2 * (backbone + head) + 2 * backbone + EPOCHS * 3 * (2 * backbone + head)
-
-
 def floor_seconds(
-    setting: Setting, lengths: np.ndarray, layer_weights: int, itemsize: int, flops: float, bandwidth: float
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    *,
+    backbone_weights: int,
+    head_weights: int,
+    attention_width: int,
+    num_ppo_epochs: int,
+    flops_per_second: float,
+    bytes_per_second: float,
+    bytes_per_weight: int = 4,
 ) -> float:
-    """Seconds for the products at `flops` operations a second, and for reading the policy's weights at `bandwidth` bytes a
-    second at each step of decoding."""
-    weights = setting.layers * layer_weights + setting.hidden * setting.vocab
-    return update_flops(setting, lengths, layer_weights) / flops + int(lengths.max()) * weights * itemsize / bandwidth
+    r"""The least time that an update's matrix products and its decoding can take. Padding is not counted.
+
+    A pass over n tokens needs
+
+        F(n) = 2 · backbone_weights · n + 2 · attention_width · n (n + 1)
+
+    operations: each token meets each weight once, and attention's two products take 4 · attention_width for every key that
+    a query may look at, 1 + 2 + … + n of them. The head takes H(T) = 2 · head_weights · T on the T completion tokens. With
+    n = P + T - 1 (no model but the reward model has to read the last token) and E epochs, a backward pass being twice a
+    forward pass, a row takes
+
+        [F(n) + H(T)]                  decoding: the prompt, then each token
+        + [F(n) + H(T)]                reference
+        + F(n) + F(n + 1)              value and reward model
+        + 3 E [2 F(n) + H(T)]          policy and value model
+
+    operations. Each decoding step, as many as the longest completion has tokens, reads the policy's weights once. So
+
+        seconds = operations / flops_per_second
+                  + max(T) · (backbone_weights + head_weights) · bytes_per_weight / bytes_per_second
+
+    Args:
+        prompt_lengths, completion_lengths (`Sequence[int]`):
+            P and T of each row, in tokens.
+        backbone_weights (`int`):
+            Weights of all matrices of one backbone, without the embedding. All models have the same.
+        head_weights (`int`):
+            Hidden size times vocabulary.
+        attention_width (`int`):
+            Layers times hidden size.
+        num_ppo_epochs (`int`):
+            E.
+        flops_per_second, bytes_per_second (`float`):
+            Throughput of matrix products and of memory.
+        bytes_per_weight (`int`, *optional*, defaults to `4`):
+            Size of a weight in memory.
+
+    Returns:
+        `float`: Seconds.
+    """
+
+    def backbone(n: int) -> int:
+        return 2 * backbone_weights * n + 2 * attention_width * n * (n + 1)
+
+    operations = 0
+    for prompt, completion in zip(prompt_lengths, completion_lengths, strict=True):
+        n, head = prompt + completion - 1, 2 * head_weights * completion
+        rollout = 2 * (backbone(n) + head) + backbone(n) + backbone(n + 1)
+        operations += rollout + 3 * num_ppo_epochs * (2 * backbone(n) + head)
+    streamed = max(completion_lengths) * (backbone_weights + head_weights) * bytes_per_weight
+    return float(operations / flops_per_second + streamed / bytes_per_second)
 
 
-def throughput(device: str, dtype_name: str) -> tuple[float, float]:
-    """What this machine reaches: operations a second in a large matrix product, bytes a second in reading memory."""
-    import torch
-
-    dtype, size = getattr(torch, dtype_name), 2048 if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    memory = torch.ones(2**27 if device == "cpu" else 2**30, dtype=torch.float32, device=device)
-
-    def seconds(run) -> float:
-        times = []
-        for _ in range(9):
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            times.append(time.perf_counter() - start)
-        return median(times[2:])
-
-    return 2 * size**3 / seconds(lambda: a @ b), memory.nbytes / seconds(memory.sum)
+def matrix_weights(setting: Setting, family: str) -> tuple[int, int]:
+    """Weights of the matrices of the policy's backbone and of its head."""
+    with torch.device("meta"):
+        model = make_model(setting, family, seed=0)
+    head = model.get_output_embeddings()
+    weights = {m: m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    return sum(weights.values()) - weights[head], weights[head]
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
-# --- one run -------------------------------------------------------------------------------------------------------
-
-
-class Stopwatch:
-    """Seconds of each phase of each update. What is not generation or scoring is optimisation."""
-
-    def __init__(self, device: str):
-        self.device = device
-        self.updates: list[dict[str, float]] = []
-        self.marks: dict[str, float] = {}
-
-    def mark(self, name: str) -> None:
-        synchronize(self.device)
-        self.marks[name] = time.perf_counter()
-
-    def end_of_update(self) -> None:
-        self.mark("end")
-        marks = self.marks
-        if "start" in marks:
-            self.updates.append(
-                {
-                    "generation": marks["generated"] - marks["generate"],
-                    "scoring": marks["scored"] - marks["generated"],
-                    "optimisation": marks["end"] - marks["scored"] + marks["generate"] - marks["start"],
-                    "total": marks["end"] - marks["start"],
-                }
-            )
-        self.marks = {"start": marks["end"]}
-
-
-def fingerprint(input_ids, lengths: np.ndarray, prompt: int) -> str:
-    """Of the prompts and completions, the padding left out."""
-    rows = [row[: prompt + n].tolist() for row, n in zip(input_ids.cpu(), lengths, strict=True)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def run(arm: str, setting: Setting, family: str, updates: int, seed: int, device: str, bf16: bool) -> dict:
-    """Train for one update to warm up and `updates` more, in this process. Returns times, memory and what was trained on."""
-    import torch
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        PreTrainedTokenizerFast,
-    )
-
-    def model(auto_class, number):
-        torch.manual_seed(seed + number)
-        config = AutoConfig.for_model(
-            family,
-            vocab_size=setting.vocab,
-            hidden_size=setting.hidden,
-            intermediate_size=4 * setting.hidden,
-            num_hidden_layers=setting.layers,
-            num_attention_heads=setting.heads,
-            max_position_embeddings=setting.prompt + setting.response,
-            num_labels=1,
-            pad_token_id=PAD,
-            bos_token_id=None,
-            eos_token_id=EOS,
+def setting_floor(
+    setting: Setting, options: argparse.Namespace, flops_per_second: float, bytes_per_second: float
+) -> float:
+    """Mean floor of the measured updates."""
+    backbone_weights, head_weights = matrix_weights(setting, options.family)
+    floors = [
+        floor_seconds(
+            [setting.prompt] * setting.batch,
+            [int(n) for n in completion_lengths(setting, options.seed, update)],
+            backbone_weights=backbone_weights,
+            head_weights=head_weights,
+            attention_width=setting.layers * setting.hidden,
+            num_ppo_epochs=NUM_PPO_EPOCHS,
+            flops_per_second=flops_per_second,
+            bytes_per_second=bytes_per_second,
         )
-        return auto_class.from_config(config, dtype=torch.bfloat16 if bf16 else torch.float32).to(device)
+        for update in range(1, options.updates + 1)
+    ]
+    return statistics.mean(floors)
 
-    lengths = setting.lengths(seed)
-    words = np.random.default_rng([seed, 2])
-    completions = words.integers(FIRST_WORD, setting.vocab, (setting.batch, setting.response))
-    if setting.padded:
-        completions[range(setting.batch), lengths - 1] = EOS
-    completions = torch.tensor(completions, device=device)
-    prompts = words.integers(FIRST_WORD, setting.vocab, (setting.batch, setting.prompt)).tolist()
-    # One batch of prompts over and over: in whatever order a trainer takes the rows, the completions' lengths are the same.
-    # TRL's trainer takes too many steps at the end of its data, so there is more than is used.
-    dataset = Dataset.from_dict({"input_ids": [prompts[0]] * (setting.batch * (updates + 3))})
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"<pad>": PAD, "<eos>": EOS, "<unk>": 2}, unk_token="<unk>")),
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
-    arguments = {
-        "model": model(AutoModelForCausalLM, 0),
-        "ref_model": model(AutoModelForCausalLM, 1),
-        "reward_model": model(AutoModelForSequenceClassification, 2),
-        "value_model": model(AutoModelForSequenceClassification, 3),
-        "processing_class": tokenizer,
-        "train_dataset": dataset,
-        "eval_dataset": dataset,
-    }
-    stopwatch, steps, seen = Stopwatch(device), [], []
-    register_optimizer_step_post_hook(lambda *_: steps.append(1))
-    with tempfile.TemporaryDirectory() as directory:
-        config = {
-            "output_dir": directory,
-            "per_device_train_batch_size": setting.batch,
-            "total_episodes": setting.batch * (updates + 1),
-            "num_ppo_epochs": EPOCHS,
-            "response_length": setting.response,
-            "stop_token": "eos" if setting.padded else None,
-            "temperature": 1.0,
-            # TRL's trainer ignores these two.
-            "gradient_checkpointing": False,
-            "bf16": False,
-            "use_cpu": device == "cpu",
-            "report_to": "none",
-            "save_strategy": "no",
-            "num_sample_generations": 0,
-            "disable_tqdm": True,
-            "seed": seed,
-        }
-        make = _trl_trainer if arm == "trl" else _our_trainer
-        trainer = make(arguments, config, completions, stopwatch, seen)
+
+def machine_throughput(clock: Callable[[], float], bf16: bool) -> tuple[float, float]:
+    """Operations a second in a large square matrix product, and bytes a second in reading much memory."""
+    device = _device()
+    size, number = (8192, 2**28) if device == "cuda" else (2048, 2**26)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    numbers = torch.ones(number, device=device)
+
+    def seconds(work: Callable[[], Tensor]) -> float:
+        times = []
+        for _ in range(6):
+            start = clock()
+            work()
+            times.append(clock() - start)
+        return statistics.median(times[1:])
+
+    return 2 * size**3 / seconds(lambda: a @ b), 4 * number / seconds(numbers.sum)
+
+
+# --- one process: one trainer in one setting -----------------------------------------------------------------------
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_clock(name: str) -> Callable[[], float]:
+    """Seconds on the wall, or of this process on the CPU; a GPU has finished its work when they are read."""
+    read = {"wall": time.perf_counter, "cpu": time.process_time}[name]
+    if _device() == "cpu":
+        return read
+
+    def synchronized() -> float:
+        torch.cuda.synchronize()
+        return read()
+
+    return synchronized
+
+
+class Meter:
+    """Reads clock and memory in one run."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock = clock
+        self.marks: list[dict[str, float]] = [{}]
+        self.optimizer_steps = 0
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.optimizer_steps += 1
+
+    def mark(self, event: str) -> None:
+        """Note when an event of the current update happened first."""
+        if event not in self.marks[-1]:
+            self.marks[-1][event] = self.clock()
+
+    def end_update(self) -> None:
+        self.mark("end")
+        self.marks.append({})
+
+    def phases(self) -> list[dict[str, float]]:
+        """Seconds by phase of each update but the first. `rest` lies between the end of the last and the generation."""
+        updates = []
+        for before, now in zip(self.marks, self.marks[1:-1], strict=False):
+            ends = [before["end"], now["generation"], now["scoring"], now["optimisation"], now["end"]]
+            seconds = dict(
+                zip(("rest", *PHASES[:3]), (b - a for a, b in zip(ends, ends[1:], strict=False)), strict=True)
+            )
+            updates.append({**seconds, "total": sum(seconds.values())})
+        return updates
+
+    def reset_memory(self) -> None:
         gc.collect()
-        base = _memory(device, reset=True)
-        trainer.train()
-        peak = _memory(device, reset=False)
-    if len(steps) != EPOCHS * (updates + 1):
-        raise RuntimeError(f"{arm} took {len(steps)} optimizer steps, where {EPOCHS * (updates + 1)} were due.")
-    backbone = arguments["value_model"].base_model
-    per_layer = sum(p.numel() for name, p in backbone.named_parameters() if ".layers." in f".{name}." and p.ndim == 2)
-    return {
-        "updates": stopwatch.updates,
-        "memory": peak - base,
-        "tokens": sorted({fingerprint(ids, lengths, setting.prompt) for ids in seen}),
-        "layer_weights": per_layer // setting.layers,
-    }
-
-
-def _memory(device: str, reset: bool) -> int:
-    """Bytes in use (with `reset`, which also forgets the peak so far) or at the peak."""
-    if device == "cuda":
-        import torch
-
-        if reset:
+        if _device() == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        return torch.cuda.max_memory_allocated()
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    field = "VmRSS:" if reset else "VmHWM:"
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
+            self.base = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # what building the models has freed must not hide what training takes
+            Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is in use now
+            self.base = self._status("VmRSS")
+
+    def peak_above_base(self) -> float:
+        """MiB."""
+        peak = torch.cuda.max_memory_allocated() if _device() == "cuda" else self._status("VmHWM")
+        return (peak - self.base) / 2**20
+
+    @staticmethod
+    def _status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-# Sampling is done as ever and its outcome replaced by the given completions, so that the work is all there.
+class Script:
+    """The completions that a run is made to sample, and what was trained on."""
+
+    def __init__(self, setting: Setting, seed: int):
+        self.setting, self.seed = setting, seed
+        self.trained: list[tuple[Tensor, ...]] = []
+
+    def begin(self, update: int) -> None:
+        self.completions = make_completions(self.setting, self.seed, update).to(_device())
+
+    def fingerprint(self) -> str:
+        """Of prompts, completions and their masks in all updates."""
+        digest = hashlib.sha256()
+        for tensors in self.trained:
+            for x in tensors:
+                digest.update(x.long().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
-def _trl_trainer(arguments: dict, config: dict, completions, stopwatch: Stopwatch, seen: list):
-    import torch
+def trl_trainer(script: Script, meter: Meter, config: dict[str, Any], **kwargs: Any) -> Any:
+    """TRL's PPOTrainer, made to sample what the script says."""
     import trl.experimental.ppo.ppo_trainer as module
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    draw, generate, forward = torch.multinomial, module.batch_generation, module.forward
-    step = 0
+    generate, batch_generation, forward, multinomial = (
+        module.generate,
+        module.batch_generation,
+        module.forward,
+        torch.multinomial,
+    )
+    place = {"update": 0, "row": 0, "t": 0}
 
-    def forced_multinomial(probabilities, num_samples, **kwargs):
-        nonlocal step
-        draw(probabilities, num_samples, **kwargs)
-        step += 1
-        return completions[:, step - 1 : step]
+    def forced_multinomial(probabilities: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        drawn = multinomial(probabilities, *args, **kwargs)
+        tokens = script.completions[place["row"] : place["row"] + len(drawn), place["t"], None]
+        place["t"] += 1
+        return tokens
 
-    def timed_generation(*args):
-        nonlocal step
-        step = 0
-        stopwatch.mark("generate")
-        output = generate(*args)
-        stopwatch.mark("generated")
-        seen.append(output[0])
-        return output
+    def forced_generate(model: Any, queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        place["t"] = 0
+        torch.multinomial = forced_multinomial
+        try:
+            return generate(model, queries, *args)
+        finally:
+            torch.multinomial = multinomial
+            place["row"] += len(queries)
 
-    def watched_forward(model, *args):
-        if model is trainer.model and "scored" not in stopwatch.marks:
-            stopwatch.mark("scored")
+    def timed_generation(model: Any, queries: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        script.begin(place["update"])
+        place["update"], place["row"] = place["update"] + 1, 0
+        meter.mark("generation")
+        query_responses, logits = batch_generation(model, queries, *args)
+        meter.mark("scoring")
+        completions = query_responses[:, queries.shape[1] :]
+        script.trained.append((queries, queries != PAD, completions, completions != PAD))
+        return query_responses, logits
+
+    def noticed_forward(model: Any, *args: Any) -> Any:
+        if isinstance(model, module.PolicyAndValueWrapper):  # the rollout calls it with single models
+            meter.mark("optimisation")
         return forward(model, *args)
 
-    class Trainer(PPOTrainer):
-        def log(self, *args, **kwargs):
-            stopwatch.end_of_update()
+    module.generate, module.batch_generation, module.forward = forced_generate, timed_generation, noticed_forward
 
-    torch.multinomial = forced_multinomial
-    module.batch_generation, module.forward = timed_generation, watched_forward
-    trainer = Trainer(args=PPOConfig(**config), **arguments)
-    return trainer
+    class Trainer(module.PPOTrainer):
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            super().log(*args, **kwargs)
+            meter.end_update()
+
+    return Trainer(args=module.PPOConfig(**config), **kwargs)
 
 
-def _our_trainer(arguments: dict, config: dict, completions, stopwatch: Stopwatch, seen: list):
-    import torch
+def force_our_completions(script: Script) -> None:
+    """Make our sampling return the script's tokens with their log-probabilities, after it has done its own work.
 
-    from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, ppo_trainer, rollout
+    The random number of each draw says which row and column it is for.
+    """
+    from trl_tokenreward import ppo_trainer, rollout
 
-    reward_model = TokenRewardModel.from_backbone(arguments["reward_model"], copy=False)
-    torch.nn.init.normal_(reward_model.token_score.weight, std=0.02)
-    sample = rollout.sample
-    batch, length = completions.shape
+    cells = script.setting.batch * script.setting.response
+    real_uniforms, real_sample = rollout.uniforms, rollout.sample
 
-    def numbered(seed, rows, length):
-        """In place of random numbers, where in the batch each of them is."""
-        places = torch.tensor(list(rows)).unsqueeze(1) * length + torch.arange(length)
-        return (places.double() + 0.5) / (batch * length)
+    def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
+        real_uniforms(seed, rows, length)
+        cell = torch.arange(rows.start * length, rows.stop * length, dtype=torch.float64)
+        return ((cell + 0.5) / cells).view(len(rows), length)
 
-    def forced_sample(logits, temperature, uniform):
-        sample(logits, temperature, uniform)
-        tokens = completions.flatten()[(uniform * batch * length).long().to(completions.device)]
-        logps = torch.log_softmax(logits.float() / temperature, -1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-        return tokens, logps
+    def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        drawn, drawn_logps = real_sample(logits, temperature, uniform)
+        tokens = script.completions.flatten()[(uniform * cells).long()]
+        # The normaliser follows from what was drawn: another pass over the vocabulary would be work that is not ours.
+        picked = logits.gather(1, torch.stack([tokens, drawn], dim=1)).float() / temperature
+        return tokens, drawn_logps + picked[:, 0] - picked[:, 1]
+
+    rollout.uniforms = ppo_trainer.uniforms = uniforms
+    rollout.sample = sample
+
+
+def our_trainer(script: Script, meter: Meter, config: dict[str, Any], **kwargs: Any) -> Any:
+    """Our FineGrainedPPOTrainer, made to sample what the script says."""
+    from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+
+    force_our_completions(script)
 
     class Trainer(FineGrainedPPOTrainer):
-        def _generate(self, *args):
-            stopwatch.mark("generate")
-            output = super()._generate(*args)
-            stopwatch.mark("generated")
-            return output
+        def _collect_rollout(self, update: int) -> Any:
+            script.begin(update)
+            rollout = super()._collect_rollout(update)
+            ids, mask = rollout.completion_ids, rollout.completion_mask
+            script.trained.append((rollout.prompt_ids, rollout.prompt_mask, ids.masked_fill(mask == 0, PAD), mask))
+            meter.mark("optimisation")
+            return rollout
 
-        def _collect_rollout(self, update):
-            output = super()._collect_rollout(update)
-            stopwatch.mark("scored")
-            seen.append(torch.cat([output.prompt_ids, output.completion_ids], 1))
-            return output
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            meter.mark("generation")
+            completions = super()._generate(*args, **kwargs)
+            meter.mark("scoring")
+            return completions
 
-        def log(self, logs, *args, **kwargs):
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             super().log(logs, *args, **kwargs)
-            if "loss" in logs:
-                stopwatch.end_of_update()
+            if "loss" in logs:  # not the summary of the run
+                meter.end_update()
 
-    ppo_trainer.uniforms, rollout.sample = numbered, forced_sample
-    return Trainer(
-        args=FineGrainedPPOConfig(**config, logging_steps=EPOCHS), **{**arguments, "reward_model": reward_model}
-    )
-
-
-# --- all runs ------------------------------------------------------------------------------------------------------
+    reward_model = TokenRewardModel.from_backbone(kwargs.pop("reward_model"), copy=False)
+    torch.nn.init.normal_(reward_model.token_score.weight, std=0.02)
+    config = {**config, "logging_steps": NUM_PPO_EPOCHS}  # once an update, as TRL does
+    return Trainer(args=FineGrainedPPOConfig(**config), reward_model=reward_model, **kwargs)
 
 
-def measure(arm: str, name: str, options: argparse.Namespace) -> dict:
-    """One run in a process of its own."""
-    command = [sys.executable, __file__, "--worker", arm, "--settings", name, "--family", options.family]
-    command += ["--updates", str(options.updates), "--seed", str(options.seed), *(["--bf16"] if options.bf16 else [])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def run_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Train with one trainer; what the parent process asks for in `job` is what it gets back."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    torch.set_num_threads(job["threads"])
+    setting, seed, updates = Setting(**job["setting"]), job["seed"], job["updates"] + 1
+    # TRL takes an optimizer step for every micro-batch at the end of its data, so the data must not end.
+    num_rows = (updates + 2) * setting.batch
+    dataset = Dataset.from_dict({"input_ids": [[EOS + 1] * setting.prompt] * num_rows})
+    vocabulary = {"<pad>": PAD, "<eos>": EOS, "<unk>": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        config = {
+            "output_dir": folder,
+            "seed": seed,
+            "per_device_train_batch_size": setting.batch,
+            "gradient_accumulation_steps": 1,
+            "num_mini_batches": 1,
+            "num_ppo_epochs": NUM_PPO_EPOCHS,
+            "local_rollout_forward_batch_size": 64,
+            "total_episodes": updates * setting.batch,
+            "response_length": setting.response,
+            "stop_token": "eos",
+            "temperature": TEMPERATURE,
+            "kl_coef": 0.05,
+            "gradient_checkpointing": False,
+            "bf16": job["bf16"],
+            "num_sample_generations": 0,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": _device() == "cpu",
+        }
+        meter, script = Meter(make_clock(job["clock"])), Script(setting, seed)
+        family = job["family"]
+        trainer = {"trl": trl_trainer, "ours": our_trainer}[job["arm"]](
+            script,
+            meter,
+            config,
+            processing_class=PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")),
+                pad_token="<pad>",
+                eos_token="<eos>",
+                padding_side="left",
+            ),
+            model=make_model(setting, family, seed),
+            ref_model=make_model(setting, family, seed),
+            reward_model=make_model(setting, family, seed + 1, num_labels=1),
+            value_model=make_model(setting, family, seed + 2, num_labels=1),
+            train_dataset=dataset,
+            eval_dataset=dataset,
+            data_collator=PromptsInTurn(setting, seed),
+        )
+        meter.reset_memory()
+        trainer.train()
+        return {
+            "phases": meter.phases(),
+            "memory": meter.peak_above_base(),
+            "optimizer_steps": meter.optimizer_steps,
+            "tokens": script.fingerprint(),
+        }
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+# --- the parent process --------------------------------------------------------------------------------------------
 
 
-def verdict(value: float, target: float | None) -> str:
+def run_in_process(job: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, __file__, "--worker", json.dumps(job), "--output", str(output)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            what = f"{job['arm']} in {job['setting']['name']}"
+            raise SystemExit(f"{what} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
+        return json.loads(output.read_text())
+
+
+def run_all(
+    settings: list[Setting], options: argparse.Namespace, console: Console
+) -> tuple[dict[tuple[str, str], list], tuple[float, float]]:
+    """Results of each (setting, arm), one for each repeat, and the machine's throughput.
+
+    The throughput is the median of measurements in between: what else runs on a machine has a part in it.
+    """
+    throughputs, clock = [], make_clock(options.clock)
+    results: dict[tuple[str, str], list] = {(s.name, arm): [] for s in settings for arm in options.arms}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(results) * options.repeats)
+        for repeat in range(options.repeats):
+            for setting in settings:
+                progress.update(task, description="throughput of the machine")
+                throughputs.append(machine_throughput(clock, options.bf16))
+                # In turn, so that neither always has the cooler machine.
+                for arm in options.arms if repeat % 2 == 0 else options.arms[::-1]:
+                    progress.update(task, description=f"{setting.name}: {arm}, repeat {repeat + 1}")
+                    common = {k: getattr(options, k) for k in ("family", "updates", "seed", "bf16", "threads", "clock")}
+                    result = run_in_process({"setting": asdict(setting), "arm": arm, **common})
+                    results[setting.name, arm].append(result)
+                    seconds = statistics.median(u["total"] for u in result["phases"])
+                    progress.console.print(
+                        f"{setting.name}: {arm}, repeat {repeat + 1}: {seconds:.2f} s an update, {result['memory']:.0f} MiB"
+                    )
+                    progress.advance(task)
+    flops, bandwidth = (statistics.median(column) for column in zip(*throughputs, strict=True))
+    return results, (flops, bandwidth)
+
+
+def check_same_work(settings: list[Setting], options: argparse.Namespace, results: dict[tuple[str, str], list]) -> None:
+    """Raise a `SystemExit` where the runs of a setting did different work."""
+    for setting in settings:
+        for quantity in ("tokens", "optimizer_steps"):
+            seen = {arm: {r[quantity] for r in results[setting.name, arm]} for arm in options.arms}
+            if len(set.union(*seen.values())) != 1:
+                raise SystemExit(
+                    f"{setting.name}: the runs differ in {quantity}, so their times do not compare: {seen}"
+                )
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def ratio_to_target(ratio: float, target: float | None, at_most: bool = False) -> str:
     if target is None:
-        return f"{value:.2f}"
-    return f"{value:.2f} ({'≥' if value >= target else '**<**'} {target})"
+        return "–"
+    met = ratio <= target if at_most else ratio >= target
+    return f"{'≤' if at_most else '≥'} {target:g}: {'met' if met else 'missed'}"
 
 
-def report(results: dict[str, dict[str, list[dict]]], options: argparse.Namespace, speeds: tuple[float, float]) -> str:
-    """The tables, in Markdown."""
-    times, memory, phases = [], [], []
-    for name, runs in results.items():
-        setting = SETTINGS[name]
-        seconds = {arm: [[u["total"] for u in run["updates"]] for run in runs[arm]] for arm in ARMS}
-        ratios = [median(t) / median(o) for t, o in zip(seconds["trl"], seconds["ours"], strict=True)]
-        flat = {arm: [s for run in seconds[arm] for s in run] for arm in ARMS}
-        lengths, weights = setting.lengths(options.seed), runs["ours"][0]["layer_weights"]
-        floor = floor_seconds(setting, lengths, weights, 2 if options.bf16 else 4, *speeds)
-        ours = median(flat["ours"]) / floor
-        times.append(
-            f"| {setting} | {spread(flat['trl'])} | {spread(flat['ours'])} | {verdict(median(ratios), setting.time_target)} | "
-            f"{min(ratios):.2f}–{max(ratios):.2f} | {floor:.2f} | {median(flat['trl']) / floor:.1f} | "
-            f"{ours:.2f}{'' if ours <= 2 else ' (**> 2**)'} |"
-        )
-        mib = {arm: [run["memory"] / 2**20 for run in runs[arm]] for arm in ARMS}
-        ratio = median(mib["trl"]) / median(mib["ours"])
-        memory.append(
-            f"| {setting} | {spread(mib['trl'], 0)} | {spread(mib['ours'], 0)} | {verdict(ratio, setting.memory_target)} |"
-        )
-        for arm in ARMS:
-            parts = [
-                spread([u[part] for run in runs[arm] for u in run["updates"]])
-                for part in ("generation", "scoring", "optimisation")
-            ]
-            phases.append(f"| {setting} | {'TRL' if arm == 'trl' else 'ours'} | {' | '.join(parts)} |")
-    return "\n".join(
-        [
-            "| vocabulary / batch / prompt / response | TRL, s an update | ours, s an update | TRL ÷ ours (aim) | range | floor, s "
-            "| TRL ÷ floor | ours ÷ floor |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-            *times,
-            "",
-            "| peak memory above the loaded models, MiB | TRL | ours | TRL ÷ ours (aim) |",
-            "| --- | --- | --- | --- |",
-            *memory,
-            "",
-            "| seconds by phase | | generation | scoring | optimisation |",
-            "| --- | --- | --- | --- | --- |",
-            *phases,
-            "",
-        ]
+def make_tables(
+    settings: list[Setting],
+    options: argparse.Namespace,
+    results: dict[tuple[str, str], list],
+    throughput: tuple[float, float],
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table."""
+    updates, targets, phases = [], [], []
+    for setting in settings:
+        runs = {arm: results[setting.name, arm] for arm in options.arms}
+        totals = {arm: [u["total"] for r in runs[arm] for u in r["phases"]] for arm in runs}
+        memory = {arm: statistics.median(r["memory"] for r in runs[arm]) for arm in runs}
+        floor = setting_floor(setting, options, *throughput)
+        to_floor = {arm: statistics.median(totals[arm]) / floor for arm in runs}
+        row = [setting.name, *(spread(totals[arm]) for arm in runs)]
+        if len(runs) == 2:
+            medians = [[statistics.median(u["total"] for u in r["phases"]) for r in runs[arm]] for arm in ARMS]
+            speedups = [theirs / ours for theirs, ours in zip(*medians, strict=True)]
+            memory_ratio = memory["trl"] / memory["ours"]
+            row.append(spread(speedups))
+            targets.append(
+                [
+                    setting.name,
+                    f"{statistics.median(speedups):.2f}",
+                    ratio_to_target(statistics.median(speedups), setting.speedup_target),
+                    f"{memory_ratio:.2f}",
+                    ratio_to_target(memory_ratio, setting.memory_target),
+                    f"{to_floor['ours']:.2f}",
+                    ratio_to_target(to_floor["ours"], setting.floor_target, at_most=True),
+                ]
+            )
+        row.extend(f"{memory[arm]:.0f}" for arm in runs)
+        if len(runs) == 2:
+            row.append(f"{memory_ratio:.2f}")
+        updates.append([*row, f"{floor:.2f}", *(f"{to_floor[arm]:.2f}" for arm in runs)])
+        for arm in runs:
+            seconds = {p: [u[p] for r in runs[arm] for u in r["phases"]] for p in PHASES}
+            phases.append([setting.name, arm, *(spread(seconds[p]) for p in PHASES)])
+    both = len(options.arms) == 2
+    header = ["setting", *(f"{arm}, s/update" for arm in options.arms)]
+    header += ["speed-up"] * both + [f"{arm}, MiB" for arm in options.arms] + ["memory ratio"] * both
+    header += ["floor, s", *(f"{arm} ÷ floor" for arm in options.arms)]
+    tables = [("One update", header, updates)]
+    sizes = [[setting.name, *(str(getattr(setting, name)) for name in SIZES)] for setting in settings]
+    if both:
+        header = ["setting", "speed-up", "target", "memory ratio", "target", "ours ÷ floor", "target"]
+        tables.append(("Targets", header, targets))
+    tables.append(("Phases, seconds an update", ["setting", "trainer", *PHASES], phases))
+    tables.append(("Settings, lengths in tokens", ["setting", *(name.replace("_", " ") for name in SIZES)], sizes))
+    return tables
+
+
+def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> list[str]:
+    """What one has to know to read the tables."""
+    device = torch.cuda.get_device_name() if _device() == "cuda" else "CPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    clock = "wall clock" if options.clock == "wall" else "CPU seconds"
+    memory = "allocated on the GPU" if _device() == "cuda" else "resident"
+    matrices = "bfloat16" if options.bf16 else "float32"
+    precision = "mixed precision, which TRL's trainer ignores" if options.bf16 else "float32"
+    return [
+        f"`{options.command}`, {date.today()}. {versions}; {device}, threads: {options.threads}.",
+        f"{options.family} models with random weights; {precision}, without gradient checkpointing (TRL's trainer ignores "
+        f"`bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). Batch = micro-batch, "
+        f"{NUM_PPO_EPOCHS} epochs, one optimizer step each. Ours has dense token rewards, TRL's a terminal one. The same "
+        f"prompts and completions in both, checked.",
+        f"Repeats: {options.repeats}, each in a process of its own; measured updates in each: {options.updates}, after one that is not "
+        f"measured; {clock}, median and range. The speed-up is the median, and the range, of each repeat's ratio.",
+        f"Memory is the peak above that of the loaded models ({memory}); gradients and the optimizer's state are part of it.",
+        f"Floor: the matrix products of an update at {throughput[0] / 1e9:.0f} GFLOP/s ({matrices}, measured on a square "
+        f"product) and the weights that decoding reads at {throughput[1] / 1e9:.1f} GB/s. Small models make much of the "
+        f"vocabulary: the gains shrink as the backbone grows.",
+    ]
+
+
+def to_markdown(title: str, header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    names = [setting.name for setting in SETTINGS]
+    listed = "\n".join(f"  {s.name:<17}{', '.join(f'{name} {getattr(s, name)}' for name in SIZES)}" for s in SETTINGS)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"settings:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def about(options: argparse.Namespace, device: str, speeds: tuple[float, float]) -> str:
-    import torch
-    import transformers
-    import trl
-
-    where = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    parser.add_argument("--settings", nargs="+", choices=names, default=names, metavar="NAME", help="Default: all.")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="Trainers. Default: both.")
+    parser.add_argument("--family", choices=FAMILIES, default="llama", help="Architecture. Default: llama.")
+    parser.add_argument("--repeats", type=int, default=3, help="Processes for each trainer and setting. Default: 3.")
+    parser.add_argument("--updates", type=int, default=2, help="Measured updates in each process. Default: 2.")
+    parser.add_argument("--seed", type=int, default=0, help="Of weights, prompts, completions and lengths. Default: 0.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads on the CPU. Default: 1.")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="`cpu` counts the seconds of the process alone: for a busy machine, with one thread. Default: wall.",
     )
-    command = " ".join(["python benchmarks/ppo_step.py", *sys.argv[1:]])
-    return (
-        f"`{command}`, {date.today()}, seed {options.seed}. {where}; torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, TRL {trl.__version__}. {options.family}, "
-        f"{'bfloat16' if options.bf16 else 'float32'}, {EPOCHS} epochs of one mini-batch, dense rewards on ours and one score "
-        "on TRL's; both without gradient checkpointing and mixed precision, which TRL's trainer ignores. "
-        f"{options.repeats} processes for each trainer and setting, in turns, {options.updates} updates each after one to "
-        f"warm up. Median (least–greatest). A large product reaches {speeds[0] / 1e9:.0f} GFLOP/s here, reading memory "
-        f"{speeds[1] / 1e9:.0f} GB/s. Padded: completions have 32 tokens on average and 128 at most. Memory holds gradients "
-        "and the optimizer's moments, the same for both."
-    )
+    parser.add_argument("--bf16", action="store_true", help="Set `bf16`. TRL's trainer ignores it.")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="Markdown file to write.")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    sizes = parser.add_argument_group("sizes", "Change every chosen setting. A mean length below `response` is uneven.")
+    for name in SIZES:
+        sizes.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
+    options = parser.parse_args(argv)
+    options.arms = [arm for arm in ARMS if arm in options.arms]
+    options.command = " ".join(["python benchmarks/ppo_step.py", *(sys.argv[1:] if argv is None else argv)])
+    for name in ("repeats", "updates", "threads", *SIZES):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if options.clock == "cpu" and _device() == "cuda":
+        parser.error("--clock cpu does not see what a GPU does: use --clock wall.")
+    return options
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:-1])
-    parser.add_argument("--family", default="llama", choices=["llama", "gpt_neox"])
-    parser.add_argument("--repeats", type=int, default=3, help="Processes for each trainer and setting.")
-    parser.add_argument("--updates", type=int, default=2, help="Updates that are measured in each process.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="Weights in bfloat16.")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ppo_step.md")
-    parser.add_argument("--worker", choices=ARMS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    import torch
+def choose_settings(options: argparse.Namespace) -> list[Setting]:
+    sizes = {name: value for name in SIZES if (value := getattr(options, name)) is not None}
+    chosen = []
+    for setting in SETTINGS:
+        if setting.name not in options.settings:
+            continue
+        if sizes:
+            # The targets are for the sizes as they stand. Completions of full length stay so.
+            lengths = {}
+            if setting.mean_length == setting.response and "response" in sizes:
+                lengths["mean_length"] = sizes["response"]
+            changes = {"speedup_target": None, "memory_target": None, "floor_target": None, **lengths, **sizes}
+            setting = replace(setting, **changes)
+        least = -(-(setting.response + setting.batch - 1) // setting.batch)
+        if not least <= setting.mean_length <= setting.response:
+            raise SystemExit(
+                f"{setting.name}: --mean-length must be between {least} (one completion of {setting.response} tokens, the "
+                f"others of 1) and --response {setting.response}, got {setting.mean_length}."
+            )
+        chosen.append(setting)
+    return chosen
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    if options.worker is not None:
+        options.output.write_text(json.dumps(run_worker(options.worker)))
+        return
+    settings = choose_settings(options)
     from trl_tokenreward._trl import TRL_HAS_PPO
 
-    if not TRL_HAS_PPO:
-        sys.exit("This version of TRL has no PPOTrainer to compare with: pip install trl==1.12.0")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.worker:
-        [name] = options.settings
-        result = run(
-            options.worker, SETTINGS[name], options.family, options.updates, options.seed, device, options.bf16
+    if "trl" in options.arms and not TRL_HAS_PPO:
+        raise SystemExit(
+            f"TRL {version('trl')} has no PPOTrainer to compare with: run this with TRL 1.12 (`pip install trl==1.12.0`), or "
+            "measure ours alone with `--arms ours`."
         )
-        print(json.dumps(result))
-        return
-
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     console = Console()
-    speeds = throughput(device, "bfloat16" if options.bf16 else "float32")
-    results: dict[str, dict[str, list[dict]]] = {}
-    with console.status("") as status:
-        for name in options.settings:
-            results[name] = {arm: [] for arm in ARMS}
-            for repeat in range(options.repeats):
-                for arm in ARMS if repeat % 2 == 0 else reversed(ARMS):
-                    status.update(f"{SETTINGS[name]}: {arm}, {repeat + 1} of {options.repeats}")
-                    result = measure(arm, name, options)
-                    results[name][arm].append(result)
-                    console.print(
-                        f"{SETTINGS[name]}: {arm}, {median(u['total'] for u in result['updates']):.2f} s an update, "
-                        f"{result['memory'] / 2**20:.0f} MiB"
-                    )
-            tokens = {token for arm in ARMS for result in results[name][arm] for token in result["tokens"]}
-            if len(tokens) != 1:
-                sys.exit(f"{SETTINGS[name]}: the trainers did not train on the same tokens.")
-    text = report(results, options, speeds)
-    console.print(Markdown(text))
+    if not console.is_terminal:
+        console.width = 160  # rich would fold the tables to 80 columns
+    torch.set_num_threads(options.threads)
+    results, throughput = run_all(settings, options, console)
+    check_same_work(settings, options, results)
+
+    tables, about = make_tables(settings, options, results, throughput), describe(options, throughput)
+    for paragraph in about:
+        console.print(paragraph, highlight=False)
+    for title, header, rows in tables:
+        table = Table(title=title)
+        for column in header:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    text = ["# Time and memory of one PPO update", *about, *(to_markdown(*table) for table in tables)]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        f"# One PPO update beside TRL 1.12's\n\n{about(options, device, speeds)}\n\n{text}", encoding="utf-8"
-    )
+    options.output.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     console.print(f"Written to {options.output}.")
 
 
