@@ -15,6 +15,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import tiny
@@ -92,7 +93,8 @@ class RecordingTrainer(FineGrainedPPOTrainer):
 
 def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingTrainer:
     """The trainer of one run. On several processes each has its share of the same batches."""
-    processes = PartialState(cpu=True).num_processes
+    on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") != "cpu"
+    processes = PartialState(cpu=on_cpu).num_processes
     settings = {
         "output_dir": str(directory),
         "family": "llama",
@@ -118,7 +120,7 @@ def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingT
         "eval_steps": 6,
         "gradient_checkpointing": False,
         "bf16": False,
-        "use_cpu": True,
+        "use_cpu": on_cpu,
         "report_to": "none",
         "disable_tqdm": True,
         **RUNS[run],
@@ -181,8 +183,12 @@ def early_letters(completion_ids: list[list[int]], **kwargs: Any) -> list[list[f
 
 def outcome(trainer: RecordingTrainer) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """All that a run has come to: parameters, optimizer, schedule and rollouts; and the log without times."""
-    tensors = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    for index, state in trainer.optimizer.state_dict()["state"].items():
+    if trainer.is_deepspeed_enabled:  # whose optimizer state is not for other code
+        weights, optimizer = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}, {}
+    else:
+        weights, optimizer = trainer.model.state_dict(), trainer.optimizer.state_dict()["state"]
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+    for index, state in optimizer.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors["learning_rates"] = torch.tensor(trainer.lr_scheduler.get_last_lr(), dtype=torch.float64)
     for update, rollout in trainer.rollouts.items():
@@ -194,7 +200,11 @@ def outcome(trainer: RecordingTrainer) -> tuple[dict[str, Tensor], list[dict[str
         {name: value for name, value in entry.items() if not name.endswith(NOT_REPEATED)}
         for entry in trainer.state.log_history
     ]
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, logs
+    return {name: _whole(tensor).detach().clone().contiguous() for name, tensor in tensors.items()}, logs
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_outcome(directory: Path, rank: int = 0) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
