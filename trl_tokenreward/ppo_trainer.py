@@ -40,7 +40,6 @@ from .rewards import (
     RewardFunction,
     check_adapter,
     check_scorer,
-    default_value_model,
     has_sequence_score,
 )
 from .rollout import (
@@ -56,9 +55,12 @@ from .rollout import (
 )
 from .sharding import (
     check_sharding,
+    copied,
+    deepspeed_settings,
     distributed_like,
     full_optimizer_state_dict,
     full_state_dict,
+    gathered,
     is_fsdp2,
     keep_head,
     load_optimizer_state_dict,
@@ -193,14 +195,15 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
         # Reward, value and reference models. New heads and adapters are random, so the seed comes first.
         set_seed(args.seed)
-        self.scorer = CompletionScorer(
-            reward_model,
-            processing_class,
-            reward_processing_class,
-            args.reward_signal,
-            args.reward_density,
-            args.local_rollout_forward_batch_size,
-        )
+        with gathered(reward_model):
+            self.scorer = CompletionScorer(
+                reward_model,
+                processing_class,
+                reward_processing_class,
+                args.reward_signal,
+                args.reward_density,
+                args.local_rollout_forward_batch_size,
+            )
         if args.average_token_scores and self.scorer.signal == "sequence_score":
             raise ValueError(
                 "`average_token_scores` has no effect on a sequence score, and the reward model gives no other."
@@ -209,7 +212,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         if value_model is None:
             readable = self.scorer.reward_processing_class is None
             usable = isinstance(reward_model, nn.Module) and readable and has_sequence_score(reward_model)
-            value_model = default_value_model(reward_model if usable else None, model)
+            value_model = copied(reward_model if usable else model, TokenRewardModel.from_backbone)
         check_scorer(value_model, "value_model")
         if not has_sequence_score(value_model):
             raise ValueError("`value_model` has no sequence head to give values: pass a TokenRewardModel or a sequence "
@@ -236,7 +239,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             if is_peft_model(trained) and args.gradient_checkpointing:
                 trained.enable_input_require_grads()
         if ref_model is None and not is_peft_model(model):
-            ref_model = independent_copy(model)
+            ref_model = copied(model, independent_copy)
         self.policy_model, self.value_model, self.ref_model = model, value_model, ref_model
         self.frozen_models = [m for m in (ref_model, reward_model) if isinstance(m, nn.Module)]
         for module in (model, value_model, *self.frozen_models):
@@ -260,6 +263,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         _check_best_model(args, self.steps_per_update)
         # `training_step` takes a whole mini-batch, whose rows it groups by length.
         args.gradient_accumulation_steps = 1
+        if args.deepspeed:
+            deepspeed_settings(args)
         # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
         args.ignore_data_skip = True
         data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -843,6 +848,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 trained.load_state_dict(distributed_like(saved.state_dict(), trained))
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            BaseTrainer._load_best_model(self)
+            return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _trained_models(self, directory: str) -> Iterator[tuple[str, nn.Module, str]]:

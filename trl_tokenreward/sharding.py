@@ -1,8 +1,9 @@
 """Models whose weights are spread over processes, by FSDP2 or by DeepSpeed ZeRO-3: whole weights for rollouts, frozen models,
 and checkpoints that say nothing of how many processes there were."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from ._trl import add_deepspeed_hooks, remove_deepspeed_hooks
 
@@ -27,7 +29,7 @@ def is_zero3(accelerator: Accelerator) -> bool:
 
 
 def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) -> None:
-    """Raise a `ValueError` for settings of FSDP and DeepSpeed that PPO cannot run with."""
+    """Raise a `ValueError` for settings of FSDP and DeepSpeed that PPO cannot run with, and mend those of mixed precision."""
     if is_zero3(accelerator) and not ds3_gather_for_generation:
         raise ValueError(
             "`ds3_gather_for_generation=False`: processes decode different numbers of tokens, so they cannot gather the "
@@ -46,6 +48,23 @@ def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) ->
             "`fsdp_cpu_ram_efficient_loading` leaves the models of all processes but the first without weights, and the "
             "reference and the reward model would keep it so: set it to false."
         )
+    if plugin.mixed_precision_policy is not None:
+        # accelerate would have FSDP round what models return, log-probabilities and values too, to 8 bits, and add up the
+        # gradients of all processes so. Under DDP both are precise.
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
+
+
+def deepspeed_settings(args: TrainingArguments) -> None:
+    """Make DeepSpeed's settings of training arguments anew, after the arguments have been changed: what is "auto" in them was
+    filled in when the arguments were made. Writes to `args`."""
+    from accelerate.utils import DeepSpeedPlugin
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
+    args.hf_deepspeed_config.trainer_config_process(args)
+    args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=args.hf_deepspeed_config)
 
 
 def layer_classes(*models: nn.Module) -> list[str]:
@@ -63,7 +82,7 @@ def shard_frozen(model: nn.Module, accelerator: Accelerator) -> None:
     if is_fsdp2(accelerator):
         _fully_shard(model, accelerator)
     elif is_zero3(accelerator):
-        _partition(model, accelerator)
+        _partition(model)
     else:
         model.to(accelerator.device)
 
@@ -95,11 +114,12 @@ def _fully_shard(model: nn.Module, accelerator: Accelerator) -> None:
     fully_shard(model, **settings)
 
 
-def _partition(model: nn.Module, accelerator: Accelerator) -> None:
+def _partition(model: nn.Module) -> None:
     import deepspeed
+    from transformers.integrations.deepspeed import deepspeed_config
 
-    if not _is_partitioned(model):
-        deepspeed.zero.Init(module=model, config_dict_or_path=accelerator.state.deepspeed_plugin.deepspeed_config)
+    if not all(map(_is_partitioned, model.parameters())):
+        deepspeed.zero.Init(module=model, config_dict_or_path=deepspeed_config())
 
 
 def _is_fsdp_module(model: nn.Module) -> bool:
@@ -108,9 +128,30 @@ def _is_fsdp_module(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def _is_partitioned(model: nn.Module) -> bool:
-    """Whether DeepSpeed ZeRO-3 has the model's parameters."""
-    return all(hasattr(parameter, "ds_id") for parameter in model.parameters())
+def _is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether DeepSpeed ZeRO-3 has a parameter. transformers hands it over when a model is loaded."""
+    return hasattr(parameter, "ds_id")
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Whole weights of a model (or a reward function) that may have been loaded under DeepSpeed ZeRO-3, to be read."""
+    if not isinstance(model, nn.Module) or not any(map(_is_partitioned, model.parameters())):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield
+
+
+def copied(model: nn.Module, copy: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """`copy(model)`, made of whole weights, and spread over the processes again if the model's are."""
+    with gathered(model):
+        twin = copy(model)
+    if any(map(_is_partitioned, model.parameters())):
+        _partition(twin)
+    return twin
 
 
 @contextmanager
@@ -132,7 +173,7 @@ def unsharded(model: Any, root: Any, accelerator: Accelerator) -> Iterator[None]
         context = nullcontext()
     elif is_fsdp2(accelerator) and _is_fsdp_module(root):
         context = _fsdp_unsharded(model, root, accelerator.state.fsdp_plugin.reshard_after_forward)
-    elif is_zero3(accelerator) and _is_partitioned(model):
+    elif is_zero3(accelerator) and any(map(_is_partitioned, model.parameters())):
         context = _zero3_unsharded(model, root)
     else:
         context = _on_device(model, accelerator)
@@ -189,7 +230,7 @@ def _zero3_unsharded(model: nn.Module, root: nn.Module) -> Iterator[None]:
     import deepspeed
 
     is_engine = isinstance(root, deepspeed.DeepSpeedEngine)
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    with gathered(model):
         if is_engine:
             remove_deepspeed_hooks(root)
         try:
