@@ -1,6 +1,7 @@
-"""PPO runs that can be repeated: in the test's own process, in one that is killed, on two processes, and resumed.
+"""PPO runs that can be repeated: in the test's own process, in one that is killed, on several processes, and resumed.
 
 As a script: `python ppo_runs.py OUTPUT RUN...` trains each run in its folder of OUTPUT and writes there what came out of it.
+`--resumed RUN CHECKPOINT`, any number of times, does so in the folder "RUN resumed" with a run that goes on from a checkpoint.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
@@ -83,12 +85,18 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 class RecordingTrainer(FineGrainedPPOTrainer):
-    """Keeps its rollouts."""
+    """Keeps its rollouts, and the prompts that this process had a share of in each."""
 
     def _collect_rollout(self, update: int):
+        self._prompts_seen = []
         rollout = super()._collect_rollout(update)
         self.rollouts = {**getattr(self, "rollouts", {}), update: rollout}
+        self.local_prompts = {**getattr(self, "local_prompts", {}), update: self._prompts_seen}
         return rollout
+
+    def _generate(self, prompts, *args):
+        self._prompts_seen = [ids[mask.bool()].tolist() for ids, mask in zip(*prompts, strict=True)]
+        return super()._generate(prompts, *args)
 
 
 def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingTrainer:
@@ -128,6 +136,8 @@ def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingT
     }
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         settings[name] //= processes
+    # The training arguments of an earlier run would have DeepSpeed take models apart while they are made.
+    unset_hf_deepspeed_config()
     models = settings.pop("models")(settings.pop("family"))
     train_dataset = prompts(13, seed=0)
     return RecordingTrainer(
@@ -227,20 +237,24 @@ class KillAt(TrainerCallback):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
-    parser.add_argument("runs", nargs="+", choices=RUNS)
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--resumed", nargs=2, action="append", default=[])
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int)
     arguments = parser.parse_args()
-    for run in arguments.runs:
-        directory = arguments.output / run
+    jobs = [(run, arguments.output / run, arguments.resume) for run in arguments.runs]
+    jobs += [(run, arguments.output / f"{run} resumed", checkpoint) for run, checkpoint in arguments.resumed]
+    for run, directory, checkpoint in jobs:
         callbacks = None if arguments.kill_at is None else [KillAt(arguments.kill_at)]
         trainer = make(run, directory, callbacks=callbacks)
-        trainer.train(resume_from_checkpoint=arguments.resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
         tensors, logs = outcome(trainer)
         table = trainer.generate_completions()
         rank = trainer.accelerator.process_index
         save_file(tensors, directory / f"outcome-{rank}.safetensors")
-        (directory / f"outcome-{rank}.json").write_text(json.dumps({"logs": logs, "table": table.to_dict("records")}))
+        written = {"logs": logs, "table": table.to_dict("records"), "prompts": trainer.local_prompts}
+        written["engine"] = trainer.accelerator.distributed_type.value
+        (directory / f"outcome-{rank}.json").write_text(json.dumps(written))
 
 
 if __name__ == "__main__":
