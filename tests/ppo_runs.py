@@ -1,6 +1,7 @@
-"""PPO runs that can be repeated: in the test's own process, in one that is killed, on two processes, and resumed.
+"""PPO runs that can be repeated: in the test's own process, in one that is killed, on several processes, and resumed.
 
 As a script: `python ppo_runs.py OUTPUT RUN...` trains each run in its folder of OUTPUT and writes there what came out of it.
+`--resumed RUN CHECKPOINT`, any number of times, does so in the folder "RUN resumed" with a run that goes on from a checkpoint.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
@@ -82,17 +85,24 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 class RecordingTrainer(FineGrainedPPOTrainer):
-    """Keeps its rollouts."""
+    """Keeps its rollouts, and the prompts that this process had a share of in each."""
 
     def _collect_rollout(self, update: int):
+        self._prompts_seen = []
         rollout = super()._collect_rollout(update)
         self.rollouts = {**getattr(self, "rollouts", {}), update: rollout}
+        self.local_prompts = {**getattr(self, "local_prompts", {}), update: self._prompts_seen}
         return rollout
+
+    def _generate(self, prompts, *args):
+        self._prompts_seen = [ids[mask.bool()].tolist() for ids, mask in zip(*prompts, strict=True)]
+        return super()._generate(prompts, *args)
 
 
 def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingTrainer:
     """The trainer of one run. On several processes each has its share of the same batches."""
-    processes = PartialState(cpu=True).num_processes
+    on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") != "cpu"
+    processes = PartialState(cpu=on_cpu).num_processes
     settings = {
         "output_dir": str(directory),
         "family": "llama",
@@ -118,7 +128,7 @@ def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingT
         "eval_steps": 6,
         "gradient_checkpointing": False,
         "bf16": False,
-        "use_cpu": True,
+        "use_cpu": on_cpu,
         "report_to": "none",
         "disable_tqdm": True,
         **RUNS[run],
@@ -126,6 +136,8 @@ def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingT
     }
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         settings[name] //= processes
+    # The training arguments of an earlier run would have DeepSpeed take models apart while they are made.
+    unset_hf_deepspeed_config()
     models = settings.pop("models")(settings.pop("family"))
     train_dataset = prompts(13, seed=0)
     return RecordingTrainer(
@@ -181,8 +193,12 @@ def early_letters(completion_ids: list[list[int]], **kwargs: Any) -> list[list[f
 
 def outcome(trainer: RecordingTrainer) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """All that a run has come to: parameters, optimizer, schedule and rollouts; and the log without times."""
-    tensors = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    for index, state in trainer.optimizer.state_dict()["state"].items():
+    if trainer.is_deepspeed_enabled:  # whose optimizer state is not for other code
+        weights, optimizer = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}, {}
+    else:
+        weights, optimizer = trainer.model.state_dict(), trainer.optimizer.state_dict()["state"]
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+    for index, state in optimizer.items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors["learning_rates"] = torch.tensor(trainer.lr_scheduler.get_last_lr(), dtype=torch.float64)
     for update, rollout in trainer.rollouts.items():
@@ -194,7 +210,11 @@ def outcome(trainer: RecordingTrainer) -> tuple[dict[str, Tensor], list[dict[str
         {name: value for name, value in entry.items() if not name.endswith(NOT_REPEATED)}
         for entry in trainer.state.log_history
     ]
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, logs
+    return {name: _whole(tensor).detach().clone().contiguous() for name, tensor in tensors.items()}, logs
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_outcome(directory: Path, rank: int = 0) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
@@ -217,20 +237,24 @@ class KillAt(TrainerCallback):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
-    parser.add_argument("runs", nargs="+", choices=RUNS)
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--resumed", nargs=2, action="append", default=[])
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int)
     arguments = parser.parse_args()
-    for run in arguments.runs:
-        directory = arguments.output / run
+    jobs = [(run, arguments.output / run, arguments.resume) for run in arguments.runs]
+    jobs += [(run, arguments.output / f"{run} resumed", checkpoint) for run, checkpoint in arguments.resumed]
+    for run, directory, checkpoint in jobs:
         callbacks = None if arguments.kill_at is None else [KillAt(arguments.kill_at)]
         trainer = make(run, directory, callbacks=callbacks)
-        trainer.train(resume_from_checkpoint=arguments.resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
         tensors, logs = outcome(trainer)
         table = trainer.generate_completions()
         rank = trainer.accelerator.process_index
         save_file(tensors, directory / f"outcome-{rank}.safetensors")
-        (directory / f"outcome-{rank}.json").write_text(json.dumps({"logs": logs, "table": table.to_dict("records")}))
+        written = {"logs": logs, "table": table.to_dict("records"), "prompts": trainer.local_prompts}
+        written["engine"] = trainer.accelerator.distributed_type.value
+        (directory / f"outcome-{rank}.json").write_text(json.dumps(written))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two processes train as one process does with the same batches."""
+"""Any number of processes train as one process does with the same batches, under DDP and under FSDP2."""
 
 import importlib.util
 import json
@@ -7,29 +7,46 @@ import socket
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
+import on_cpu
 import ppo_runs
 
 
-# One launch serves all the runs.
-RUNS = ["terminal", "stream", "function", "full length"]
-if importlib.util.find_spec("peft"):
-    RUNS.append("peft")
+CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate_configs"
+PEFT = ["peft"] if importlib.util.find_spec("peft") else []
+
+# One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a GPT-2,
+# whose head is its embedding, and the others have Llamas.
+RUNS = {
+    ("ddp", 2): ["terminal", "stream", "function", "full length", *PEFT],
+    ("ddp", 4): ["function"],
+    ("fsdp2", 2): ["terminal", "full length", *PEFT],
+    ("fsdp2", 4): ["stream"],
+}
+# What goes on from which checkpoint.
+RESUMED = {
+    ("ddp", 4): {"stream": ("ddp", 2)},
+    ("fsdp2", 4): {"terminal": ("ddp", 2), **dict.fromkeys(PEFT, ("fsdp2", 2))},
+}
+ALL_RUNS = [(*engine, run) for engine, runs in RUNS.items() for run in runs]
 
 
-def launch(script, *arguments, timeout=400):
-    """Run a script on two processes of this machine's CPU."""
+def launch(script, *arguments, engine="ddp", processes=2, timeout=400):
+    """Run a script on some processes of this machine's CPU, under one of the example configurations of accelerate."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Without MPI, `--cpu` starts one process only. `--multi_gpu` starts them by torchrun; that they use the CPU and gloo is
-    # said by `use_cpu` in the training arguments.
-    launcher = "--multi_gpu --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher.split(), "--main_process_port", str(port)]
-    environment = {**os.environ, **ppo_runs.ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml")]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", str(port)]
+    environment = {**os.environ, **ppo_runs.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    if engine == "ddp":  # which has the CPU and gloo by `use_cpu` in the training arguments
+        environment["ACCELERATE_USE_CPU"] = "true"
+    else:
+        command.append(on_cpu.__file__)
     done = subprocess.run(
         [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=timeout
     )
@@ -37,11 +54,20 @@ def launch(script, *arguments, timeout=400):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folder of all the runs on two processes."""
-    directory = tmp_path_factory.mktemp("two")
-    launch(ppo_runs.__file__, directory, *RUNS)
-    return directory
+def trained(tmp_path_factory):
+    """The folder of all the runs of an engine on a number of processes."""
+
+    @cache
+    def train(engine, processes):
+        directory = tmp_path_factory.mktemp(f"{engine}-{processes}")
+        resumed = []
+        for run, origin in RESUMED.get((engine, processes), {}).items():
+            resumed += ["--resumed", run, train(*origin) / run / "checkpoint-8"]
+        runs = RUNS[engine, processes]
+        launch(ppo_runs.__file__, directory, *runs, *resumed, engine=engine, processes=processes)
+        return directory
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +83,10 @@ def one(tmp_path_factory):
     return train
 
 
+def load(directory, rank):
+    return json.loads((directory / f"outcome-{rank}.json").read_text())
+
+
 def assert_close(actual, expected):
     (actual, actual_logs), (expected, expected_logs) = actual, expected
     for name, tensor in actual.items():
@@ -69,30 +99,60 @@ def assert_close(actual, expected):
         assert entry == pytest.approx(expected_entry, rel=1e-4, abs=2e-5)
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_two_processes_train_as_one(run, one, two):
+@pytest.mark.parametrize(("engine", "processes", "run"), ALL_RUNS)
+def test_several_processes_train_as_one(engine, processes, run, one, trained):
     tensors, logs, _ = one(run)
-    outcome = ppo_runs.load_outcome(two / run)
+    directory = trained(engine, processes) / run
+    assert load(directory, 0)["engine"] == {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}[engine]
+    outcome = ppo_runs.load_outcome(directory)
     assert set(outcome[0]) == set(tensors)
     assert_close(outcome, (tensors, logs))
     evaluations = [entry for entry in logs if "eval_objective/scores" in entry]
     assert len(evaluations) == 3 and len(logs) > 8  # at 6, 12 and the end
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_both_processes_have_the_same(run, two):
-    (first, first_logs), (second, second_logs) = (ppo_runs.load_outcome(two / run, rank) for rank in (0, 1))
-    assert set(first) == set(second)
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    assert first_logs == second_logs
+@pytest.mark.parametrize(("engine", "processes", "run"), ALL_RUNS)
+def test_all_processes_have_the_same(engine, processes, run, trained):
+    first, first_logs = ppo_runs.load_outcome(trained(engine, processes) / run)
+    for rank in range(1, processes):
+        other, other_logs = ppo_runs.load_outcome(trained(engine, processes) / run, rank)
+        assert set(first) == set(other)
+        assert [name for name in first if not torch.equal(first[name], other[name])] == []
+        assert first_logs == other_logs
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_samples_of_all_processes_are_listed(run, one, two):
+@pytest.mark.parametrize(("engine", "processes", "run"), ALL_RUNS)
+def test_every_process_samples_for_prompts_of_its_own(engine, processes, run, one, trained):
+    tensors, _, _ = one(run)
+    shares = [load(trained(engine, processes) / run, rank)["prompts"] for rank in range(processes)]
+    for update in range(4):
+        ids, mask = (tensors[f"rollout.{update}.prompt_{name}"] for name in ("ids", "mask"))
+        batch = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        parts = [share[str(update)] for share in shares]
+        assert {len(part) for part in parts} == {len(batch) // processes}
+        assert sum(parts, []) == batch
+        assert all(first != second for i, first in enumerate(parts) for second in parts[:i])
+
+
+@pytest.mark.parametrize(("engine", "processes"), RUNS)
+def test_advantages_are_whitened_over_all_processes(engine, processes, trained):
+    tensors, _ = ppo_runs.load_outcome(trained(engine, processes) / RUNS[engine, processes][0])
+    of_parts = []
+    for update in range(4):
+        advantages, mask = (tensors[f"rollout.{update}.{name}"] for name in ("advantages", "completion_mask"))
+        real = advantages[mask.bool()]
+        assert float(real.mean()) == pytest.approx(0, abs=1e-5) and float(real.var()) == pytest.approx(1, abs=1e-3)
+        parts = zip(advantages.chunk(processes), mask.chunk(processes), strict=True)
+        of_parts += [float(part[kept.bool()].mean()) for part, kept in parts]
+    assert max(map(abs, of_parts)) > 0.1
+
+
+@pytest.mark.parametrize(("engine", "processes", "run"), ALL_RUNS)
+def test_samples_of_all_processes_are_listed(engine, processes, run, one, trained):
     expected = one(run)[2].generate_completions().to_dict("records")
     assert len(expected) == 5
-    for rank in (0, 1):
-        table = json.loads((two / run / f"outcome-{rank}.json").read_text())["table"]
+    for rank in range(processes):
+        table = load(trained(engine, processes) / run, rank)["table"]
         by_query = {row["query"]: row for row in table}
         assert len(table) == len(by_query) == 5
         for row in expected:
@@ -113,9 +173,33 @@ def test_the_runs_put_it_to_the_test(one):
     assert ended.any() and not ended.all()
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_two(one, two, tmp_path):
-    trainer = ppo_runs.make("stream", tmp_path)
-    trainer.train(resume_from_checkpoint=str(two / "stream" / "checkpoint-8"))
+@pytest.mark.parametrize(
+    ("engine", "processes", "run"), [(*engine, run) for engine, runs in RESUMED.items() for run in runs]
+)
+def test_four_processes_go_on_from_a_checkpoint_of_two(engine, processes, run, one, trained):
+    tensors, logs, _ = one(run)
+    outcome = ppo_runs.load_outcome(trained(engine, processes) / f"{run} resumed")
+    assert {name.split(".")[1] for name in outcome[0] if name.startswith("rollout.")} == {"2", "3"}
+    assert any(name.startswith("optimizer.") for name in outcome[0])
+    assert_close(outcome, (tensors, logs))
+
+
+@pytest.mark.parametrize(
+    ("engine", "run"), [("ddp", "stream"), ("fsdp2", "terminal"), *(("fsdp2", run) for run in PEFT)]
+)
+def test_one_process_goes_on_from_a_checkpoint_of_two(engine, run, one, trained, tmp_path):
+    trainer = ppo_runs.make(run, tmp_path)
+    trainer.train(resume_from_checkpoint=str(trained(engine, 2) / run / "checkpoint-8"))
     assert sorted(trainer.rollouts) == [2, 3]
-    tensors, logs, _ = one("stream")
+    tensors, logs, _ = one(run)
     assert_close(ppo_runs.outcome(trainer), (tensors, logs))
+
+
+def test_a_checkpoint_of_fsdp_holds_whole_models(one, trained):
+    """What `from_pretrained` takes, with the weights of the last step."""
+    trainer = one("terminal")[2]
+    checkpoint = trained("fsdp2", 2) / "terminal" / "checkpoint-16"
+    for model, folder in ((trainer.policy_model, checkpoint), (trainer.value_model, checkpoint / "value_model")):
+        saved = type(model).from_pretrained(folder)
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(saved.state_dict()[name], tensor, rtol=1e-5, atol=1e-5)

@@ -19,7 +19,6 @@ from trl_tokenreward.prompts import Prompts
 from trl_tokenreward.rewards import (
     CompletionScorer,
     check_scorer,
-    default_value_model,
     has_sequence_score,
     has_token_scores,
     prefix_scores,
@@ -176,7 +175,7 @@ def test_models_that_cannot_score(make, error, message):
 
 def test_value_model_of_a_reward_model_with_an_adapter():
     reward = with_adapter(token_reward_model())
-    value = default_value_model(reward, tiny.causal_lm())
+    value = TokenRewardModel.from_backbone(reward)
     with torch.no_grad():
         expected = prefix_scores(reward, INPUT_IDS, ATTENTION_MASK)
         torch.testing.assert_close(prefix_scores(value, INPUT_IDS, ATTENTION_MASK), expected, rtol=3e-6, atol=3e-6)

@@ -4,7 +4,8 @@ import warnings
 
 from trl.data_utils import _tokenize as trl_tokenize
 from trl.data_utils import get_dataset_column_names
-from trl.models.utils import unwrap_model_for_generation
+from trl.models.utils import add_hooks as add_deepspeed_hooks
+from trl.models.utils import remove_hooks as remove_deepspeed_hooks
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 from trl.trainer.utils import (
@@ -51,13 +52,14 @@ __all__ = [
     "BaseTrainer",
     "PPOConfig",
     "PPOTrainer",
+    "add_deepspeed_hooks",
     "disable_dropout_in_model",
     "entropy_from_logits",
     "get_config_model_id",
     "get_dataset_column_names",
     "load_vllm_generation",
     "pad",
+    "remove_deepspeed_hooks",
     "selective_log_softmax",
     "trl_tokenize",
-    "unwrap_model_for_generation",
 ]

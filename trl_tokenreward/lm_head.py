@@ -73,7 +73,10 @@ class OutputHead:
     @property
     def is_linear(self) -> bool:
         """Whether the head is one matrix product: no adapter, no quantized weights, no soft cap, no hook."""
-        return type(self.module) is nn.Linear and self.softcap is None and not self.module._forward_hooks
+        if type(self.module) is not nn.Linear or self.softcap is not None:
+            return False
+        # The hooks of DeepSpeed ZeRO-3 only see to it that the weights are there, see `sharding.keep_head`.
+        return not self.module._forward_hooks or hasattr(self.module.weight, "ds_id")
 
     def __call__(self, states: Tensor, temperature: float) -> Tensor:
         logits = self.module(states)

@@ -16,9 +16,10 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, is_wandb_available, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import speed_metrics
 
-from ._trl import BaseTrainer, PPOConfig, PPOTrainer, disable_dropout_in_model, unwrap_model_for_generation
+from ._trl import BaseTrainer, PPOConfig, PPOTrainer, disable_dropout_in_model
 from .functional import (
     correlation,
     gae,
@@ -39,7 +40,6 @@ from .rewards import (
     RewardFunction,
     check_adapter,
     check_scorer,
-    default_value_model,
     has_sequence_score,
 )
 from .rollout import (
@@ -52,6 +52,20 @@ from .rollout import (
     generate,
     independent_copy,
     uniforms,
+)
+from .sharding import (
+    check_sharding,
+    copied,
+    deepspeed_settings,
+    distributed_like,
+    full_optimizer_state_dict,
+    full_state_dict,
+    gathered,
+    is_fsdp2,
+    keep_head,
+    load_optimizer_state_dict,
+    shard_frozen,
+    unsharded,
 )
 from .vllm_engine import VLLMEngine
 
@@ -181,14 +195,15 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
         # Reward, value and reference models. New heads and adapters are random, so the seed comes first.
         set_seed(args.seed)
-        self.scorer = CompletionScorer(
-            reward_model,
-            processing_class,
-            reward_processing_class,
-            args.reward_signal,
-            args.reward_density,
-            args.local_rollout_forward_batch_size,
-        )
+        with gathered(reward_model):
+            self.scorer = CompletionScorer(
+                reward_model,
+                processing_class,
+                reward_processing_class,
+                args.reward_signal,
+                args.reward_density,
+                args.local_rollout_forward_batch_size,
+            )
         if args.average_token_scores and self.scorer.signal == "sequence_score":
             raise ValueError(
                 "`average_token_scores` has no effect on a sequence score, and the reward model gives no other."
@@ -197,7 +212,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         if value_model is None:
             readable = self.scorer.reward_processing_class is None
             usable = isinstance(reward_model, nn.Module) and readable and has_sequence_score(reward_model)
-            value_model = default_value_model(reward_model if usable else None, model)
+            value_model = copied(reward_model if usable else model, TokenRewardModel.from_backbone)
         check_scorer(value_model, "value_model")
         if not has_sequence_score(value_model):
             raise ValueError("`value_model` has no sequence head to give values: pass a TokenRewardModel or a sequence "
@@ -224,7 +239,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             if is_peft_model(trained) and args.gradient_checkpointing:
                 trained.enable_input_require_grads()
         if ref_model is None and not is_peft_model(model):
-            ref_model = independent_copy(model)
+            ref_model = copied(model, independent_copy)
         self.policy_model, self.value_model, self.ref_model = model, value_model, ref_model
         self.frozen_models = [m for m in (ref_model, reward_model) if isinstance(m, nn.Module)]
         for module in (model, value_model, *self.frozen_models):
@@ -248,6 +263,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         _check_best_model(args, self.steps_per_update)
         # `training_step` takes a whole mini-batch, whose rows it groups by length.
         args.gradient_accumulation_steps = 1
+        if args.deepspeed:
+            deepspeed_settings(args)
         # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
         args.ignore_data_skip = True
         data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -270,13 +287,11 @@ class FineGrainedPPOTrainer(PPOTrainer):
             optimizers=optimizers,
             callbacks=callbacks,
         )
-        if self.is_fsdp_enabled:
-            raise NotImplementedError(
-                "FSDP is not supported yet: rollouts need whole weights. Use DDP or DeepSpeed ZeRO-2."
-            )
+        check_sharding(self.accelerator, args.ds3_gather_for_generation)
+        keep_head(self.model, without_peft(model).get_output_embeddings(), self.accelerator)
         self.add_callback(_UpdateCallback(self))
         for module in self.frozen_models:
-            module.to(self.accelerator.device)
+            shard_frozen(module, self.accelerator)
         self.model.add_model_tags(self._tag_names)
         self.vllm_engine = None
         if args.use_vllm:
@@ -325,12 +340,16 @@ class FineGrainedPPOTrainer(PPOTrainer):
         length = completions.ids.shape[1]
         ref_per_token_logps, values = (torch.zeros(completions.mask.shape, device=input_ids.device) for _ in range(2))
         final_values = torch.zeros(len(input_ids), device=input_ids.device)
-        with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
+        # One model after the other, so that the whole weights of no more than one are needed at a time.
+        with self._reference_policy() as reference:
             for group in self._forward_groups(attention_mask):
                 batch = input_ids[group], attention_mask[group], length
-                with self._reference_policy(model.policy) as reference:
-                    ref_per_token_logps[group] = completion_logps(reference, *batch, self.args.temperature)
-                values[group], final_values[group] = completion_values(model.value_model, *batch)
+                ref_per_token_logps[group] = completion_logps(reference, *batch, self.args.temperature)
+        with self._evaluation_mode(self.value_model) as value_model:
+            for group in self._forward_groups(attention_mask):
+                batch = input_ids[group], attention_mask[group], length
+                values[group], final_values[group] = completion_values(value_model, *batch)
+        with self._evaluation_mode(self.reward_model):
             scores = self.scorer.raw_scores(prompts, completions.ids, completions.mask, rows)
         return ref_per_token_logps, values, final_values, scores
 
@@ -425,8 +444,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
         loss = torch.zeros((), device=self.accelerator.device)
         for group in groups:
             self.accelerator.gradient_state._set_sync_gradients(False)
-            # DeepSpeed's engine looks at the flag alone.
-            with nullcontext() if self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+            # DeepSpeed's engine looks at the flag alone. FSDP would keep the gradients of all weights whole.
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            with nullcontext() if sharded else self.accelerator.no_sync(model):
                 loss += BaseTrainer.training_step(self, model, group, num_items_in_batch)
         self.accelerator.gradient_state._set_sync_gradients(synchronised)
         loss += BaseTrainer.training_step(self, model, last, num_items_in_batch)
@@ -507,11 +527,11 @@ class FineGrainedPPOTrainer(PPOTrainer):
             return self.vllm_engine.generate(prompts, temperature)
         chunks = []
         size = self.args.local_rollout_forward_batch_size
-        with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
+        with self._evaluation_mode(self.policy_model) as policy:
             for i in range(0, len(prompts.ids), size):
                 chunks.append(
                     generate(
-                        model.policy,
+                        policy,
                         Prompts(*(x[i : i + size] for x in prompts)),
                         uniform[i : i + size],
                         temperature=temperature,
@@ -544,34 +564,33 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return prompts, completions, *(gather(x) for x in read)
 
     @contextmanager
-    def _evaluation_mode(self) -> Iterator[PolicyAndValue]:
-        """The bare model, with everything that differs between training and evaluation switched off."""
+    def _evaluation_mode(self, model: Any) -> Iterator[Any]:
+        """One of the models, or the reward function, for passes without gradients: with whole weights on this process, and
+        with everything that differs between training and evaluation switched off."""
         training = self.model.training
-        unwrap = nullcontext(self.accelerator.unwrap_model(self.model_wrapped))
-        if self.is_deepspeed_enabled:
-            unwrap = unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-            )
-        with unwrap as model:
-            model.eval()
-            try:
+        root = self.model_wrapped if model is self.policy_model or model is self.value_model else model
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast(), unsharded(model, root, self.accelerator):
                 yield model
-            finally:
-                model.train(training)
+        finally:
+            self.model.train(training)
 
     @contextmanager
-    def _reference_policy(self, policy: nn.Module) -> Iterator[nn.Module]:
-        if self.ref_model is not None:
-            yield self.ref_model
-        elif self.args.ref_adapter_name is None:
-            with policy.disable_adapter():
-                yield policy
-        else:
-            policy.set_adapter(self.args.ref_adapter_name)
-            try:
-                yield policy
-            finally:
-                policy.set_adapter(self.args.model_adapter_name or "default")
+    def _reference_policy(self) -> Iterator[nn.Module]:
+        """The reference policy in [`_evaluation_mode`]."""
+        with self._evaluation_mode(self.policy_model if self.ref_model is None else self.ref_model) as model:
+            if self.ref_model is not None:
+                yield model
+            elif self.args.ref_adapter_name is None:
+                with model.disable_adapter():
+                    yield model
+            else:
+                model.set_adapter(self.args.ref_adapter_name)
+                try:
+                    yield model
+                finally:
+                    model.set_adapter(self.args.model_adapter_name or "default")
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
@@ -722,10 +741,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def _policy_logps(self, prompts: Prompts, completions: Completions) -> Tensor:
         input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
         length, logps = completions.ids.shape[1], torch.zeros_like(completions.per_token_logps)
-        with torch.no_grad(), self.accelerator.autocast(), self._evaluation_mode() as model:
+        with self._evaluation_mode(self.policy_model) as policy:
             for group in self._forward_groups(attention_mask):
                 batch = input_ids[group], attention_mask[group], length
-                logps[group] = completion_logps(model.policy, *batch, self.args.temperature)
+                logps[group] = completion_logps(policy, *batch, self.args.temperature)
         return logps
 
     def generate_completions(self, sampling: bool = False) -> Any:
@@ -794,7 +813,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
-        BaseTrainer.save_model(self, output_dir, _internal_call)
+        if not is_fsdp2(self.accelerator):
+            BaseTrainer.save_model(self, output_dir, _internal_call)
+            return
+        # Trainer would save nothing unless the state dict type is FULL_STATE_DICT.
+        self._save(output_dir, full_state_dict(self.model))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -816,18 +841,42 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
                 for adapter in trained.peft_config:
                     path = folder if adapter == "default" else os.path.join(folder, adapter)
-                    set_peft_model_state_dict(trained, load_peft_weights(path, device="cpu"), adapter_name=adapter)
+                    weights = distributed_like(load_peft_weights(path, device="cpu"), trained)
+                    set_peft_model_state_dict(trained, weights, adapter_name=adapter)
             else:
                 saved = type(trained).from_pretrained(folder, dtype=trained.dtype, use_safetensors=True)
-                trained.load_state_dict(saved.state_dict())
+                trained.load_state_dict(distributed_like(saved.state_dict(), trained))
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            BaseTrainer._load_best_model(self)
+            return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _trained_models(self, directory: str) -> Iterator[tuple[str, nn.Module, str]]:
         model = self.accelerator.unwrap_model(self.model)
         yield "policy", model.policy, directory
         yield "value_model", model.value_model, os.path.join(directory, _VALUE_MODEL_FOLDER)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_fsdp2(self.accelerator):
+            BaseTrainer._save_optimizer_and_scheduler(self, output_dir)
+            return
+        # What Trainer writes without FSDP, so that any number of processes can go on from it, with FSDP or without.
+        optimizer = full_optimizer_state_dict(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(optimizer, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_fsdp2(self.accelerator):
+            BaseTrainer._load_optimizer_and_scheduler(self, checkpoint)
+            return
+        files = [os.path.join(checkpoint, name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
+        if all(map(os.path.isfile, files)):
+            optimizer, scheduler = (torch.load(file, map_location="cpu", weights_only=True) for file in files)
+            load_optimizer_state_dict(self.model, self.optimizer.optimizer, optimizer)
+            self.lr_scheduler.load_state_dict(scheduler)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Between two updates there is nothing to keep but weights, optimizer and counters; within one, there would be a

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .functional import masked_mean, place_at_last, potential_differences, redistribute
 from .modeling import TokenRewardModel, is_causal
@@ -110,11 +110,6 @@ def check_scorer(model: nn.Module, argument: str) -> None:
             f"`{argument}` has `num_labels={without_peft(model).config.num_labels}`; a score needs one: load it with "
             "`num_labels=1`."
         )
-
-
-def default_value_model(reward: nn.Module | RewardFunction, policy: PreTrainedModel) -> TokenRewardModel:
-    """A value model of its own weights: a copy of the reward model, or the policy's backbone with a new head."""
-    return TokenRewardModel.from_backbone(reward if isinstance(reward, nn.Module) else policy)
 
 
 def shape_scores(

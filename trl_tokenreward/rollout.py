@@ -13,6 +13,7 @@ from .lm_head import HeadLoss, TokenLoss, head_loss, states_and_head, token_logp
 from .packing import right_packed, state_columns
 from .prompts import Prompts
 from .rewards import packed_prefix_scores
+from .sharding import layer_classes
 
 
 # Tokens whose probabilities are summed up before it is looked up which of them is drawn.
@@ -362,6 +363,8 @@ class PolicyAndValue(nn.Module):
         # A copy, because Trainer writes the tokenizer's special tokens into it: a pad token that only the tokenizer has would
         # make a checkpoint that cannot be loaded.
         self.config = copy.deepcopy(policy.config)
+        # What FSDP shards by itself.
+        self._no_split_modules = layer_classes(policy, value_model)
 
     def forward(
         self, input_ids: Tensor, columns: Tensor, temperature: float, token_loss: TokenLoss
