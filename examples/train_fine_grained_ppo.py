@@ -31,6 +31,11 @@ LoRA:
         --kl_coef 0.3 --center_rewards \
         --use_peft --lora_r 32 --lora_alpha 16
 
+Several GPUs: put this in place of `python`, with ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml (docs/scaling.md says which).
+The batch has per_device_train_batch_size * gradient_accumulation_steps * processes prompts.
+
+    accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml --num_processes 8
+
 The reward model may be a TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density
 sequence` puts the whole reward on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with
 the prompt inside. `--max_prompt_length` leaves out longer prompts and says how many.

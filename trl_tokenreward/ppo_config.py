@@ -169,7 +169,7 @@ class FineGrainedPPOConfig(PPOConfig):
         ref_adapter_name (`str`, *optional*):
             Name of the adapter that is the reference policy.
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
-            Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate.
+            Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate. It has to.
         dataset_num_proc (`int`, *optional*):
             Processes that tokenise the prompts.
         world_size, num_total_batches, micro_batch_size, local_batch_size, batch_size, local_mini_batch_size, mini_batch_size:
