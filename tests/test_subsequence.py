@@ -95,11 +95,11 @@ def test_long_edited_texts_are_cut_to_small_parts(power):
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ([0] * 6000, [0] * 5000),
-        ([0, 1] * 3000, [1, 0] * 3000),
-        (list(range(6000)), list(range(6000, 12000))),
-        (list(range(6000)), list(range(6000))),
-        (list(range(6000)), [*range(3000, 6000), *range(3000)]),
+        ([0] * 9000, [0] * 8500),
+        ([0, 1] * 4500, [1, 0] * 4500),
+        (list(range(9000)), list(range(9000, 18000))),
+        (list(range(9000)), list(range(9000))),
+        (list(range(9000)), [*range(4500, 9000), *range(4500)]),
     ],
     ids=["one element", "shifted", "nothing in common", "same", "halves swapped"],
 )

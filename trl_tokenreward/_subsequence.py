@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 from rapidfuzz.distance import Indel
 
 
-WHOLE = 4096  # Sequences up to this length are not cut: rapidfuzz is done in two milliseconds.
+WHOLE = 8192  # Shorter sequences are not cut: rapidfuzz is done with them sooner than the cuts are found.
 PART = 256  # The least length of a part.
 GRAM = 3
 ANCHOR = 8
@@ -30,7 +30,7 @@ Block = list[int]  # position in the first sequence, position in the second, len
 def common_blocks(first: Sequence[int], second: Sequence[int]) -> list[Block]:
     """The stretches that a longest common subsequence of two sequences of integers from 0 on keeps. It is the one that
     rapidfuzz takes."""
-    if min(len(first), len(second)) <= WHOLE:
+    if min(len(first), len(second)) < WHOLE:
         return _kept(first, second)
     # rapidfuzz keeps what both begin and end with, whatever else it could keep.
     shortest = min(len(first), len(second))
@@ -38,7 +38,7 @@ def common_blocks(first: Sequence[int], second: Sequence[int]) -> list[Block]:
     end = next((n for n in range(shortest - begin) if first[-1 - n] != second[-1 - n]), shortest - begin)
     corner = len(first) - end, len(second) - end
     middle = first[begin : corner[0]], second[begin : corner[1]]
-    cuts = [(i + begin, j + begin) for i, j in _sure_points(*middle)] if min(map(len, middle)) > WHOLE else []
+    cuts = [(i + begin, j + begin) for i, j in _sure_points(*middle)] if min(map(len, middle)) >= WHOLE else []
     points = [(begin, begin), *cuts, corner]
     return _join([[0, 0, begin], *_path(first, second, points), [*corner, end]])
 

@@ -7,7 +7,7 @@ tokens through the tokenizer's character offsets: a stretch of text stays unmask
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -198,11 +198,10 @@ class _Units(NamedTuple):
 
 def _units(text: str) -> _Units:
     """The units of a text. The last has an empty core: it stands at the text's end, after whatever white space is there."""
-    found = _UNIT.findall(text)
-    # The matches follow on each other from the text's start, so their lengths say where they are.
-    bounds = list(accumulate(map(len, chain.from_iterable(found))))
-    rest = text[bounds[-1] :] if bounds else text
-    return _Units([*(core for _, core in found), ""], [*(space for space, _ in found), rest], [*bounds[::2], len(text)])
+    # "", space, core, "", space, core, ..., and what is left: the units follow on each other from the text's start.
+    parts = _UNIT.split(text)
+    starts = [*accumulate(map(len, parts))][1::3]
+    return _Units([*parts[2::3], ""], [*parts[1::3], parts[-1]], [*starts, len(text)])
 
 
 def _match(original: _Units, edited: _Units) -> list[Block]:
@@ -273,37 +272,39 @@ class _Point(NamedTuple):
 
 def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Side") -> list[tuple[_Point, _Point]]:
     """The stretches of text that the edit kept, as far as they are the same tokens on both sides."""
-    kept: list[tuple[_Point, _Point]] = []
-    start, reached = None, (-1, -1)
+    kept: list[list[tuple[int, ...]]] = []
+    ids, cuts = original_side.ids, original_side.cuts
+    edited_ids, edited_cuts = edited_side.ids, edited_side.cuts
+    o, e, start = -1, -1, None
+    # Tokens are compared in the smallest stretches that cut neither a word nor a token on either side.
     for i, j, length in _pieces(original, edited):
-        ends = [(i + length, j + length)]
-        if (i, j) != reached:
-            start = None
-            ends.insert(0, (i, j))
-        reached = ends[-1]
-        # Tokens are compared in the smallest stretches that cut neither a word nor a token on either side.
-        for o, e in ends:
-            token, edited_token = original_side.cuts.get(o), edited_side.cuts.get(e)
-            if token is None or edited_token is None:
-                continue
-            point = _Point(o, e, token, edited_token)
-            if start is not None and (
-                original_side.ids[start.original_token : token] == edited_side.ids[start.edited_token : edited_token]
-            ):
-                begin = kept.pop()[0] if kept and kept[-1][1] == start else start
-                kept.append((begin, point))
-            start = point
-    return kept
+        if i != o or j != e:
+            token, edited_token = cuts[i], edited_cuts[j]
+            start = None if token is None or edited_token is None else (i, j, token, edited_token)
+        o, e = i + length, j + length
+        token, edited_token = cuts[o], edited_cuts[e]
+        if token is None or edited_token is None:
+            continue
+        point = o, e, token, edited_token
+        if start is not None and ids[start[2] : token] == edited_ids[start[3] : edited_token]:
+            if kept and kept[-1][1] is start:
+                kept[-1][1] = point
+            else:
+                kept.append([start, point])
+        start = point
+    return [(_Point(*begin), _Point(*end)) for begin, end in kept]
 
 
 def _pieces(original: str, edited: str) -> Iterator[tuple[int, int, int]]:
     """The white space and the words that the edit kept: where each starts in the original and in the edit, its length."""
     original_units, edited_units = _units(original), _units(edited)
     end, edited_end = 0, 0
-    for i_block, j_block, length in _match(original_units, edited_units):
-        for i, j in zip(range(i_block, i_block + length), range(j_block, j_block + length), strict=True):
-            start, edited_start = original_units.starts[i], edited_units.starts[j]
-            space, edited_space = original_units.spaces[i], edited_units.spaces[j]
+    for i, j, length in _match(original_units, edited_units):
+        columns = (
+            column[i : i + length] for column in (original_units.starts, original_units.spaces, original_units.cores)
+        )
+        edited_columns = (column[j : j + length] for column in (edited_units.starts, edited_units.spaces))
+        for start, space, core, edited_start, edited_space in zip(*columns, *edited_columns, strict=True):
             same = len(space) if space == edited_space else len(commonprefix([space[::-1], edited_space[::-1]]))
             space_start, edited_space_start = start - same, edited_start - same
             if end < space_start and edited_end < edited_space_start:
@@ -313,18 +314,17 @@ def _pieces(original: str, edited: str) -> Iterator[tuple[int, int, int]]:
                 yield end, edited_end, len(edit) - len(edit.lstrip())
             if same:
                 yield space_start, edited_space_start, same
-            size = len(original_units.cores[i])
-            yield start, edited_start, size
-            end, edited_end = start + size, edited_start + size
+            yield start, edited_start, len(core)
+            end, edited_end = start + len(core), edited_start + len(core)
 
 
 class _Side(NamedTuple):
     """The tokens of one side that stand for text. `places` are their positions among all tokens, and the end's; `cuts`
-    maps each position in the text that lies inside no token to the number of tokens before it."""
+    holds for each position in the text the number of tokens before it, or `None` inside a token."""
 
     ids: list[int]
     places: Sequence[int]
-    cuts: dict[int, int]
+    cuts: list[int | None]
 
 
 def _tokenize(text: str, tokenizer: "PreTrainedTokenizerFast") -> TokenizedText:
@@ -338,7 +338,8 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
     ids, offsets = tokens
     if len(ids) != len(offsets):
         raise ValueError(f"`{name}` has {len(ids)} ids but {len(offsets)} offsets: each id needs its (start, end).")
-    places, starts, ends = [], [], []
+    places, reached = [], 0
+    cuts: list[int | None] = [None] * (len(text) + 1)
     for place, (start, end) in enumerate(offsets):
         if not 0 <= start <= end <= len(text):
             raise ValueError(
@@ -355,18 +356,14 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
         word = token.strip()
         if word and len(word) < len(token):
             start, end = end - len(token.lstrip()), start + len(token.rstrip())
+        if start < reached:  # several tokens for one character, say
+            cuts[start + 1 : reached] = [None] * (reached - start - 1)
+        for position in range(reached, start + 1):
+            cuts[position] = len(places)
         places.append(place)
-        starts.append(start)
-        ends.append(end)
-    cuts = {}
-    ends_before = accumulate(ends, max, initial=0)
-    starts_after = reversed([*accumulate(reversed(starts), min, initial=len(text))])
-    for n, (end, start) in enumerate(zip(ends_before, starts_after, strict=True)):
-        if end == start:
-            cuts[end] = n
-        else:
-            for position in range(end, start + 1):
-                cuts[position] = n
+        reached = max(reached, end)
+    for position in range(reached, len(text) + 1):
+        cuts[position] = len(places)
     return _Side([ids[place] for place in places], [*places, places[-1] + 1 if places else 0], cuts)
 
 
