@@ -660,14 +660,14 @@ def seconds(original: str, edited: str) -> float:
     return best
 
 
-@pytest.mark.parametrize("vocabulary", [3000, 2], ids=["words", "two words alone"])
-def test_time_grows_at_most_with_the_square_of_the_length(vocabulary):
-    # Stated bound: 8,000 words edited in every tenth place within 10 s (about 0.3 s on an ordinary core), and 8 times
-    # the words in at most 64 times the time (about 12 times is usual). Texts of two different words are the hardest to
-    # align: everything can slide.
-    took = {words: seconds(*random_edit(words, seed=0, vocabulary=vocabulary)) for words in (1000, 2000, 4000, 8000)}
+@pytest.mark.parametrize(("vocabulary", "most"), [(3000, 20), (2, 64)], ids=["words", "two words alone"])
+def test_time_grows_with_the_length(vocabulary, most):
+    # Stated bounds: 8,000 words edited in every tenth place within 10 s (about 0.2 s on an ordinary core); 8 times the words
+    # in about 8 times the time (with room for processor caches: tokens of 8,000 words do not fit), in at most 64 times where
+    # texts of two different words leave nothing to tell one place from another.
+    took = {words: seconds(*random_edit(words, seed=0, vocabulary=vocabulary)) for words in (1000, 8000)}
     assert took[8000] < 10
-    assert took[8000] <= 64 * took[1000]
+    assert took[8000] <= most * took[1000]
 
 
 @pytest.mark.parametrize(

@@ -207,33 +207,36 @@ def _locate(completion: list[Row], text: str, prompt_end: int) -> tuple[int, int
     return prompt_end, len(text)
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> TokenizedText:
-    tokens = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+def _tokenize(
+    texts: dict[str, _Text], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool
+) -> dict[str, TokenizedText]:
+    words = [text.text for text in texts.values()]
+    tokens = tokenizer(words, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+    return {side: TokenizedText(*pair) for side, pair in zip(texts, pairs, strict=True)}
+
+
+def _completion(tokens: TokenizedText, text: _Text) -> tuple[int, range, TokenizedText]:
+    """The first token of the completion, the places of the tokens of its own text, and these tokens with offsets into that
+    text. A token across the border of prompt and completion is the completion's; special tokens, which have the span
+    `(0, 0)`, are the prompt's before it."""
+    first = next((i for i, (_, end) in enumerate(tokens.offsets) if end > text.prompt_end), len(tokens.ids))
     # Byte-level tokenizers that trim their offsets give an empty span to a token of white space, right after it.
     offsets = [
-        (start - 1, end) if 0 < start == end and text[start - 1].isspace() else (start, end)
-        for start, end in tokens["offset_mapping"]
+        (start - 1, end) if 0 < start == end and text.text[start - 1].isspace() else (start, end)
+        for start, end in tokens.offsets[first:]
     ]
-    return TokenizedText(tokens["input_ids"], offsets)
-
-
-def _completion(tokens: TokenizedText, text: _Text) -> tuple[int, range]:
-    """The first token of the completion, and the tokens of its own text. A token across the border of prompt and
-    completion is the completion's; special tokens, which have the span `(0, 0)`, are the prompt's before it."""
-    first = next((i for i, (_, end) in enumerate(tokens.offsets) if end > text.prompt_end), len(tokens.ids))
-    own = [i for i, (start, end) in enumerate(tokens.offsets) if i >= first and start < text.end and end > text.start]
-    return first, range(own[0], own[-1] + 1) if own else range(first, first)
-
-
-def _shift(tokens: TokenizedText, own: range, text: _Text) -> TokenizedText:
-    length = text.end - text.start
+    own = [i for i, (start, end) in enumerate(offsets) if start < text.end and end > text.start]
+    if not own:
+        return first, range(first, first), TokenizedText([], [])
+    own, length = range(own[0], own[-1] + 1), text.end - text.start
+    offsets = [(start - text.start, end - text.start) for start, end in offsets[own.start : own.stop]]
     offsets = [
-        tuple(min(max(place - text.start, 0), length) for place in tokens.offsets[i])
-        if any(tokens.offsets[i])
-        else (0, 0)
-        for i in own
+        (start, end) if 0 <= start and end <= length else (min(max(start, 0), length), min(max(end, 0), length))
+        for start, end in offsets
     ]
-    return TokenizedText([tokens.ids[i] for i in own], offsets)
+    places = range(first + own.start, first + own.stop)
+    return first, places, TokenizedText(tokens.ids[places.start : places.stop], offsets)
 
 
 def _span_mask(row: Row, side: str, text: _Text, own: TokenizedText) -> list[bool]:
@@ -278,9 +281,9 @@ def _scatter(mask: Sequence[bool], places: Sequence[int], length: int) -> list[i
 
 
 def _text_row(row: Row, texts: dict[str, _Text], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> Row:
-    tokens = {side: _tokenize(tokenizer, text.text, add_special_tokens) for side, text in texts.items()}
+    tokens = _tokenize(texts, tokenizer, add_special_tokens)
     completions = {side: _completion(tokens[side], texts[side]) for side in SIDES}
-    own = {side: _shift(tokens[side], completions[side][1], texts[side]) for side in SIDES}
+    own = {side: completions[side][2] for side in SIDES}
     words = {side: text.text[text.start : text.end] for side, text in texts.items()}
     alignment = align_tokenized(words["rejected"], words["chosen"], own["rejected"], own["chosen"])
     edits, anchors = _by_side(alignment)
@@ -290,11 +293,11 @@ def _text_row(row: Row, texts: dict[str, _Text], tokenizer: PreTrainedTokenizerB
             anchors[side] = [False] * len(own[side].ids)  # the alignment's gaps are not the row's
     prepared = {}
     for side in SIDES:
-        length, (first, places) = len(tokens[side].ids), completions[side]
-        prepared[f"{side}_ids"] = list(tokens[side].ids)
+        length, (first, places, _) = len(tokens[side].ids), completions[side]
+        prepared[f"{side}_ids"] = tokens[side].ids
         prepared[f"{side}_completion_mask"] = [0] * first + [1] * (length - first)
-        prepared[f"{side}_edit_mask"] = _scatter(edits[side], places, length)
-        prepared[f"{side}_anchor_mask"] = _scatter(anchors[side], places, length)
+        for name, mask in (("edit_mask", edits[side]), ("anchor_mask", anchors[side])):
+            prepared[f"{side}_{name}"] = [0] * places.start + [*map(int, mask)] + [0] * (length - places.stop)
     return prepared
 
 

@@ -12,7 +12,8 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import regex
-from rapidfuzz.distance import Indel
+
+from ._subsequence import Block, common_blocks
 
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ class EditAlignment:
 def align_edits(original: str, edited: str, tokenizer: "PreTrainedTokenizerFast") -> EditAlignment:
     """Finds the tokens that an edit took out of `original` and those that it put into `edited`.
 
-    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time grows at worst
-    with the product of the numbers of words between the first and the last edit; memory too, at one bit for each pair of
-    such words (8 MB for two texts of 8,000 words).
+    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time and memory grow
+    with the length of the texts, as long as most of what is said is said once. At worst (unrelated texts, or texts of a few
+    words over and over) time grows with the product of the numbers of words between the first and the last edit; memory
+    too, at one bit for each pair of such words (8 MB for two texts of 8,000 words).
 
     Args:
         original (`str`):
@@ -134,12 +136,7 @@ def align_tokenized(
     _check_texts(original, edited)
     original_side = _side(original, original_tokens, "original_tokens")
     edited_side = _side(edited, edited_tokens, "edited_tokens")
-    kept = [
-        (start, end)
-        for start, end in _same_text(original, edited, original_side.cuts, edited_side.cuts)
-        if original_side.ids[start.original_token : end.original_token]
-        == edited_side.ids[start.edited_token : end.edited_token]
-    ]
+    kept = _kept(original, edited, original_side, edited_side)
     end = _Point(len(original), len(edited), len(original_side.ids), len(edited_side.ids))
     return _alignment(original_tokens.ids, edited_tokens.ids, original_side.places, edited_side.places, kept, end)
 
@@ -162,8 +159,8 @@ def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAli
         TypeError: If an id is not an integer.
     """
     original_ids, edited_ids = _check_ids(original_ids, "original_ids"), _check_ids(edited_ids, "edited_ids")
-    pairs = _match([_Unit(0, "", i) for i in original_ids], [_Unit(0, "", i) for i in edited_ids])
-    kept = [(_Point(0, 0, i, j), _Point(0, 0, i + 1, j + 1)) for i, j in pairs]
+    blocks = _match(*(_Units(ids, [""] * len(ids), []) for ids in (original_ids, edited_ids)))
+    kept = [(_Point(0, 0, i, j), _Point(0, 0, i + length, j + length)) for i, j, length in blocks]
     sizes = len(original_ids), len(edited_ids)
     return _alignment(original_ids, edited_ids, range(sizes[0] + 1), range(sizes[1] + 1), kept, _Point(0, 0, *sizes))
 
@@ -190,40 +187,39 @@ _UNIT = regex.compile(rf"(?V1)(\s*+)({_LETTER}++(?:['’]{_LETTER}++)*+|\X\p{{M}
 _SENTENCE_ENDS = frozenset(".!?…。！？؟۔।")
 
 
-class _Unit(NamedTuple):
-    """What is aligned. Two units match if their cores do: a word (or what `_UNIT` takes for one), or a bare id. The
-    core stands at `start`, the white space right before it."""
+class _Units(NamedTuple):
+    """What is aligned: words (or what `_UNIT` takes for one), or bare ids. Two units match if their `cores` do. A core
+    stands at its entry of `starts`, right after its white space in `spaces`."""
 
-    start: int
-    space: str
-    core: str | int
+    cores: list[str] | list[int]
+    spaces: list[str]
+    starts: list[int]
 
 
-def _units(text: str) -> list[_Unit]:
+def _units(text: str) -> _Units:
     """The units of a text. The last has an empty core: it stands at the text's end, after whatever white space is there."""
-    units = [_Unit(match.start(2), match[1], match[2]) for match in _UNIT.finditer(text)]
-    end = units[-1].start + len(units[-1].core) if units else 0
-    return [*units, _Unit(len(text), text[end:], "")]
+    # "", space, core, "", space, core, ..., and what is left: the units follow on each other from the text's start.
+    parts = _UNIT.split(text)
+    starts = [*accumulate(map(len, parts))][1::3]
+    return _Units([*parts[2::3], ""], [*parts[1::3], parts[-1]], [*starts, len(text)])
 
 
-def _match(original: list[_Unit], edited: list[_Unit]) -> list[tuple[int, int]]:
-    """The pairs of units with equal cores that the edit kept: a longest common subsequence."""
-    originals, editeds = [unit.core for unit in original], [unit.core for unit in edited]
+def _match(original: _Units, edited: _Units) -> list[Block]:
+    """The stretches of units with equal cores that the edit kept, a longest common subsequence: position in the original,
+    position in the edit, length."""
     # Several subsequences may be longest. One order of the two sides makes the choice independent of which is which.
-    if (len(originals), originals) > (len(editeds), editeds):
-        return [(i, j) for j, i in _match(edited, original)]
+    if (len(original.cores), original.cores) > (len(edited.cores), edited.cores):
+        return [[i, j, length] for j, i, length in _match(edited, original)]
     numbers: dict[str | int, int] = {}  # rapidfuzz compares hashes alone, and no two small integers share one
-    originals, editeds = ([numbers.setdefault(core, len(numbers)) for core in side] for side in (originals, editeds))
-    kept = [op for op in Indel.opcodes(originals, editeds) if op.tag == "equal"]
-    blocks = [[op.src_start, op.dest_start, op.src_end - op.src_start] for op in kept]
-    blocks = [[0, 0, 0], *blocks, [len(originals), len(editeds), 0]]
+    sides = ([numbers.setdefault(core, len(numbers)) for core in side.cores] for side in (original, edited))
+    blocks = [[0, 0, 0], *common_blocks(*sides), [len(original.cores), len(edited.cores), 0]]
     _slide(blocks, original, edited)
-    return [(i + k, j + k) for i, j, length in blocks for k in range(length)]
+    return blocks
 
 
-def _slide(blocks: list[list[int]], original: list[_Unit], edited: list[_Unit]) -> None:
+def _slide(blocks: list[Block], original: _Units, edited: _Units) -> None:
     """Moves each insertion or deletion that could as well lie elsewhere to the best of its places, by changing the kept
-    `blocks` (position in the original, position in the edit, length) on its two sides."""
+    `blocks` on its two sides."""
     for block, following in pairwise(blocks):
         i, j, before = block
         i_next, j_next, after = following
@@ -237,32 +233,31 @@ def _slide(blocks: list[list[int]], original: list[_Unit], edited: list[_Unit]) 
         following[:] = i_next + shift, j_next + shift, after - shift
 
 
-def _best_shift(
-    units: list[_Unit], start: int, end: int, other: list[_Unit], place: int, before: int, after: int
-) -> int:
-    """How far to move the edit `units[start:end]`, which lies at `place` of `other` between `before` and `after` kept
-    units: to where most white space agrees, there to where it is made of whole sentences, there as late as can be (of
-    two equal words in a row, the second is one too many)."""
+def _best_shift(units: _Units, start: int, end: int, other: _Units, place: int, before: int, after: int) -> int:
+    """How far to move the edit of `units` from `start` to `end`, which lies at `place` of `other` between `before` and
+    `after` kept units: to where most white space agrees, there to where it is made of whole sentences, there as late as
+    can be (of two equal words in a row, the second is one too many)."""
+    cores, spaces = units.cores, units.spaces
     if start == end:
         return 0
     back = forward = 0
-    while back < before and units[start - back - 1].core == units[end - back - 1].core:
+    while back < before and cores[start - back - 1] == cores[end - back - 1]:
         back += 1
-    while forward < after and units[start + forward].core == units[end + forward].core:
+    while forward < after and cores[start + forward] == cores[end + forward]:
         forward += 1
 
     def is_break(position: int) -> bool:
-        if position in (0, len(units)) or units[position].core == "":
+        if position in (0, len(cores)) or cores[position] == "":
             return True
-        return units[position - 1].core in _SENTENCE_ENDS or "\n" in units[position].space
+        return cores[position - 1] in _SENTENCE_ENDS or "\n" in spaces[position]
 
     best, agreeing = (0, False, -back), 0
     for shift in range(-back, forward + 1):
         best = max(best, (agreeing, is_break(start + shift) and is_break(end + shift), shift))
         # One step on, it is `start + shift` that is kept opposite `place + shift`, and no longer `end + shift`.
         if shift < forward:
-            space = other[place + shift].space
-            agreeing += (units[start + shift].space == space) - (units[end + shift].space == space)
+            space = other.spaces[place + shift]
+            agreeing += (spaces[start + shift] == space) - (spaces[end + shift] == space)
     return best[2]
 
 
@@ -275,46 +270,61 @@ class _Point(NamedTuple):
     edited_token: int
 
 
-def _same_text(
-    original: str, edited: str, original_cuts: dict[int, int], edited_cuts: dict[int, int]
-) -> Iterator[tuple[_Point, _Point]]:
-    """The text that the edit kept, in the smallest stretches that cut neither a word nor a token on either side."""
-    start, reached = None, None
+def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Side") -> list[tuple[_Point, _Point]]:
+    """The stretches of text that the edit kept, as far as they are the same tokens on both sides."""
+    kept: list[list[tuple[int, ...]]] = []
+    ids, cuts = original_side.ids, original_side.cuts
+    edited_ids, edited_cuts = edited_side.ids, edited_side.cuts
+    o, e, start = -1, -1, None
+    # Tokens are compared in the smallest stretches that cut neither a word nor a token on either side.
     for i, j, length in _pieces(original, edited):
-        if (i, j) != reached:
-            start = None
-        reached = i + length, j + length
-        for o, e in ((i, j), reached):
-            if o in original_cuts and e in edited_cuts:
-                point = _Point(o, e, original_cuts[o], edited_cuts[e])
-                if start not in (None, point):
-                    yield start, point
-                start = point
+        if i != o or j != e:
+            token, edited_token = cuts[i], edited_cuts[j]
+            start = None if token is None or edited_token is None else (i, j, token, edited_token)
+        o, e = i + length, j + length
+        token, edited_token = cuts[o], edited_cuts[e]
+        if token is None or edited_token is None:
+            continue
+        point = o, e, token, edited_token
+        if start is not None and ids[start[2] : token] == edited_ids[start[3] : edited_token]:
+            if kept and kept[-1][1] is start:
+                kept[-1][1] = point
+            else:
+                kept.append([start, point])
+        start = point
+    return [(_Point(*begin), _Point(*end)) for begin, end in kept]
 
 
 def _pieces(original: str, edited: str) -> Iterator[tuple[int, int, int]]:
     """The white space and the words that the edit kept: where each starts in the original and in the edit, its length."""
     original_units, edited_units = _units(original), _units(edited)
     end, edited_end = 0, 0
-    for i, j in _match(original_units, edited_units):
-        start, space, core = original_units[i]
-        edited_start, edited_space, _ = edited_units[j]
-        same = len(commonprefix([space[::-1], edited_space[::-1]]))
-        # Between the last kept word and this space lies the edit; if both sides of it begin with a space, that is kept.
-        edit = commonprefix([original[end : start - same], edited[edited_end : edited_start - same]])
-        yield end, edited_end, len(edit) - len(edit.lstrip())
-        yield start - same, edited_start - same, same
-        yield start, edited_start, len(core)
-        end, edited_end = start + len(core), edited_start + len(core)
+    for i, j, length in _match(original_units, edited_units):
+        columns = (
+            column[i : i + length] for column in (original_units.starts, original_units.spaces, original_units.cores)
+        )
+        edited_columns = (column[j : j + length] for column in (edited_units.starts, edited_units.spaces))
+        for start, space, core, edited_start, edited_space in zip(*columns, *edited_columns, strict=True):
+            same = len(space) if space == edited_space else len(commonprefix([space[::-1], edited_space[::-1]]))
+            space_start, edited_space_start = start - same, edited_start - same
+            if end < space_start and edited_end < edited_space_start:
+                # Between the last kept word and this space lies the edit; if both sides of it begin with a space, that
+                # is kept.
+                edit = commonprefix([original[end:space_start], edited[edited_end:edited_space_start]])
+                yield end, edited_end, len(edit) - len(edit.lstrip())
+            if same:
+                yield space_start, edited_space_start, same
+            yield start, edited_start, len(core)
+            end, edited_end = start + len(core), edited_start + len(core)
 
 
 class _Side(NamedTuple):
     """The tokens of one side that stand for text. `places` are their positions among all tokens, and the end's; `cuts`
-    maps each position in the text that lies inside no token to the number of tokens before it."""
+    holds for each position in the text the number of tokens before it, or `None` inside a token."""
 
     ids: list[int]
     places: Sequence[int]
-    cuts: dict[int, int]
+    cuts: list[int | None]
 
 
 def _tokenize(text: str, tokenizer: "PreTrainedTokenizerFast") -> TokenizedText:
@@ -328,31 +338,33 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
     ids, offsets = tokens
     if len(ids) != len(offsets):
         raise ValueError(f"`{name}` has {len(ids)} ids but {len(offsets)} offsets: each id needs its (start, end).")
-    places, spans = [], []
+    places, reached = [], 0
+    cuts: list[int | None] = [None] * (len(text) + 1)
     for place, (start, end) in enumerate(offsets):
         if not 0 <= start <= end <= len(text):
             raise ValueError(
                 f"`{name}` has the offsets {(start, end)} at token {place}, outside its text of {len(text)} characters: "
                 "offsets are counted from the start of the text that is aligned."
             )
-        if start == end and text[:end][-1:].isspace():
+        if start == end:
+            if not text[max(end - 1, 0) : end].isspace():
+                continue
             start -= 1
-        if start < end:
-            places.append(place)
-            spans.append(_trim(text, start, end))
-    ends = list(accumulate((end for _, end in spans), max, initial=0))
-    starts = list(accumulate((start for start, _ in reversed(spans)), min, initial=len(text)))[::-1]
-    cuts = {p: n for n, (end, start) in enumerate(zip(ends, starts, strict=True)) for p in range(end, start + 1)}
+        # Tokenizers disagree on whether the space that a token stands for is in its span, and at the start of a text the
+        # space may not even be there ("▁This"). The id says which it is, so the span need not.
+        token = text[start:end]
+        word = token.strip()
+        if word and len(word) < len(token):
+            start, end = end - len(token.lstrip()), start + len(token.rstrip())
+        if start < reached:  # several tokens for one character, say
+            cuts[start + 1 : reached] = [None] * (reached - start - 1)
+        for position in range(reached, start + 1):
+            cuts[position] = len(places)
+        places.append(place)
+        reached = max(reached, end)
+    for position in range(reached, len(text) + 1):
+        cuts[position] = len(places)
     return _Side([ids[place] for place in places], [*places, places[-1] + 1 if places else 0], cuts)
-
-
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    # Tokenizers disagree on whether the space that a token stands for is in its span, and at the start of a text the
-    # space may not even be there ("▁This"). The id says which it is, so the span need not.
-    token = text[start:end]
-    if token.isspace():
-        return start, end
-    return end - len(token.lstrip()), start + len(token.rstrip())
 
 
 def _alignment(
