@@ -127,6 +127,7 @@ def test_defaults_of_trls_base_class(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "Launch with `accelerate launch"),
         *(({name: 8}, f"`{name}` is computed from the other batch sizes") for name in ("num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size", "mini_batch_size")),
         ({"world_size": 2}, "`world_size` is computed"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size=True` has no effect on PPO: leave it at False."),

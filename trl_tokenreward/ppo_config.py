@@ -323,6 +323,12 @@ class FineGrainedPPOConfig(PPOConfig):
         return cls(**{name: value for name, value in values.items() if name not in _COMPUTED})
 
     def __post_init__(self):
+        if self.deepspeed:
+            # transformers would read `world_size`, which is a field here as in TRL's PPO, before there is one.
+            raise ValueError(
+                "`deepspeed`: PPO takes DeepSpeed's configuration from accelerate alone. Launch with `accelerate launch "
+                "--config_file` and one of examples/accelerate_configs, or name your file in it as `deepspeed_config_file`."
+            )
         super().__post_init__()
         for name in _COMPUTED:
             if getattr(self, name) is not None:

@@ -56,7 +56,6 @@ from .rollout import (
 from .sharding import (
     check_sharding,
     copied,
-    deepspeed_settings,
     distributed_like,
     full_optimizer_state_dict,
     full_state_dict,
@@ -263,8 +262,6 @@ class FineGrainedPPOTrainer(PPOTrainer):
         _check_best_model(args, self.steps_per_update)
         # `training_step` takes a whole mini-batch, whose rows it groups by length.
         args.gradient_accumulation_steps = 1
-        if args.deepspeed:
-            deepspeed_settings(args)
         # The rows of an update follow from its number, so there is nothing to skip when a run is resumed.
         args.ignore_data_skip = True
         data_seed = args.seed if args.data_seed is None else args.data_seed

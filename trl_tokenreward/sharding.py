@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import TrainingArguments
 
 from ._trl import add_deepspeed_hooks, remove_deepspeed_hooks
 
@@ -54,17 +53,6 @@ def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) ->
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
         )
-
-
-def deepspeed_settings(args: TrainingArguments) -> None:
-    """Make DeepSpeed's settings of training arguments anew, after the arguments have been changed: what is "auto" in them was
-    filled in when the arguments were made. Writes to `args`."""
-    from accelerate.utils import DeepSpeedPlugin
-    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
-
-    args.hf_deepspeed_config = HfTrainerDeepSpeedConfig(args.deepspeed)
-    args.hf_deepspeed_config.trainer_config_process(args)
-    args.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=args.hf_deepspeed_config)
 
 
 def layer_classes(*models: nn.Module) -> list[str]:
