@@ -6,7 +6,7 @@ The folder holds `hh-rlhf-harmless-base-test.jsonl.gz` (Anthropic/hh-rlhf, harml
 the other, are cut to texts of 64 to 8,192 tokens, and every tenth word of them is edited. Then its rows are repeated to as many
 as HH-RLHF has, and prepared as `TokenRewardTrainer` does it: tokens, alignment and masks, through `datasets.map` with
 workers. A byte-level BPE tokenizer is trained on the spot. The table is printed and written to
-`benchmarks/results/alignment.md`. It takes about ten minutes on two cores.
+`benchmarks/results/alignment.md`. It takes about three minutes on two cores.
 """
 
 import argparse

@@ -5,10 +5,11 @@
 A sequence classifier and a token reward model around the same backbone read the same batches in turns. The cost is the ratio
 of their times, batch by batch. `score_texts` is measured beside the least that scores texts with the classifier: the
 same texts tokenised at once, padded in batches of like length, read, and the scores fetched. The table is printed and written to
-`benchmarks/results/scoring.md`. It takes about five minutes on two cores; on a machine with a GPU it runs there.
+`benchmarks/results/scoring.md`. It takes about ten minutes on two cores; on a machine with a GPU it runs there.
 """
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -30,6 +31,7 @@ from trl_tokenreward import TokenRewardModel
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.05
+SECONDS = 10
 VOCABULARY = 8192
 PAD, EOS, UNKNOWN, FIRST_WORD = 0, 1, 2, 3
 
@@ -123,18 +125,24 @@ def score_sequences(
 
 
 def in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each run, `repeats` times, the first to go changing each time. Two rounds to warm up."""
+    """Milliseconds of each run, `repeats` times and for `SECONDS` at least, the first to go changing each time. Two rounds
+    to warm up. On a CPU it is processor time, so that what else runs on the machine counts little."""
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 2):
+    begin, repeat = clock(), 0
+    while repeat < repeats + 2 or clock() - begin < SECONDS:
         for name in list(runs) if repeat % 2 == 0 else reversed(runs):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
-            if device == "cuda":
-                torch.cuda.synchronize()
             if repeat >= 2:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (clock() - start))
+        repeat += 1
     return times
 
 
@@ -169,18 +177,18 @@ def row(name: str, times: dict[str, list[float]], limit: float | None) -> str:
     ratios = [ours / theirs for ours, theirs in zip(times["tokens"], times["sequence"], strict=True)]
     verdict = "" if limit is None else " ✓" if median(ratios) <= limit else f" **> {limit}**"
     times = [spread(times[arm], 2) for arm in ("sequence", "tokens")]
-    return f"| {name} | {' | '.join(times)} | {spread(ratios, 3)}{verdict} |"
+    return f"| {name} | {' | '.join(times)} | {spread(ratios, 3)}{verdict} | {len(ratios)} |"
 
 
 def report(results: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     """The tables, in Markdown."""
     lines = [
-        f"| one batch | one score, ms | a score for each token and prefix, ms | ratio (at most {LIMIT}) |",
-        "| --- | --- | --- | --- |",
+        f"| one batch | one score, ms | a score for each token and prefix, ms | ratio (at most {LIMIT}) | times |",
+        "| --- | --- | --- | --- | --- |",
         *(row(str(SETTINGS[name]), result["forward"], LIMIT) for name, result in results.items()),
         "",
-        "| four batches of texts, tokenisation included | one score, ms | `score_texts`, ms | ratio |",
-        "| --- | --- | --- | --- |",
+        "| four batches of texts, tokenisation included | one score, ms | `score_texts`, ms | ratio | times |",
+        "| --- | --- | --- | --- | --- |",
         *(
             row(str(SETTINGS[name]).rpartition(",")[0], result["texts"], None)
             for name, result in results.items()
@@ -194,12 +202,16 @@ def report(results: dict[str, dict[str, dict[str, list[float]]]]) -> str:
 def about(options: argparse.Namespace, arguments: list[str], device: str) -> str:
     command = " ".join(["python benchmarks/scoring.py", *arguments])
     threads = torch.get_num_threads()
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {threads} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {threads} threads, load {os.getloadavg()[0]:.1f} at the end"
+    )
     return (
         f"`{command}`, {date.today()}, seed {options.seed}. {where}; Python {platform.python_version()}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}. Llama, float32, vocabulary {VOCABULARY}. Median of "
-        f"{options.repeats} batches (middle half); the ratio is taken batch by batch, the two models in turns on the same "
-        "batch with the same weights. Padded: rows of a quarter of the length to all of it, with an attention mask; full: "
+        f"{torch.__version__}, transformers {transformers.__version__}. Llama, float32, vocabulary {VOCABULARY}. "
+        f"{'Wall clock' if device == 'cuda' else 'Processor time'}, median (middle half); the ratio is taken turn by turn, the "
+        "two models on the same batch with the same weights. Padded: rows of a quarter of the length to all of it, with an attention mask; full: "
         "without one."
     )
 
@@ -207,7 +219,7 @@ def about(options: argparse.Namespace, arguments: list[str], device: str) -> str
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:-1])
-    parser.add_argument("--repeats", type=int, default=20, help="Batches that are measured in each setting.")
+    parser.add_argument("--repeats", type=int, default=10, help="Least number of turns in each setting.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "scoring.md")
     options = parser.parse_args(arguments)

@@ -53,7 +53,8 @@ def test_texts_have_the_length_asked_for_and_edits_the_rate():
     assert edited.count("new") == pytest.approx(0.1 * 2 / 3 * 5000, rel=0.15)
 
 
-def test_scoring(tmp_path, capsys):
+def test_scoring(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scoring, "SECONDS", 0)
     output = tmp_path / "scoring.md"
     scoring.main(["--settings", "tiny", "--repeats", "3", "--output", str(output)])
     table = output.read_text(encoding="utf-8")
