@@ -740,13 +740,18 @@ def test_the_models_need_not_know_the_pad_token(scenario):
     AutoModelForCausalLM.from_pretrained(scenario.directory)  # whose configuration does not know it either
 
 
-def test_junk_in_masked_places_leaves_loss_and_gradient_alone(scenario):
-    trainer = scenario.make(
+def make_uneven(scenario):
+    """A trainer with prompts and completions of unequal lengths."""
+    return scenario.make(
         policy=tiny.bigram_lm({token: {EOS: 0.3, C: 0.4, D: 0.3} for token in range(16)}),
         stop_token="eos",
         dataset=prompts([A, B], [B], [C], [D, D, D]),
         response_length=8,
     )
+
+
+def test_junk_in_masked_places_leaves_loss_and_gradient_alone(scenario):
+    trainer = make_uneven(scenario)
     rollout = trainer._collect_rollout(0)
     masked = ~rollout.completion_mask.bool()
     assert masked.any()
@@ -914,12 +919,7 @@ def test_micro_batches_do_not_change_the_step(scenario):
 
 def test_groups_hold_every_completion_token_once(scenario, monkeypatch):
     monkeypatch.setitem(packing._TOKENS_PER_PASS, "cpu", 12)
-    trainer = scenario.make(
-        policy=tiny.bigram_lm({token: {EOS: 0.3, C: 0.4, D: 0.3} for token in range(16)}),
-        stop_token="eos",
-        dataset=prompts([A, B], [B], [C], [D, D, D]),
-        response_length=8,
-    )
+    trainer = make_uneven(scenario)
     rollout = trainer._collect_rollout(0)
     mask = rollout.completion_mask.bool()
     numbered = torch.arange(mask.numel(), dtype=torch.float).reshape(mask.shape)

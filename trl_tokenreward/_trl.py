@@ -10,10 +10,8 @@ from trl.trainer.base_config import _BaseConfig as BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 from trl.trainer.utils import (
     disable_dropout_in_model,
-    entropy_from_logits,
     get_config_model_id,
     pad,
-    selective_log_softmax,
 )
 
 
@@ -54,12 +52,10 @@ __all__ = [
     "PPOTrainer",
     "add_deepspeed_hooks",
     "disable_dropout_in_model",
-    "entropy_from_logits",
     "get_config_model_id",
     "get_dataset_column_names",
     "load_vllm_generation",
     "pad",
     "remove_deepspeed_hooks",
-    "selective_log_softmax",
     "trl_tokenize",
 ]

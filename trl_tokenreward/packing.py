@@ -57,11 +57,12 @@ def state_columns(prompt_lengths: Tensor, completion_lengths: Tensor, width: int
 
 
 def number_of_groups(lengths: Tensor, max_rows: int, device: str) -> int:
-    """In how many groups of equally many rows to split rows of these lengths, sorted, so that none has more than `max_rows`
+    """In how many groups of equally many rows to split rows of these lengths, longest first, so that none has more than `max_rows`
     rows, nor more tokens, padding included, than a pass over this type of device should have."""
     budget = _TOKENS_PER_PASS.get(device, _TOKENS_PER_PASS["cuda"])
     count = -(-len(lengths) // max_rows)
-    while count < len(lengths) and max(len(g) * int(g.max()) for g in lengths.tensor_split(count)) > budget:
+    # The first of a group is its longest.
+    while count < len(lengths) and max(len(g) * int(g[0]) for g in lengths.tensor_split(count)) > budget:
         count += 1
     return count
 
@@ -75,5 +76,6 @@ def groups_by_length(lengths: Tensor, max_rows: int) -> Iterator[Tensor]:
         max_rows (`int`):
             Most rows in a group.
     """
+    device, lengths = lengths.device.type, lengths.cpu()  # once, and not for each length that is looked at
     order = lengths.argsort(descending=True, stable=True)
-    return iter(order.tensor_split(number_of_groups(lengths[order], max_rows, lengths.device.type)))
+    return iter(order.tensor_split(number_of_groups(lengths[order], max_rows, device)))

@@ -335,13 +335,11 @@ class FineGrainedPPOTrainer(PPOTrainer):
         scores, (B, T), and the values of the final states, (B,)."""
         input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
         length = completions.ids.shape[1]
-        ref_per_token_logps, values = (torch.zeros(completions.mask.shape, device=input_ids.device) for _ in range(2))
+        values = torch.zeros(completions.mask.shape, device=input_ids.device)
         final_values = torch.zeros(len(input_ids), device=input_ids.device)
         # One model after the other, so that the whole weights of no more than one are needed at a time.
         with self._reference_policy() as reference:
-            for group in self._forward_groups(attention_mask):
-                batch = input_ids[group], attention_mask[group], length
-                ref_per_token_logps[group] = completion_logps(reference, *batch, self.args.temperature)
+            ref_per_token_logps = self._completion_logps(reference, prompts, completions)
         with self._evaluation_mode(self.value_model) as value_model:
             for group in self._forward_groups(attention_mask):
                 batch = input_ids[group], attention_mask[group], length
@@ -349,6 +347,15 @@ class FineGrainedPPOTrainer(PPOTrainer):
         with self._evaluation_mode(self.reward_model):
             scores = self.scorer.raw_scores(prompts, completions.ids, completions.mask, rows)
         return ref_per_token_logps, values, final_values, scores
+
+    def _completion_logps(self, policy: nn.Module, prompts: Prompts, completions: Completions) -> Tensor:
+        """Log-probabilities, (B, T), that a policy in [`_evaluation_mode`] gives to completions."""
+        input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
+        length, logps = completions.ids.shape[1], torch.zeros(completions.mask.shape, device=input_ids.device)
+        for group in self._forward_groups(attention_mask):
+            batch = input_ids[group], attention_mask[group], length
+            logps[group] = completion_logps(policy, *batch, self.args.temperature)
+        return logps
 
     def _forward_groups(self, attention_mask: Tensor) -> Iterator[Tensor]:
         """Rows of like length, for passes without gradients."""
@@ -414,6 +421,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             )
             for i in range(processes)
         )
+        num_tokens = rollout.completion_mask[rows].sum()
         groups = []
         for group in rows[self.accelerator.process_index :: processes].tensor_split(count):
             batch = Rollout(*(x[group.to(x.device)] for x in rollout))
@@ -427,7 +435,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     "old_values": batch.values[mask],
                     "advantages": batch.advantages[mask],
                     "returns": batch.returns[mask],
-                    "num_tokens": rollout.completion_mask[rows].sum(),
+                    "num_tokens": num_tokens,
                 }
             )
         return groups
@@ -736,13 +744,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return metrics
 
     def _policy_logps(self, prompts: Prompts, completions: Completions) -> Tensor:
-        input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
-        length, logps = completions.ids.shape[1], torch.zeros_like(completions.per_token_logps)
         with self._evaluation_mode(self.policy_model) as policy:
-            for group in self._forward_groups(attention_mask):
-                batch = input_ids[group], attention_mask[group], length
-                logps[group] = completion_logps(policy, *batch, self.args.temperature)
-        return logps
+            return self._completion_logps(policy, prompts, completions)
 
     def generate_completions(self, sampling: bool = False) -> Any:
         """Print completions of the evaluation prompts with their scores, and log them to wandb where it is on.
