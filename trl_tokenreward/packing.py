@@ -4,7 +4,7 @@ What follows a token cannot change what a causal model says of it. So with the p
 needed, positions count themselves, and attention runs in its fast, causal form.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from accelerate.utils import is_peft_model
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 # Tokens, padding included, that go through a model at once. More would not be faster, and take more memory.
 _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
+# What one pass more costs, in tokens: as many could have gone through in the time that starting it takes.
+_TOKENS_PER_START = {"cpu": 128, "cuda": 2048}
 
 
 def without_peft(model: nn.Module) -> PreTrainedModel:
@@ -56,19 +58,45 @@ def state_columns(prompt_lengths: Tensor, completion_lengths: Tensor, width: int
     return wanted.flatten().nonzero().squeeze(1)
 
 
-def number_of_groups(lengths: Tensor, max_rows: int, device: str) -> int:
-    """In how many groups of equally many rows to split rows of these lengths, longest first, so that none has more than `max_rows`
-    rows, nor more tokens, padding included, than a pass over this type of device should have."""
-    budget = _TOKENS_PER_PASS.get(device, _TOKENS_PER_PASS["cuda"])
-    count = -(-len(lengths) // max_rows)
-    # The first of a group is its longest.
-    while count < len(lengths) and max(len(g) * int(g[0]) for g in lengths.tensor_split(count)) > budget:
-        count += 1
-    return count
+def group_sizes(lengths: Sequence[int], max_rows: int, device: str) -> list[int]:
+    """How to divide rows of these lengths, longest first, into passes that take the least time together.
+
+    A pass takes time for its tokens, padding included, and for being started. It has at most `max_rows` rows and, unless
+    it is a single row, no more tokens than a pass over this type of device should have.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of each row, in descending order.
+        max_rows (`int`):
+            Most rows in a pass.
+        device (`str`):
+            Type of device.
+
+    Returns:
+        `list[int]`: numbers of rows, which add up to that of all.
+    """
+    most = _TOKENS_PER_PASS.get(device, _TOKENS_PER_PASS["cuda"])
+    start = _TOKENS_PER_START.get(device, _TOKENS_PER_START["cuda"])
+    # The least cost of the first n rows, and where their last pass begins.
+    best = [(0, 0)]
+    for end in range(1, len(lengths) + 1):
+        candidates = []
+        for begin in range(end - 1, max(end - max_rows, 0) - 1, -1):
+            tokens = lengths[begin] * (end - begin)
+            if tokens > most and candidates:
+                break
+            candidates.append((best[begin][0] + start + tokens, begin))
+        best.append(min(candidates))
+    sizes, end = [], len(lengths)
+    while end:
+        begin = best[end][1]
+        sizes.append(end - begin)
+        end = begin
+    return sizes[::-1]
 
 
-def groups_by_length(lengths: Tensor, max_rows: int) -> Iterator[Tensor]:
-    """Which rows go through a model together, longest first, each row once: see [`number_of_groups`].
+def groups_by_length(lengths: Tensor, max_rows: int) -> tuple[Tensor, ...]:
+    """Which rows go through a model together, longest first, each row once: see [`group_sizes`].
 
     Args:
         lengths (`Tensor`):
@@ -76,6 +104,5 @@ def groups_by_length(lengths: Tensor, max_rows: int) -> Iterator[Tensor]:
         max_rows (`int`):
             Most rows in a group.
     """
-    device, lengths = lengths.device.type, lengths.cpu()  # once, and not for each length that is looked at
     order = lengths.argsort(descending=True, stable=True)
-    return iter(order.tensor_split(number_of_groups(lengths[order], max_rows, device)))
+    return order.split(group_sizes(lengths[order].tolist(), max_rows, lengths.device.type))

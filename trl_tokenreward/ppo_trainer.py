@@ -32,7 +32,7 @@ from .functional import (
     value_losses,
 )
 from .modeling import TokenRewardModel
-from .packing import groups_by_length, number_of_groups, right_packed, state_columns, without_peft
+from .packing import group_sizes, groups_by_length, right_packed, state_columns, without_peft
 from .ppo_config import FineGrainedPPOConfig
 from .prompts import DataCollatorForPrompts, Prompts, PromptSource, join, prepare_prompts
 from .rewards import (
@@ -357,7 +357,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             logps[group] = completion_logps(policy, *batch, self.args.temperature)
         return logps
 
-    def _forward_groups(self, attention_mask: Tensor) -> Iterator[Tensor]:
+    def _forward_groups(self, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Rows of like length, for passes without gradients."""
         return groups_by_length(attention_mask.sum(1), self.args.local_rollout_forward_batch_size)
 
@@ -414,16 +414,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
         """
         lengths = (rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)).cpu()
         rows = rows[lengths[rows].argsort(descending=True, stable=True)]
-        processes = self.accelerator.num_processes
-        count = max(
-            number_of_groups(
-                lengths[rows[i::processes]], self.args.per_device_train_batch_size, rollout.returns.device.type
-            )
-            for i in range(processes)
-        )
+        processes, args = self.accelerator.num_processes, self.args
+        # Each process takes one of as many rows as there are processes; the first of them is the longest.
+        longest = lengths[rows[::processes]].tolist()
+        sizes = group_sizes(longest, args.per_device_train_batch_size, rollout.returns.device.type)
         num_tokens = rollout.completion_mask[rows].sum()
         groups = []
-        for group in rows[self.accelerator.process_index :: processes].tensor_split(count):
+        for group in rows[self.accelerator.process_index :: processes].split(sizes):
             batch = Rollout(*(x[group.to(x.device)] for x in rollout))
             mask = batch.completion_mask.bool()
             input_ids, _ = right_packed(*join(batch.prompts, batch.completion_ids, batch.completion_mask))
