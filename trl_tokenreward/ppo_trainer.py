@@ -415,7 +415,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         lengths = (rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)).cpu()
         rows = rows[lengths[rows].argsort(descending=True, stable=True)]
         processes, args = self.accelerator.num_processes, self.args
-        # Each process takes one of as many rows as there are processes; the first of them is the longest.
+        # The sorted rows are dealt out in turn; in each round the first process gets the longest.
         longest = lengths[rows[::processes]].tolist()
         sizes = group_sizes(longest, args.per_device_train_batch_size, rollout.returns.device.type)
         num_tokens = rollout.completion_mask[rows].sum()
