@@ -10,6 +10,9 @@ import tiny
 from benchmarks import alignment, scoring
 
 
+pytestmark = pytest.mark.any_trl
+
+
 def test_alignment(tmp_path, capsys):
     rng = random.Random(0)
     words = " ".join(tiny.CORPUS).split()

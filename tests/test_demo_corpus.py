@@ -12,6 +12,9 @@ import demo_corpus
 from demo_corpus import find_faults, judge, make_corpus
 
 
+pytestmark = pytest.mark.any_trl
+
+
 EXAMPLES = Path(demo_corpus.__file__).parent
 
 

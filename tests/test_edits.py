@@ -21,6 +21,9 @@ from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
 from trl_tokenreward.edits import TokenizedText, align_tokenized
 
 
+pytestmark = pytest.mark.any_trl
+
+
 WORDS = (
     "This movie was terrific lousy my friends force couldn't keep eyes open they aren't are good No thanks no-thanks "
     "Standard standard above Above food the The fox jumps I would watch it Well this a b c ."

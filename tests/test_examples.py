@@ -62,7 +62,7 @@ COMMON = [
 ]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.any_trl)], ids=["full", "lora"])
 def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, tmp_path, lora):
     peft = ["--use_peft", "--lora_r", "2"] if lora else []
     reward_folder = tmp_path / "reward"
@@ -90,6 +90,7 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
     assert (tmp_path / "policy" / "value_model" / "model.safetensors").exists()
 
 
+@pytest.mark.any_trl
 def test_the_demo_on_its_own_corpus_and_on_a_file(tmp_path):
     small = ["--rows", "48", "--evaluation-rows", "8", "--updates", "1"]
     run("demo.py", "--output", tmp_path / "own", *small)

@@ -81,6 +81,7 @@ LOAD = """
 """
 
 
+@pytest.mark.any_trl
 @pytest.mark.parametrize(
     "imports",
     [

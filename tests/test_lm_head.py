@@ -11,6 +11,9 @@ from trl_tokenreward.functional import policy_losses
 from trl_tokenreward.lm_head import OutputHead, head_loss, states_and_head, token_logps
 
 
+pytestmark = pytest.mark.any_trl
+
+
 VOCAB_SIZE, HIDDEN_SIZE, TOKENS = 37, 8, 23
 
 

@@ -36,6 +36,9 @@ import tiny
 from trl_tokenreward import TokenRewardModel, TokenRewardModelConfig
 
 
+pytestmark = pytest.mark.any_trl
+
+
 FAMILIES = ["llama", "qwen2", "gpt2", "gpt_neox"]
 BACKBONE_PREFIX = {"llama": "model", "qwen2": "model", "gpt2": "transformer", "gpt_neox": "gpt_neox"}
 

@@ -10,6 +10,9 @@ from trl_tokenreward import packing
 from trl_tokenreward.packing import group_sizes, groups_by_length, right_packed, state_columns
 
 
+pytestmark = pytest.mark.any_trl
+
+
 def test_real_tokens_come_first_in_their_order():
     ids = torch.tensor([[9, 9, 5, 6, 7, 9], [1, 2, 9, 3, 9, 4]])
     mask = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 1, 0, 1, 0, 1]])

@@ -32,7 +32,14 @@ RESUMED = {
     ("ddp", 4): {"stream": ("ddp", 2)},
     ("fsdp2", 4): {"terminal": ("ddp", 2), **dict.fromkeys(PEFT, ("fsdp2", 2))},
 }
-ALL_RUNS = [(*engine, run) for engine, runs in RUNS.items() for run in runs]
+
+
+def _case(engine, processes, *run):
+    marks = () if (engine, processes) == ("ddp", 2) else pytest.mark.any_trl
+    return pytest.param(engine, processes, *run, marks=marks)
+
+
+ALL_RUNS = [_case(*engine, run) for engine, runs in RUNS.items() for run in runs]
 
 
 def launch(script, *arguments, engine="ddp", processes=2, timeout=400):
@@ -134,7 +141,7 @@ def test_every_process_samples_for_prompts_of_its_own(engine, processes, run, on
         assert all(first != second for i, first in enumerate(parts) for second in parts[:i])
 
 
-@pytest.mark.parametrize(("engine", "processes"), RUNS)
+@pytest.mark.parametrize(("engine", "processes"), [_case(*engine) for engine in RUNS])
 def test_advantages_are_whitened_over_all_processes(engine, processes, trained):
     tensors, _ = ppo_runs.load_outcome(trained(engine, processes) / RUNS[engine, processes][0])
     of_parts = []
@@ -174,7 +181,7 @@ def test_the_runs_put_it_to_the_test(one):
 
 
 @pytest.mark.parametrize(
-    ("engine", "processes", "run"), [(*engine, run) for engine, runs in RESUMED.items() for run in runs]
+    ("engine", "processes", "run"), [_case(*engine, run) for engine, runs in RESUMED.items() for run in runs]
 )
 def test_four_processes_go_on_from_a_checkpoint_of_two(engine, processes, run, one, trained):
     tensors, logs, _ = one(run)
@@ -185,16 +192,18 @@ def test_four_processes_go_on_from_a_checkpoint_of_two(engine, processes, run, o
 
 
 @pytest.mark.parametrize(
-    ("engine", "run"), [("ddp", "stream"), ("fsdp2", "terminal"), *(("fsdp2", run) for run in PEFT)]
+    ("engine", "processes", "run"),
+    [_case("ddp", 2, "stream"), _case("fsdp2", 2, "terminal"), *(_case("fsdp2", 2, run) for run in PEFT)],
 )
-def test_one_process_goes_on_from_a_checkpoint_of_two(engine, run, one, trained, tmp_path):
+def test_one_process_goes_on_from_a_checkpoint_of_two(engine, processes, run, one, trained, tmp_path):
     trainer = ppo_runs.make(run, tmp_path)
-    trainer.train(resume_from_checkpoint=str(trained(engine, 2) / run / "checkpoint-8"))
+    trainer.train(resume_from_checkpoint=str(trained(engine, processes) / run / "checkpoint-8"))
     assert sorted(trainer.rollouts) == [2, 3]
     tensors, logs, _ = one(run)
     assert_close(ppo_runs.outcome(trainer), (tensors, logs))
 
 
+@pytest.mark.any_trl
 def test_a_checkpoint_of_fsdp_holds_whole_models(one, trained):
     """What `from_pretrained` takes, with the weights of the last step."""
     trainer = one("terminal")[2]

@@ -4,9 +4,13 @@ import re
 from pathlib import Path
 
 import datasets
+import pytest
 
 import tiny
 from demo_corpus import make_corpus
+
+
+pytestmark = pytest.mark.any_trl
 
 
 ROOT = Path(__file__).resolve().parents[1]

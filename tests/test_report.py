@@ -23,6 +23,9 @@ from report import (
 )
 
 
+pytestmark = pytest.mark.any_trl
+
+
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror='alert(2)' title=\"&\"> [bold]$\\frac"
 
 TABLE = [

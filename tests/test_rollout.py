@@ -6,6 +6,9 @@ from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts, PromptSourc
 from trl_tokenreward.rollout import completion_logps, completion_values, generate, sample, uniforms
 
 
+pytestmark = pytest.mark.any_trl
+
+
 FAMILIES = ["llama", "qwen2", "gpt2", "gpt_neox"]
 
 

@@ -9,6 +9,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from benchmarks.scaling import ENGINES, SHAPE, frozen_bytes, kept, seconds, tables, trained_bytes
 
 
+pytestmark = pytest.mark.any_trl
+
+
 DOC = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 

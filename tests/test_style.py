@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 
+pytestmark = pytest.mark.any_trl
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed (extra: dev)")
 @pytest.mark.parametrize("command", [("check",), ("format", "--check")], ids=" ".join)
 def test_the_tree_is_in_style(command):

@@ -12,6 +12,9 @@ from trl_tokenreward import _subsequence
 from trl_tokenreward._subsequence import common_blocks
 
 
+pytestmark = pytest.mark.any_trl
+
+
 def whole(first: list[int], second: list[int]) -> list[list[int]]:
     """What rapidfuzz keeps of the uncut sequences."""
     opcodes = Indel.opcodes(first, second)
