@@ -10,8 +10,12 @@ from trl_tokenreward.reward_losses import (
     pairwise_wins,
     sequence_ranking_loss,
     token_auroc,
+    unchanged_classification_loss,
     unchanged_score_penalty,
 )
+
+
+pytestmark = pytest.mark.any_trl
 
 
 JUNK = (math.nan, math.inf, -math.inf, 1e30)
@@ -110,10 +114,24 @@ class TestUnchangedPenalty:
             unchanged_score_penalty(torch.zeros(1, 3), torch.zeros(1, 2))
 
 
+class TestUnchangedClassification:
+    def test_golden(self):
+        scores, mask = torch.tensor([[0.0, math.log(3), 7.0]]), torch.tensor([[1, 1, 0]])
+        expected = (LOG2 + math.log(4 / 3)) / 2  # sigmoid(log 3) is 3/4
+        assert unchanged_classification_loss(scores, mask).item() == pytest.approx(expected)
+
+    def test_shapes_are_named(self):
+        with pytest.raises(ValueError, match=r"`unchanged_mask` has shape \(1, 2\), but `scores` has shape \(1, 3\)"):
+            unchanged_classification_loss(torch.zeros(1, 3), torch.zeros(1, 2))
+
+
 LOSSES = {
     "ranking-mean": edit_ranking_loss,
     "ranking-sum": lambda *args: edit_ranking_loss(*args, "sum"),
     "classification": edit_classification_loss,
+    "unchanged-right": lambda chosen, rejected, chosen_mask, rejected_mask: (
+        unchanged_classification_loss(chosen, chosen_mask) + unchanged_classification_loss(rejected, rejected_mask)
+    ),
     "unchanged": lambda chosen, rejected, chosen_mask, rejected_mask: (
         unchanged_score_penalty(chosen, chosen_mask) + unchanged_score_penalty(rejected, rejected_mask)
     ),

@@ -89,6 +89,12 @@ class TestConfig:
             ({"sequence_loss_weight": 0, "center_rewards_coefficient": 0.01}, "`center_rewards_coefficient` is part"),
             ({"token_loss_weight": 0, "use_anchors": True}, "`use_anchors` is part of the token loss"),
             ({"token_loss_weight": 0, "unchanged_token_weight": 0.5}, "`unchanged_token_weight` is part of the token"),
+            (
+                {"token_loss_weight": 0, "unchanged_token_target": "zero"},
+                "`unchanged_token_target` is part of the token",
+            ),
+            ({"unchanged_token_weight": 0, "unchanged_token_target": "zero"}, "`unchanged_token_target` has no effect"),
+            ({"unchanged_token_target": "one"}, "must be 'right' or 'zero', not 'one'"),
             ({"token_loss_weight": 0, "token_loss": "ranking"}, "`token_loss` is part of the token loss"),
         ],
     )
@@ -106,7 +112,7 @@ class TestConfig:
 
     def test_every_field_has_help_and_a_line_in_the_docstring(self):
         own = [field for field in fields(TokenRewardConfig) if field.name not in {f.name for f in fields(RewardConfig)}]
-        assert len(own) == 7
+        assert len(own) == 8
         for field in own:
             assert field.metadata["help"]
             assert re.search(rf"^        {field.name} \(`.*\):$", TokenRewardConfig.__doc__, re.MULTILINE)
@@ -210,6 +216,7 @@ class TestLoss:
             {"token_loss": "classification"},
             {"token_loss": "ranking"},
             {"token_loss": "ranking", "edit_aggregation": "sum"},
+            {"unchanged_token_target": "zero"},
         ],
     )
     @pytest.mark.parametrize("use_anchors", [False, True])
@@ -235,12 +242,13 @@ class TestLoss:
                         edited.append(score)
                         classified.append(math.log1p(math.exp(-score if side == "chosen" else score)))
                     elif row[f"{side}_completion_mask"][place]:
-                        unchanged.append(score**2)
+                        toward_zero = settings.get("unchanged_token_target") == "zero"
+                        unchanged.append(score**2 if toward_zero else math.log1p(math.exp(-score)))
                 total = sum(edited)
                 aggregates.append(total if settings.get("edit_aggregation") == "sum" else total / max(len(edited), 1))
             sequence.append(math.log1p(math.exp(rewards[1] - rewards[0])))
             ranked.append(math.log1p(math.exp(aggregates[1] - aggregates[0])))
-        token = ranked if settings["token_loss"] == "ranking" else classified
+        token = ranked if settings.get("token_loss") == "ranking" else classified
         sequence, token, unchanged = (sum(values) / len(values) for values in (sequence, token, unchanged))
         assert loss.item() == pytest.approx(0.5 * sequence + 2.0 * (token + 0.25 * unchanged), rel=1e-4)
 
@@ -666,7 +674,8 @@ FRAMES = [
 
 
 class TestLearning:
-    def test_wrong_words_are_found_where_only_their_context_tells_them(self, make_trainer):
+    @pytest.mark.parametrize("target", ["right", "zero"])
+    def test_wrong_words_are_found_where_only_their_context_tells_them(self, make_trainer, target):
         """Every colour is right for one noun and wrong for the others, so no word is wrong by itself."""
         pairs = [
             {"prompt": "Say:", "chosen": " " + frame.format(noun, right), "rejected": " " + frame.format(noun, wrong)}
@@ -688,6 +697,8 @@ class TestLearning:
             warmup_steps=20,
             learning_rate=3e-3,
             gradient_checkpointing=False,
+            unchanged_token_target=target,
+            unchanged_token_weight={"right": 1.0, "zero": 0.1}[target],
         )
         before = trainer.evaluate()
         assert before["eval_token_auroc"] == 0.5 and 0.3 < before["eval_accuracy"] < 0.7
@@ -697,4 +708,7 @@ class TestLearning:
         assert after["eval_token_auroc"] >= 0.9
         assert after["eval_token_accuracy"] >= 0.95
         assert after["eval_token_score/edited_in"] > 1 > -1 > after["eval_token_score/edited_out"]
-        assert abs(after["eval_token_score/unchanged"]) < 0.3
+        if target == "right":
+            assert after["eval_token_score/unchanged"] > 1
+        else:
+            assert abs(after["eval_token_score/unchanged"]) < 0.3

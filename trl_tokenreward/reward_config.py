@@ -46,12 +46,19 @@ class TokenRewardConfig(RewardConfig):
         edit_aggregation (`str`, *optional*):
             How `token_loss="ranking"` makes one number of the edited tokens of a side, `"mean"` or `"sum"`. If `None`, it
             is `"mean"`. An error with another `token_loss`.
-        unchanged_token_weight (`float`, *optional*, defaults to `0.1`):
-            What is done with the completion tokens that no edit touched: they are pulled to 0 with this weight, relative
-            to the token loss ([`~reward_losses.unchanged_score_penalty`]). 0 ignores them. Without a pull nothing holds
-            their scores, and summed over a response they drown those of the tokens that matter; at .1, a score of 3 costs
-            .9, a third of what the classification loss charges an edited token for being wrong by as much (3.05), so an
-            edit always outweighs it.
+        unchanged_token_target (`str`, *optional*, defaults to `"right"`):
+            What the completion tokens that no edit touched learn:
+
+            - `"right"`: that they are right, by cross-entropy, as those edited in
+              ([`~reward_losses.unchanged_classification_loss`]). Low scores then find wrong tokens better, and a score is
+              the log-odds that an annotator would leave the token;
+            - `"zero"`: a score of 0, by its square ([`~reward_losses.unchanged_score_penalty`]). A score then says only by
+              how much a token is better or worse than one that nobody would touch.
+        unchanged_token_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
+            scores, and summed over a response they drown those of the tokens that matter. With the target `"zero"` take
+            less: at .1, a score of 3 costs .9, a third of what the classification loss charges an edited token for being
+            wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
             after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
@@ -92,12 +99,16 @@ class TokenRewardConfig(RewardConfig):
             "`None`, it is 'mean'. An error with another `token_loss`."
         },
     )
-    unchanged_token_weight: float = field(
-        default=0.1,
+    unchanged_token_target: Literal["right", "zero"] = field(
+        default="right",
         metadata={
-            "help": "Weight, relative to the token loss, with which completion tokens that no edit touched are pulled to "
-            "a score of 0. 0 ignores them."
+            "help": "What completion tokens that no edit touched learn: 'right': that they are right, as those edited in; "
+            "'zero': a score of 0."
         },
+    )
+    unchanged_token_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them."},
     )
     use_anchors: bool = field(
         default=False,
@@ -119,6 +130,10 @@ class TokenRewardConfig(RewardConfig):
                 raise ValueError(f"`{name}` must be a finite number that is not negative, but is {weight}.")
         if self.token_loss not in ("classification", "ranking"):
             raise ValueError(f"`token_loss` must be 'classification' or 'ranking', not {self.token_loss!r}.")
+        if self.unchanged_token_target not in ("right", "zero"):
+            raise ValueError(
+                f"`unchanged_token_target` must be 'right' or 'zero', not {self.unchanged_token_target!r}."
+            )
         if self.edit_aggregation not in (None, "mean", "sum"):
             raise ValueError(f"`edit_aggregation` must be 'mean' or 'sum', not {self.edit_aggregation!r}.")
         self._check_effects()
@@ -132,11 +147,19 @@ class TokenRewardConfig(RewardConfig):
                 "`center_rewards_coefficient` is part of the sequence loss and has no effect with `sequence_loss_weight=0`."
             )
         if self.token_loss_weight == 0:
-            for name in ("token_loss", "edit_aggregation", "unchanged_token_weight", "use_anchors"):
+            for name in (
+                "token_loss",
+                "edit_aggregation",
+                "unchanged_token_target",
+                "unchanged_token_weight",
+                "use_anchors",
+            ):
                 if getattr(self, name) != getattr(TokenRewardConfig, name):
                     raise ValueError(
                         f"`{name}` is part of the token loss and has no effect with `token_loss_weight=0`."
                     )
+        if self.unchanged_token_weight == 0 and self.unchanged_token_target != "right":
+            raise ValueError("`unchanged_token_target` has no effect with `unchanged_token_weight=0`.")
         if self.edit_aggregation is not None and self.token_loss != "ranking":
             raise ValueError(
                 f"`edit_aggregation` has no effect with `token_loss={self.token_loss!r}`, only with 'ranking'."

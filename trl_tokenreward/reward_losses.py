@@ -148,6 +148,26 @@ def unchanged_score_penalty(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
     return masked_mean(scores.masked_fill(~unchanged_mask.bool(), 0).square(), unchanged_mask)
 
 
+def unchanged_classification_loss(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
+    r"""Cross-entropy of the tokens that no edit touched as tokens that are right, like those edited in:
+
+    $$ \frac{1}{|N|} \sum_{t \in N} -\log \sigma(r_t) $$
+
+    Whoever edits minimally has read these tokens and left them, which is a judgement too.
+
+    Args:
+        scores (`Tensor`):
+            Token scores. Shape (B, L).
+        unchanged_mask (`Tensor`):
+            1 for unchanged completion tokens. Shape (B, L).
+
+    Returns:
+        `Tensor`: a scalar.
+    """
+    _check_mask("unchanged_mask", unchanged_mask, "scores", scores)
+    return masked_mean(-F.logsigmoid(scores.masked_fill(~unchanged_mask.bool(), 0)), unchanged_mask)
+
+
 def pairwise_wins(above: Tensor, below: Tensor) -> float:
     """In how many of the n·m pairs the score from `above` is the higher one; ties count half. (Mann and Whitney's U.)
     NaN if any score is.

@@ -33,6 +33,7 @@ from .reward_losses import (
     edit_pair_wins,
     edit_ranking_loss,
     token_auroc,
+    unchanged_classification_loss,
     unchanged_score_penalty,
 )
 
@@ -298,7 +299,8 @@ class TokenRewardTrainer(RewardTrainer):
             token_loss = edit_ranking_loss(*by_side, args.edit_aggregation or "mean")
         else:
             token_loss = edit_classification_loss(*by_side)
-        unchanged_loss = unchanged_score_penalty(outputs.token_scores, unchanged)
+        unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
+        unchanged_loss = unchanged_losses[args.unchanged_token_target](outputs.token_scores, unchanged)
 
         # Weights of 0 are kept in the sum: every parameter needs a gradient under distributed training.
         loss = args.sequence_loss_weight * sequence_loss
