@@ -41,20 +41,18 @@ from trl import SFTConfig, SFTTrainer
 
 from demo_corpus import judge as corpus_judge
 from demo_corpus import make_corpus
-from evaluation import bootstrap_interval, pairwise_outcomes, win_rate
 from report import Arm, Curves, GeneratedAnswer, HeldOutPair, TableRow, Token, Value, require_matplotlib, write_report
 from trl_tokenreward import (
     FineGrainedPPOConfig,
     FineGrainedPPOTrainer,
+    RewardModelJudge,
     TokenRewardConfig,
     TokenRewardModel,
     TokenRewardTrainer,
 )
 from trl_tokenreward.data import prepare_dataset
-from trl_tokenreward.functional import kl_per_token, masked_sum
+from trl_tokenreward.evaluation import AnswerSampler, bootstrap_interval, pairwise_outcomes, win_rate
 from trl_tokenreward.loading import load_split
-from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts, join
-from trl_tokenreward.rollout import Completions, completion_logps, generate, uniforms
 
 
 console = Console()
@@ -338,14 +336,7 @@ def make_judge(
         run,
         token_loss_weight=0.0,
     )
-
-    def judge(prompts: list[str], texts: list[str]) -> list[float]:
-        # An answer of no tokens at all has nothing to score; its end does.
-        return [
-            s.score for s in model.score_texts([t + "<eos>" for t in texts], tokenizer, prompts=prompts, batch_size=64)
-        ]
-
-    return judge, (
+    return RewardModelJudge(model, tokenizer, batch_size=64).scores, (
         f"a sequence reward model of pairs that nothing else sees ({left_out.describe()}), right on "
         f"{metrics['eval_accuracy']:.1%} of the held-out pairs"
     )
@@ -411,7 +402,7 @@ class Exam(NamedTuple):
 
 
 class Examiner:
-    """Samples a policy's answers to the held-out prompts, with the same random numbers for every policy, and measures them."""
+    """Has a policy answer the held-out prompts, with the same random numbers for every policy, and measures the answers."""
 
     def __init__(
         self,
@@ -422,41 +413,22 @@ class Examiner:
         length: int,
         seed: int,
     ):
-        self.start_policy, self.judge, self.tokenizer = start_policy, judge, tokenizer
-        self.length, self.seed = length, seed
-        self.prompt_ids = [prompt_ids(row) for row in evaluation]
+        self.start_policy, self.judge = start_policy, judge
+        prompts = Dataset.from_dict({"input_ids": [prompt_ids(row) for row in evaluation]})
+        self.sampler = AnswerSampler(tokenizer, prompts, response_length=length, batch_size=64, seed=seed)
         self.start = self.examine(start_policy)
 
-    @torch.no_grad()
-    def examine(self, policy: PreTrainedModel, batch_size: int = 64) -> Exam:
-        training = policy.training
-        policy.eval()
-        self.start_policy.eval()
-        answers, kl = [], []
-        collate = DataCollatorForPrompts(self.tokenizer.pad_token_id)
-        for first in range(0, len(self.prompt_ids), batch_size):
-            batch = collate([{"input_ids": ids} for ids in self.prompt_ids[first : first + batch_size]])
-            prompts = Prompts(*(tensor.to(policy.device) for tensor in batch.values()))
-            rows = range(first, first + len(prompts.ids))
-            completions = generate(
-                policy,
-                prompts,
-                uniforms((self.seed,), rows, self.length),
-                temperature=1.0,
-                stop_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-            kl += masked_sum(self._kl(prompts, completions), completions.mask, dim=1).tolist()
-            answers += [ids[mask.bool()].tolist() for ids, mask in zip(completions.ids, completions.mask, strict=True)]
-        policy.train(training)
-        prompts = self.tokenizer.batch_decode(self.prompt_ids)
-        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return Exam(prompts, texts, answers, self.judge(prompts, texts), kl, [len(answer) for answer in answers])
-
-    def _kl(self, prompts: Prompts, completions: Completions) -> torch.Tensor:
-        inputs = join(prompts, completions.ids, completions.mask)
-        reference = completion_logps(self.start_policy, *inputs, completions.ids.shape[1], 1.0)
-        return kl_per_token(completions.per_token_logps, reference, "k1")
+    def examine(self, policy: PreTrainedModel) -> Exam:
+        prompts, answers = self.sampler.prompts, self.sampler(policy)
+        logps = (self.sampler.log_probabilities(model, answers) for model in (policy, self.start_policy))
+        return Exam(
+            prompts,
+            [answer.text for answer in answers],
+            [answer.ids for answer in answers],
+            self.judge(prompts, [answer.text for answer in answers]),
+            [p - q for p, q in zip(*logps, strict=True)],
+            [len(answer.ids) for answer in answers],
+        )
 
 
 class LearningCurve(TrainerCallback):

@@ -60,6 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "family": "gpt2",
         "stream": True,
         "center_rewards": True,
+        "sequence_score_coef": 0.5,
         "num_mini_batches": 2,
         "gradient_accumulation_steps": 2,
         "lr_scheduler_type": "cosine",
@@ -80,7 +81,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "bootstrap_truncated": True,
         "missing_eos_penalty": 0.5,
     },
-    "full length": {"models": _dense, "stop_token": None, "num_mini_batches": 1, "num_ppo_epochs": 4},
+    # A target that is soon exceeded.
+    "full length": {
+        "models": _dense,
+        "kl_target": 1e-3,
+        "stop_token": None,
+        "num_mini_batches": 1,
+        "num_ppo_epochs": 4,
+    },
 }
 
 

@@ -6,6 +6,9 @@ import torch
 from trl_tokenreward import functional as F
 
 
+pytestmark = pytest.mark.any_trl
+
+
 def tensor(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -149,3 +152,40 @@ def test_correlation():
     assert F.correlation(x, 2 * x + 1).item() == pytest.approx(1)
     assert F.correlation(x, -x).item() == pytest.approx(-1)
     assert F.correlation(x, torch.ones(3)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "mask", "expected"),
+    [
+        ([5, 6, 7, 8, 9, 5], [1, 1, 1, 1, 1, 1], 0),
+        ([5, 6, 7, 5, 6, 7], [1, 1, 1, 1, 1, 1], 1 / 4),
+        ([5, 5, 5, 5, 5, 5], [1, 1, 1, 1, 1, 1], 3 / 4),
+        ([5, 5, 5, 5, 5, 5], [1, 1, 1, 1, 0, 0], 1 / 2),
+        ([5, 5, 5, 5, 5, 5], [1, 1, 1, 0, 0, 0], 0),
+        ([5, 5, 5, 5, 5, 5], [1, 1, 0, 0, 0, 0], 0),
+    ],
+)
+def test_repeated_trigrams_by_hand(row, mask, expected):
+    others = torch.tensor([[5, 6, 7, 5, 6, 7], [1, 2, 3, 4, 5, 6]])  # another row's n-grams are no repetition
+    ids = torch.cat([torch.tensor([row]), others])
+    masks = torch.cat([torch.tensor([mask]), torch.ones_like(others)])
+    assert F.repeated_ngrams(ids, masks, n=3).tolist() == pytest.approx([expected, 1 / 4, 0])
+
+
+def test_rows_too_short_for_an_ngram():
+    assert F.repeated_ngrams(torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2), n=3).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("coef", "kl", "expected"),
+    [
+        (0.1, 4.0, 0.1),
+        (0.1, 4.4, 0.11),
+        (0.1, 400.0, 0.12),
+        (0.2, 3.6, 0.18),
+        (0.2, 0.0, 0.16),
+        (0.1, 0.0, 0.1),
+    ],
+)
+def test_the_kl_coefficient_by_hand(coef, kl, expected):
+    assert F.adapted_kl_coef(coef, kl, target=4.0, least=0.1) == pytest.approx(expected)

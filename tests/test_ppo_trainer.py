@@ -796,6 +796,9 @@ def scores_of(scenario, reward, **settings):
         ({"reward_density": "token"}, [1, 2, -4, 0.5]),
         ({"reward_density": "sentence"}, [0, 3, 0, -3.5]),
         ({"reward_density": "sequence"}, [0, 0, 0, -0.5]),
+        ({"sequence_score_coef": 0.5}, [1, 2, -4, 4]),
+        ({"sequence_score_coef": 0.5, "reward_scale": 2.0, "reward_clip": 3.0}, [2, 3, -3, 2.5]),
+        ({"sequence_score_coef": 0.5, "center_rewards": True}, [1.125, 2.125, -3.875, 0.625]),
         ({"reward_signal": "sequence_score"}, [0, 0, 0, 7]),
         # Prefix scores 5, 3, 9, 7: their differences, from 0 on.
         ({"reward_signal": "sequence_score", "reward_density": "token"}, [5, -2, 6, -2]),
@@ -814,6 +817,33 @@ def scores_of(scenario, reward, **settings):
 def test_reward_settings_by_hand(scenario, settings, expected):
     reward = token_reward_model({C: 1.0, PERIOD: 2.0, D: -4.0, EOS: 0.5}, {C: 5.0, PERIOD: 3.0, D: 9.0, EOS: 7.0})
     assert scores_of(scenario, reward, **settings) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_sequence_term_needs_both_scores(scenario):
+    for reward in (tiny.unigram_classifier(), lambda completions, **kwargs: [1.0] * len(completions)):
+        with pytest.raises(ValueError, match="`sequence_score_coef` adds the sequence score"):
+            scenario.make(reward=reward, sequence_score_coef=0.5)
+
+
+def test_the_kl_coefficient_is_adapted(scenario):
+    """log 2 nats in each update, which is more than the target: the coefficient grows by a fifth each time."""
+    settings = {
+        "policy": tiny.bigram_lm({A: {C: 0.5, D: 0.5}, C: {EOS: 1.0}, D: {EOS: 1.0}}),
+        "ref_model": tiny.bigram_lm({A: {C: 0.25, D: 0.25, E: 0.5}, C: {EOS: 1.0}, D: {EOS: 1.0}}),
+        "stop_token": "eos",
+        "kl_coef": 0.5,
+        "learning_rate": 0.0,
+        "total_episodes": 12,
+    }
+    trainer = scenario.train(kl_target=0.5, **settings)
+    assert logged(trainer, "objective/kl_coef") == pytest.approx([0.5, 0.6, 0.72])
+    assert logged(trainer, "objective/non_score_reward") == pytest.approx(
+        [-coef * math.log(2) for coef in (0.5, 0.6, 0.72)], abs=1e-5
+    )
+    trainer.train()  # from the beginning
+    assert logged(trainer, "objective/kl_coef")[-3:] == pytest.approx([0.5, 0.6, 0.72])
+    for target in (0.8, None):
+        assert logged(scenario.train(kl_target=target, **settings), "objective/kl_coef") == [0.5, 0.5, 0.5]
 
 
 def test_centring_is_over_the_whole_batch(scenario):
@@ -1217,6 +1247,9 @@ def test_metrics_by_hand(scenario):
         "objective/scores": 2.0,
         "objective/rlhf_reward": 2 - 0.5 * math.log(2),
         "objective/token_scores": 1.0,
+        "objective/raw_scores": 2.0,
+        "objective/kl_coef": 0.5,
+        "completions/repetition": 0.0,
         "completions/mean_length": 2.0,
         "completions/ended": 1.0,
         "val/num_eos_tokens": 4,

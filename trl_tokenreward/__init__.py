@@ -25,6 +25,16 @@ _MODULE_OF = {
     "TokenRewardTrainer": "reward_trainer",
     "FineGrainedPPOConfig": "ppo_config",
     "FineGrainedPPOTrainer": "ppo_trainer",
+    "RewardHackingCallback": "monitoring",
+    "TokenRewardReport": "evaluation",
+    "WinRate": "evaluation",
+    "WinRateCallback": "evaluation",
+    "evaluate_token_rewards": "evaluation",
+    "evaluate_win_rate": "evaluation",
+    "EndpointJudge": "judges",
+    "Judge": "judges",
+    "RewardModelJudge": "judges",
+    "ScoringJudge": "judges",
 }
 
 __all__ = sorted(_MODULE_OF)
@@ -32,8 +42,11 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:
     from .data import DataCollatorForTokenReward
     from .edits import EditAlignment, EditOperation, align_edits, align_ids
+    from .evaluation import TokenRewardReport, WinRate, WinRateCallback, evaluate_token_rewards, evaluate_win_rate
+    from .judges import EndpointJudge, Judge, RewardModelJudge, ScoringJudge
     from .model_config import TokenRewardModelConfig
     from .modeling import TextScores, TokenRewardModel, TokenRewardOutput
+    from .monitoring import RewardHackingCallback
     from .ppo_config import FineGrainedPPOConfig
     from .ppo_trainer import FineGrainedPPOTrainer
     from .reward_config import TokenRewardConfig

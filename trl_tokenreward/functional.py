@@ -72,6 +72,34 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=1e-30), torch.zeros_like(scale))
 
 
+def repeated_ngrams(ids: Tensor, mask: Tensor, n: int) -> Tensor:
+    """The share of each row's n-grams that stand in it earlier too ("seq-rep-n" of Welleck et al., 2020).
+
+    Args:
+        ids (`Tensor`):
+            Token ids. Shape (B, T).
+        mask (`Tensor`):
+            Shape (B, T): ones, then zeros.
+        n (`int`):
+            Tokens of an n-gram.
+
+    Returns:
+        `Tensor`: Shape (B,), between 0 and 1; 0 for a row with fewer than n tokens.
+    """
+    _check_shapes("mask", mask, "ids", ids)
+    counts = (mask.sum(1) - n + 1).clamp(min=0)
+    if not bool((counts > 0).any()):
+        return torch.zeros(len(ids), device=ids.device)
+    grams = ids.unfold(1, n, 1)
+    # One number for each n-gram of the batch; places without one get numbers that no two share, below all others.
+    _, codes = grams.reshape(-1, n).unique(dim=0, return_inverse=True)
+    places = torch.arange(grams.shape[1], device=ids.device)
+    codes = torch.where(places < counts.unsqueeze(1), codes.view(grams.shape[:2]), -1 - places)
+    codes = codes.sort(1).values
+    repeated = (codes[:, 1:] == codes[:, :-1]).sum(1)
+    return repeated / counts.clamp(min=1)
+
+
 # --- from scores to rewards ----------------------------------------------------------------------------------------
 
 
@@ -169,6 +197,29 @@ def token_level_rewards(token_level_scores: Tensor, kl: Tensor, completion_mask:
     _check_shapes("token_level_scores", token_level_scores, "kl", kl)
     _check_shapes("completion_mask", completion_mask, "kl", kl)
     return _zero_masked(token_level_scores - kl_coef * kl, completion_mask)
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> float:
+    """The coefficient of the KL penalty for the next update: proportional control in log space, bounded below.
+
+        beta <- max(least, beta * (1 + clip(kl / target - 1, -0.2, 0.2)))
+
+    Ziegler et al. (2019, section 2.2) take steps of a tenth of that, for runs of thousands of updates, and let the
+    coefficient fall without bound while the policy is still close to its reference. A run-away policy leaves its reference
+    within some ten updates, which a fifth each outruns; and with a bound there is nothing to make up for.
+
+    Args:
+        kl_coef (`float`):
+            Of this update.
+        kl (`float`):
+            Mean KL of this update's completions to the reference, in nats.
+        target (`float`):
+            Where the KL is to stay, in nats.
+        least (`float`):
+            The result is never below.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return max(least, kl_coef * (1 + error))
 
 
 # --- advantages ----------------------------------------------------------------------------------------------------

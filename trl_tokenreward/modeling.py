@@ -462,7 +462,7 @@ class TokenRewardModel(PreTrainedModel):
 
         results: list[TextScores | None] = [None] * len(texts)
         by_length = sorted(range(len(texts)), key=lambda index: len(encodings[index]["input_ids"]))
-        with _evaluation_mode(self):
+        with evaluation_mode(self):
             for start in range(0, len(texts), batch_size):
                 rows = by_length[start : start + batch_size]
                 ids = [torch.tensor(encodings[index]["input_ids"]) for index in rows]
@@ -647,7 +647,7 @@ def _columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[l
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards each module is in the mode it was in, for they need not all be in the same."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

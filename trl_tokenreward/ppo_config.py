@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -87,6 +88,14 @@ class FineGrainedPPOConfig(PPOConfig):
         average_token_scores (`bool`, *optional*, defaults to `False`):
             Whether to divide the token scores by the length of the completion, so that the return is their mean and not
             their sum.
+        sequence_score_coef (`float`, *optional*, defaults to `0.0`):
+            With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score, scaled,
+            centred and clipped like the others, is added on the completion's last token. It costs one more pass of the reward
+            model.
+        kl_target (`float`, *optional*):
+            Mean KL of a completion to the reference, in nats, above which the coefficient of the KL penalty grows, by at
+            most a fifth an update; below, it falls again, but not under `kl_coef`
+            ([`~functional.adapted_kl_coef`]). If `None`, the coefficient stays `kl_coef`.
         bootstrap_truncated (`bool`, *optional*, defaults to `False`):
             Whether a completion that was cut off at `response_length` goes on with the value of its last state. If `False`
             it ends there, as in TRL.
@@ -207,6 +216,17 @@ class FineGrainedPPOConfig(PPOConfig):
     average_token_scores: bool = field(
         default=False,
         metadata={"help": "Whether the return is the mean of the token scores instead of their sum."},
+    )
+    sequence_score_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight with which the sequence score is added to token scores, on the last token."},
+    )
+    kl_target: float | None = field(
+        default=None,
+        metadata={
+            "help": "Mean KL of a completion, in nats, above which the KL penalty's coefficient grows. If unset, it stays "
+            "`kl_coef`."
+        },
     )
     bootstrap_truncated: bool = field(
         default=False,
@@ -352,7 +372,7 @@ class FineGrainedPPOConfig(PPOConfig):
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in ("total_episodes", "missing_eos_penalty", "reward_clip"):
+        for name in ("total_episodes", "missing_eos_penalty", "reward_clip", "kl_target"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
@@ -366,6 +386,12 @@ class FineGrainedPPOConfig(PPOConfig):
             raise ValueError("Set `total_episodes` or `max_steps`, not both: each says how long the run is.")
         if self.average_token_scores and self.reward_signal == "sequence_score":
             raise ValueError("`average_token_scores` has no effect on `reward_signal='sequence_score'`.")
+        if not (self.sequence_score_coef >= 0 and math.isfinite(self.sequence_score_coef)):
+            raise ValueError(f"`sequence_score_coef` must be finite and not negative, got {self.sequence_score_coef}.")
+        if self.sequence_score_coef > 0 and self.reward_signal == "sequence_score":
+            raise ValueError("`sequence_score_coef` has no effect on `reward_signal='sequence_score'`.")
+        if self.kl_target is not None and self.kl_coef <= 0:
+            raise ValueError("`kl_target` adapts `kl_coef` by factors, so it needs one above 0.")
         if self.model_adapter_name is not None and self.ref_adapter_name is None:
             raise ValueError("`model_adapter_name` has an effect only together with `ref_adapter_name`.")
         self._check_vllm()

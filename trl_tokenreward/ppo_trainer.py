@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import os
 import textwrap
@@ -21,6 +22,7 @@ from transformers.trainer_utils import speed_metrics
 
 from ._trl import BaseTrainer, PPOConfig, PPOTrainer, disable_dropout_in_model
 from .functional import (
+    adapted_kl_coef,
     correlation,
     gae,
     kl_per_token,
@@ -28,10 +30,12 @@ from .functional import (
     masked_sum,
     masked_whiten,
     policy_losses,
+    repeated_ngrams,
     token_level_rewards,
     value_losses,
 )
 from .modeling import TokenRewardModel
+from .monitoring import RewardHackingCallback
 from .packing import group_sizes, groups_by_length, right_packed, state_columns, without_peft
 from .ppo_config import FineGrainedPPOConfig
 from .prompts import DataCollatorForPrompts, Prompts, PromptSource, join, prepare_prompts
@@ -73,6 +77,7 @@ if is_wandb_available():
     import wandb
 
 _VALUE_MODEL_FOLDER = "value_model"
+_KL_COEF_FILE = "kl_coef.json"
 # First entries of the seeds of what is drawn, so that the streams of random numbers never meet.
 _SAMPLING, _MINI_BATCHES, _EVALUATION = range(3)
 
@@ -207,6 +212,22 @@ class FineGrainedPPOTrainer(PPOTrainer):
             raise ValueError(
                 "`average_token_scores` has no effect on a sequence score, and the reward model gives no other."
             )
+        # What `sequence_score_coef` adds to token scores.
+        self.sequence_scorer = None
+        if args.sequence_score_coef > 0:
+            if self.scorer.signal != "token_scores" or not has_sequence_score(reward_model):
+                raise ValueError(
+                    "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must "
+                    "be a TokenRewardModel, and `reward_signal` 'token_scores' or unset."
+                )
+            self.sequence_scorer = CompletionScorer(
+                reward_model,
+                processing_class,
+                reward_processing_class,
+                "sequence_score",
+                "sequence",
+                args.local_rollout_forward_batch_size,
+            )
         self.reward_model = reward_model
         if value_model is None:
             readable = self.scorer.reward_processing_class is None
@@ -267,6 +288,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.prompt_source = PromptSource(train_dataset, args.batch_size, data_seed)
 
+        self.kl_coef = args.kl_coef
         # The trainer's state that checkpoints do not hold: it is empty whenever one is written.
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._forget_step_statistics()
@@ -287,6 +309,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         check_sharding(self.accelerator, args.ds3_gather_for_generation)
         keep_head(self.model, without_peft(model).get_output_embeddings(), self.accelerator)
         self.add_callback(_UpdateCallback(self))
+        if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
+            self.add_callback(RewardHackingCallback())
         for module in self.frozen_models:
             shard_frozen(module, self.accelerator)
         self.model.add_model_tags(self._tag_names)
@@ -301,6 +325,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
         for update in range(self.state.global_step // self.steps_per_update, self.args.num_total_batches):
             rollout = self._collect_rollout(update)
             self._log_rollout(rollout)
+            if self.args.kl_target is not None:
+                kl = float(masked_sum(rollout.kl, rollout.completion_mask, dim=1).mean())
+                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.kl_target, least=self.args.kl_coef)
             for epoch in range(self.args.num_ppo_epochs):
                 # Every process holds the whole rollout and draws the same order, so that which rows make a mini-batch
                 # does not depend on the number of processes.
@@ -331,8 +358,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return self._with_advantages(*collected)
 
     def _read(self, prompts: Prompts, completions: Completions, rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
-        """What the reference, the value and the reward model say of completions: log-probabilities, values and raw
-        scores, (B, T), and the values of the final states, (B,)."""
+        """What the reference, the value and the reward model say of completions: log-probabilities and values, (B, T), the
+        values of the final states, (B,), raw scores, (B, T), and, with a `sequence_score_coef`, raw sequence scores."""
         input_ids, attention_mask = join(prompts, completions.ids, completions.mask)
         length = completions.ids.shape[1]
         values = torch.zeros(completions.mask.shape, device=input_ids.device)
@@ -345,8 +372,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 batch = input_ids[group], attention_mask[group], length
                 values[group], final_values[group] = completion_values(value_model, *batch)
         with self._evaluation_mode(self.reward_model):
-            scores = self.scorer.raw_scores(prompts, completions.ids, completions.mask, rows)
-        return ref_per_token_logps, values, final_values, scores
+            scorers = [self.scorer] if self.sequence_scorer is None else [self.scorer, self.sequence_scorer]
+            scores = [s.raw_scores(prompts, completions.ids, completions.mask, rows) for s in scorers]
+        return ref_per_token_logps, values, final_values, *scores
 
     def _completion_logps(self, policy: nn.Module, prompts: Prompts, completions: Completions) -> Tensor:
         """Log-probabilities, (B, T), that a policy in [`_evaluation_mode`] gives to completions."""
@@ -369,23 +397,21 @@ class FineGrainedPPOTrainer(PPOTrainer):
         values: Tensor,
         final_values: Tensor,
         scores: Tensor,
+        sequence_scores: Tensor | None = None,
     ) -> Rollout:
         """From raw scores of the whole batch to advantages and returns."""
         args, mask = self.args, completions.mask
-        scores = self.scorer.spread(
-            scores,
-            completions.ids,
-            mask,
-            scale=args.reward_scale,
-            center=args.center_rewards,
-            clip=args.reward_clip,
-            average=args.average_token_scores,
-        )
+        raw_scores = masked_sum(scores, mask, dim=1)
+        shaping = {"scale": args.reward_scale, "center": args.center_rewards, "clip": args.reward_clip}
+        scores = self.scorer.spread(scores, completions.ids, mask, **shaping, average=args.average_token_scores)
+        if sequence_scores is not None:
+            spread = self.sequence_scorer.spread(sequence_scores, completions.ids, mask, **shaping)
+            scores = scores + args.sequence_score_coef * spread
         if args.missing_eos_penalty is not None:
             last = (mask.sum(1) - 1).long()
             scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
         kl = kl_per_token(completions.per_token_logps, ref_per_token_logps, args.kl_estimator) * mask
-        rewards = token_level_rewards(scores, kl, mask, args.kl_coef)
+        rewards = token_level_rewards(scores, kl, mask, self.kl_coef)
         if args.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False)
         bootstrap = final_values * ~completions.ended if args.bootstrap_truncated else None
@@ -399,6 +425,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             ref_per_token_logps,
             values,
             final_values,
+            raw_scores,
             scores,
             kl,
             rewards,
@@ -601,21 +628,25 @@ class FineGrainedPPOTrainer(PPOTrainer):
         mask = rollout.completion_mask
         scores = masked_sum(rollout.token_level_scores, mask, dim=1)
         lengths = mask.sum(1).float()
-        non_score_rewards = -self.args.kl_coef * masked_sum(rollout.kl, mask, dim=1)
+        non_score_rewards = -self.kl_coef * masked_sum(rollout.kl, mask, dim=1)
         num_eos_tokens = 0
         if self.processing_class.eos_token_id is not None:
             num_eos_tokens = masked_sum((rollout.completion_ids == self.processing_class.eos_token_id).long(), mask)
         metrics = {
             "objective/kl": masked_sum(rollout.kl, mask, dim=1).mean(),
+            "objective/kl_coef": self.kl_coef,
             "objective/entropy": -masked_sum(rollout.per_token_logps, mask, dim=1).mean(),
             "objective/non_score_reward": non_score_rewards.mean(),
             "objective/rlhf_reward": (non_score_rewards + scores).mean(),
             "objective/scores": scores.mean(),
+            # As the reward model gives them: centring would make the mean 0.
+            "objective/raw_scores": rollout.raw_scores.mean(),
             "objective/token_scores": masked_mean(rollout.token_level_scores, mask),
             # The alarm for rewards that are earned by length: it should hover around 0.
             "objective/score_length_correlation": correlation(scores, lengths),
             "completions/mean_length": lengths.mean(),
             "completions/ended": rollout.ended.float().mean(),
+            "completions/repetition": repeated_ngrams(rollout.completion_ids, mask, n=3).mean(),
             "val/num_eos_tokens": num_eos_tokens,
         }
         for name, value in metrics.items():
@@ -717,7 +748,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             return metrics
         start_time = time.time()
         table = []
-        for counted, _, prompts, completions, (ref_logps, _, _, scores) in self._evaluation_batches(
+        for counted, _, prompts, completions, (ref_logps, _, _, scores, *_) in self._evaluation_batches(
             dataset, self._eval_temperature
         ):
             logps = self._policy_logps(prompts, completions)
@@ -766,7 +797,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         batches = (
             islice(self._evaluation_batches(d, self._eval_temperature), 1 if sampling else None) for d in datasets
         )
-        for counted, _, prompts, completions, (*_, scores) in chain.from_iterable(batches):
+        for counted, _, prompts, completions, (_, _, _, scores, *_) in chain.from_iterable(batches):
             for i in range(counted):
                 table.append(
                     {
@@ -802,7 +833,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def train(self, *args, **kwargs):
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was written."""
-        # What an interrupted run has left behind must not count in this one.
+        # What an earlier or interrupted run has left behind must not count in this one.
+        self.kl_coef = self.args.kl_coef
         self._metrics.clear()
         self._forget_step_statistics()
         self._save_is_due = False
@@ -856,6 +888,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         yield "value_model", model.value_model, os.path.join(directory, _VALUE_MODEL_FOLDER)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            Path(output_dir, _KL_COEF_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
         if not is_fsdp2(self.accelerator):
             BaseTrainer._save_optimizer_and_scheduler(self, output_dir)
             return
@@ -866,6 +900,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and os.path.isfile(os.path.join(checkpoint, _KL_COEF_FILE)):
+            self.kl_coef = json.loads(Path(checkpoint, _KL_COEF_FILE).read_text())["kl_coef"]
         if checkpoint is None or not is_fsdp2(self.accelerator):
             BaseTrainer._load_optimizer_and_scheduler(self, checkpoint)
             return

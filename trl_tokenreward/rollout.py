@@ -56,6 +56,8 @@ class Rollout(NamedTuple):
             Shape (B, T): V(s_t), before token t.
         final_values (`Tensor`):
             Shape (B,): the value after the last real token.
+        raw_scores (`Tensor`):
+            Shape (B,): each completion's total as the reward model gives it, before shaping.
         token_level_scores (`Tensor`):
             Shape (B, T).
         kl (`Tensor`):
@@ -73,6 +75,7 @@ class Rollout(NamedTuple):
     ref_per_token_logps: Tensor
     values: Tensor
     final_values: Tensor
+    raw_scores: Tensor
     token_level_scores: Tensor
     kl: Tensor
     token_level_rewards: Tensor
