@@ -61,6 +61,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "stream": True,
         "center_rewards": True,
         "sequence_score_coef": 0.5,
+        "hold_length": True,
         "num_mini_batches": 2,
         "gradient_accumulation_steps": 2,
         "lr_scheduler_type": "cosine",

@@ -189,3 +189,13 @@ def test_rows_too_short_for_an_ngram():
 )
 def test_the_kl_coefficient_by_hand(coef, kl, expected):
     assert F.adapted_kl_coef(coef, kl, target=4.0, least=0.1) == pytest.approx(expected)
+
+
+def test_the_length_bonus_by_hand():
+    # Mean length 8, standard deviation 2; the totals are twice the lengths, and 1 off either way.
+    lengths, totals = torch.tensor([6, 6, 10, 10]), torch.tensor([11.0, 13.0, 19.0, 21.0])
+    assert F.length_bonus(totals, lengths, target=8.0, held=0.25) == pytest.approx((0.25 - 2, 0.25))
+    # A fifth too short: 0.2 * 0.2 * 0.5 on what is held, and 0.5 * 0.2 * 0.5 on top of it.
+    assert F.length_bonus(totals, lengths, target=10.0, held=0.25) == pytest.approx((0.32 - 2, 0.27))
+    assert F.length_bonus(totals, lengths, target=5.0, held=0.25) == pytest.approx((0.25 - 0.03 - 0.075 - 2, 0.22))
+    assert F.length_bonus(totals, torch.full((4,), 4), target=8.0, held=0.25) == (0.25, 0.25)

@@ -24,6 +24,7 @@ from trl import SFTConfig, SFTTrainer
 import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, packing
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
+from trl_tokenreward.functional import length_bonus
 
 
 PAD, EOS = 0, 1
@@ -844,6 +845,50 @@ def test_the_kl_coefficient_is_adapted(scenario):
     assert logged(trainer, "objective/kl_coef")[-3:] == pytest.approx([0.5, 0.6, 0.72])
     for target in (0.8, None):
         assert logged(scenario.train(kl_target=target, **settings), "objective/kl_coef") == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("per_token", [1.0, -1.0])
+def test_the_length_is_held_against_a_reward_that_pays_for_it(scenario, per_token):
+    """A reward above all for length, either way: without a bonus completions become full, or end at once. The two words are
+    not worth the same, and that is still learned."""
+
+    def reward(completion_ids, **kwargs):
+        return [[per_token + 0.5 * (token == C) for token in ids] for ids in completion_ids]
+
+    lengths = {}
+    for hold in (False, True):
+        trainer = scenario.train(
+            policy=tiny.bigram_lm(dict.fromkeys((A, C, D), {C: 0.4, D: 0.4, EOS: 0.2})),
+            reward=reward,
+            stop_token="eos",
+            response_length=8,
+            hold_length=hold,
+            learning_rate=0.005,
+            optim="adamw_torch",
+            per_device_train_batch_size=64,
+            dataset=prompts(*[[A]] * 64),
+            total_episodes=64 * 32,
+        )
+        lengths[hold] = logged(trainer, "completions/mean_length")
+    start = lengths[True][0]
+    assert lengths[False][0] == start
+    assert lengths[False][-1] > 1.6 * start if per_token > 0 else lengths[False][-1] < 0.6 * start
+    assert sum(lengths[True][-20:]) / 20 == pytest.approx(start, rel=0.25)
+    assert next_token_probabilities(trainer.policy_model, C)[C] > 0.5
+    bonuses = logged(trainer, "objective/length_bonus")
+    assert bonuses[0] == 0 and sum(bonuses[-10:]) / 10 == pytest.approx(-per_token - 0.4, abs=0.5)
+
+
+def test_a_length_can_be_asked_for(scenario):
+    trainer = scenario.make(stop_token="eos", hold_length=True, length_target=3.0, policy=tiny.bigram_lm())
+    rollout = trainer._collect_rollout(0)
+    lengths, totals = rollout.completion_mask.sum(1), rollout.token_level_scores.sum(1)
+    bonus, held = length_bonus(totals, lengths, 3.0, 0.0)
+    assert bonus != 0
+    expected = rollout.token_level_scores + bonus * rollout.completion_mask
+    torch.testing.assert_close(rollout.token_level_rewards, expected)
+    trainer._adapt(rollout)
+    assert trainer._held_bonus == held
 
 
 def test_centring_is_over_the_whole_batch(scenario):

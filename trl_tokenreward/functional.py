@@ -222,6 +222,43 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> f
     return max(least, kl_coef * (1 + error))
 
 
+def length_bonus(totals: Tensor, lengths: Tensor, target: float, held: float) -> tuple[float, float]:
+    """What every token is paid so that completions keep their length, whatever the rewards think of it.
+
+    Summed rewards set a price on length: completions that end sooner have fewer chances of a bad token and a smaller KL
+    penalty, those that end later collect more good ones. The bonus b takes back what a token more is worth in this batch,
+    the slope of the totals over the lengths; what moves the length all the same is met by proportional and integral control
+    from update to update, in units of what the rest of the totals amounts to, u = std(totals - slope lengths) / std(lengths):
+
+        e = clip((target - mean(lengths)) / target, -0.3, 0.3),   held <- held + 0.2 e u,   b = held + 0.5 e u - slope
+
+    Args:
+        totals (`Tensor`):
+            Sum of each completion's rewards, without a bonus. Shape (B,).
+        lengths (`Tensor`):
+            Tokens of each completion. Shape (B,).
+        target (`float`):
+            The mean length to keep, in tokens.
+        held (`float`):
+            The integral part, from the update before; 0 at first.
+
+    Returns:
+        `tuple[float, float]`: The bonus of this update, in reward for a token, and the new integral part. Where all lengths
+        are equal there is nothing to go by: the bonus is then what is held.
+    """
+    _check_shapes("lengths", lengths, "totals", totals)
+    totals, lengths = totals.double(), lengths.double()
+    error = min(max((target - float(lengths.mean())) / target, -0.3), 0.3)
+    deviations = lengths - lengths.mean()
+    square = float(deviations.square().mean())
+    if square == 0:
+        return held, held
+    slope = float(((totals - totals.mean()) * deviations).mean()) / square
+    unit = float((totals - slope * lengths).std(correction=0)) / square**0.5
+    held = held + 0.2 * error * unit
+    return held + 0.5 * error * unit - slope, held
+
+
 # --- advantages ----------------------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,11 @@ class FineGrainedPPOConfig(PPOConfig):
             With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score, scaled,
             centred and clipped like the others, is added on the completion's last token. It costs one more pass of the reward
             model.
+        hold_length (`bool`, *optional*, defaults to `False`):
+            Whether every token gets a bonus, of either sign and adapted from update to update, that keeps the mean length
+            of completions where it is ([`~functional.length_bonus`]). It needs a stop token.
+        length_target (`float`, *optional*):
+            The mean length that `hold_length` keeps, in tokens. If `None`, that of the first update's completions.
         kl_target (`float`, *optional*):
             Mean KL of a completion to the reference, in nats, above which the coefficient of the KL penalty grows, by at
             most a fifth an update; below, it falls again, but not under `kl_coef`
@@ -220,6 +225,14 @@ class FineGrainedPPOConfig(PPOConfig):
     sequence_score_coef: float = field(
         default=0.0,
         metadata={"help": "Weight with which the sequence score is added to token scores, on the last token."},
+    )
+    hold_length: bool = field(
+        default=False,
+        metadata={"help": "Whether a bonus for each token, adapted from update to update, keeps the mean length."},
+    )
+    length_target: float | None = field(
+        default=None,
+        metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first update."},
     )
     kl_target: float | None = field(
         default=None,
@@ -372,7 +385,7 @@ class FineGrainedPPOConfig(PPOConfig):
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in ("total_episodes", "missing_eos_penalty", "reward_clip", "kl_target"):
+        for name in ("total_episodes", "missing_eos_penalty", "reward_clip", "kl_target", "length_target"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
@@ -382,6 +395,13 @@ class FineGrainedPPOConfig(PPOConfig):
         has_stop_token = self.stop_token is not None or self.stop_token_id is not None
         if self.missing_eos_penalty is not None and not has_stop_token:
             raise ValueError("`missing_eos_penalty` needs a stop token: set `stop_token='eos'` or `stop_token_id`.")
+        if self.hold_length and not has_stop_token:
+            raise ValueError(
+                "`hold_length` has no effect without a stop token, for then every completion has `response_length` tokens: "
+                "set `stop_token='eos'` or `stop_token_id`."
+            )
+        if self.length_target is not None and not self.hold_length:
+            raise ValueError("`length_target` has no effect without `hold_length=True`.")
         if self.total_episodes is not None and self.max_steps > 0:
             raise ValueError("Set `total_episodes` or `max_steps`, not both: each says how long the run is.")
         if self.average_token_scores and self.reward_signal == "sequence_score":

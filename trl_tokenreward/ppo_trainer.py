@@ -26,6 +26,7 @@ from .functional import (
     correlation,
     gae,
     kl_per_token,
+    length_bonus,
     masked_mean,
     masked_sum,
     masked_whiten,
@@ -77,7 +78,9 @@ if is_wandb_available():
     import wandb
 
 _VALUE_MODEL_FOLDER = "value_model"
-_KL_COEF_FILE = "kl_coef.json"
+# What is adapted from update to update, and the file of a checkpoint that holds it.
+_ADAPTED = ("kl_coef", "held_bonus", "length_target")
+_ADAPTED_FILE = "adapted.json"
 # First entries of the seeds of what is drawn, so that the streams of random numbers never meet.
 _SAMPLING, _MINI_BATCHES, _EVALUATION = range(3)
 
@@ -288,7 +291,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.prompt_source = PromptSource(train_dataset, args.batch_size, data_seed)
 
-        self.kl_coef = args.kl_coef
+        self._forget_adaptation(args)
         # The trainer's state that checkpoints do not hold: it is empty whenever one is written.
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._forget_step_statistics()
@@ -325,9 +328,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         for update in range(self.state.global_step // self.steps_per_update, self.args.num_total_batches):
             rollout = self._collect_rollout(update)
             self._log_rollout(rollout)
-            if self.args.kl_target is not None:
-                kl = float(masked_sum(rollout.kl, rollout.completion_mask, dim=1).mean())
-                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.args.kl_target, least=self.args.kl_coef)
+            self._adapt(rollout)
             for epoch in range(self.args.num_ppo_epochs):
                 # Every process holds the whole rollout and draws the same order, so that which rows make a mini-batch
                 # does not depend on the number of processes.
@@ -336,6 +337,20 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 )
                 for rows in order.reshape(-1, self.args.mini_batch_size):
                     yield {"groups": self._groups(rollout, torch.from_numpy(rows))}
+
+    def _adapt(self, rollout: Rollout) -> None:
+        """What the next update takes from this one: the coefficient of the KL penalty and the bonus for length."""
+        mask = rollout.completion_mask
+        kl = masked_sum(rollout.kl, mask, dim=1)
+        if self.args.hold_length:
+            totals = masked_sum(rollout.token_level_scores, mask, dim=1) - self._kl_coef * kl
+            if self._length_target is None:
+                self._length_target = float(mask.sum(1).float().mean())
+            _, self._held_bonus = length_bonus(totals, mask.sum(1), self._length_target, self._held_bonus)
+        if self.args.kl_target is not None:
+            self._kl_coef = adapted_kl_coef(
+                self._kl_coef, float(kl.mean()), self.args.kl_target, least=self.args.kl_coef
+            )
 
     def _collect_rollout(self, update: int) -> Rollout:
         """Sample completions, score them and work out their advantages."""
@@ -411,7 +426,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
             last = (mask.sum(1) - 1).long()
             scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
         kl = kl_per_token(completions.per_token_logps, ref_per_token_logps, args.kl_estimator) * mask
-        rewards = token_level_rewards(scores, kl, mask, self.kl_coef)
+        rewards = token_level_rewards(scores, kl, mask, self._kl_coef)
+        bonus = 0.0
+        # The first update has the target's own length.
+        if self._length_target is not None:
+            bonus, _ = length_bonus(rewards.sum(1), mask.sum(1), self._length_target, self._held_bonus)
+            rewards = rewards + bonus * mask
+        self._metrics["objective/length_bonus"].append(bonus)
         if args.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False)
         bootstrap = final_values * ~completions.ended if args.bootstrap_truncated else None
@@ -628,13 +649,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
         mask = rollout.completion_mask
         scores = masked_sum(rollout.token_level_scores, mask, dim=1)
         lengths = mask.sum(1).float()
-        non_score_rewards = -self.kl_coef * masked_sum(rollout.kl, mask, dim=1)
+        non_score_rewards = -self._kl_coef * masked_sum(rollout.kl, mask, dim=1)
         num_eos_tokens = 0
         if self.processing_class.eos_token_id is not None:
             num_eos_tokens = masked_sum((rollout.completion_ids == self.processing_class.eos_token_id).long(), mask)
         metrics = {
             "objective/kl": masked_sum(rollout.kl, mask, dim=1).mean(),
-            "objective/kl_coef": self.kl_coef,
+            "objective/kl_coef": self._kl_coef,
             "objective/entropy": -masked_sum(rollout.per_token_logps, mask, dim=1).mean(),
             "objective/non_score_reward": non_score_rewards.mean(),
             "objective/rlhf_reward": (non_score_rewards + scores).mean(),
@@ -688,6 +709,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
         # Rounding may leave a little less than nothing.
         statistics["val/ratio_var"] = max(0.0, statistics.pop("val/ratio_square") - statistics["val/ratio"] ** 2)
         return statistics
+
+    def _forget_adaptation(self, args: FineGrainedPPOConfig) -> None:
+        self._kl_coef, self._held_bonus, self._length_target = args.kl_coef, 0.0, args.length_target
 
     def _forget_step_statistics(self) -> None:
         self._step_statistics: list[Tensor] = []
@@ -834,7 +858,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def train(self, *args, **kwargs):
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was written."""
         # What an earlier or interrupted run has left behind must not count in this one.
-        self.kl_coef = self.args.kl_coef
+        self._forget_adaptation(self.args)
         self._metrics.clear()
         self._forget_step_statistics()
         self._save_is_due = False
@@ -889,7 +913,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
-            Path(output_dir, _KL_COEF_FILE).write_text(json.dumps({"kl_coef": self.kl_coef}))
+            adapted = {name: getattr(self, f"_{name}") for name in _ADAPTED}
+            Path(output_dir, _ADAPTED_FILE).write_text(json.dumps(adapted))
         if not is_fsdp2(self.accelerator):
             BaseTrainer._save_optimizer_and_scheduler(self, output_dir)
             return
@@ -900,8 +925,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and os.path.isfile(os.path.join(checkpoint, _KL_COEF_FILE)):
-            self.kl_coef = json.loads(Path(checkpoint, _KL_COEF_FILE).read_text())["kl_coef"]
+        if checkpoint is not None and os.path.isfile(os.path.join(checkpoint, _ADAPTED_FILE)):
+            for name, value in json.loads(Path(checkpoint, _ADAPTED_FILE).read_text()).items():
+                setattr(self, f"_{name}", value)
         if checkpoint is None or not is_fsdp2(self.accelerator):
             BaseTrainer._load_optimizer_and_scheduler(self, checkpoint)
             return
