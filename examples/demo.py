@@ -51,8 +51,9 @@ from trl_tokenreward import (
     TokenRewardTrainer,
 )
 from trl_tokenreward.data import prepare_dataset
-from trl_tokenreward.evaluation import AnswerSampler, bootstrap_interval, pairwise_outcomes, win_rate
+from trl_tokenreward.evaluation import AnswerSampler
 from trl_tokenreward.loading import load_split
+from trl_tokenreward.statistics import bootstrap_interval, pairwise_outcomes, win_rate
 
 
 console = Console()

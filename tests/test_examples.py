@@ -81,7 +81,7 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
         *("--model_name_or_path", policy_folder, "--reward_model_path", reward_folder, "--dataset_name", dialogues),
         *("--output_dir", tmp_path / "policy", "--total_episodes", "4", "--num_ppo_epochs", "1"),
         *("--response_length", "8", "--stop_token", "eos", "--max_prompt_length", "400", "--logging_steps", "1"),
-        *("--eval_strategy", "steps", "--eval_steps", "1", "--kl_coef", "0.3", "--center_rewards"),
+        *("--eval_strategy", "steps", "--eval_steps", "1", "--kl_coef", "0.3", "--hold_length", "False"),
         *COMMON,
         *peft,
     )

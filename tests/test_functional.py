@@ -1,5 +1,7 @@
 """Golden values are worked out by hand; reductions tie the functions to what is known of them."""
 
+import functools
+
 import pytest
 import torch
 
@@ -194,8 +196,11 @@ def test_the_kl_coefficient_by_hand(coef, kl, expected):
 def test_the_length_bonus_by_hand():
     # Mean length 8, standard deviation 2; the totals are twice the lengths, and 1 off either way.
     lengths, totals = torch.tensor([6, 6, 10, 10]), torch.tensor([11.0, 13.0, 19.0, 21.0])
-    assert F.length_bonus(totals, lengths, target=8.0, held=0.25) == pytest.approx((0.25 - 2, 0.25))
-    # A fifth too short: 0.2 * 0.2 * 0.5 on what is held, and 0.5 * 0.2 * 0.5 on top of it.
-    assert F.length_bonus(totals, lengths, target=10.0, held=0.25) == pytest.approx((0.32 - 2, 0.27))
-    assert F.length_bonus(totals, lengths, target=5.0, held=0.25) == pytest.approx((0.25 - 0.03 - 0.075 - 2, 0.22))
-    assert F.length_bonus(totals, torch.full((4,), 4), target=8.0, held=0.25) == (0.25, 0.25)
+    bonus = functools.partial(F.length_bonus, totals, held=0.25)
+    assert bonus(lengths, target=8.0, previous=8.0) == pytest.approx((0.25 - 2, 0.25))
+    # A fifth too short: 0.02 * 0.2 * 0.5 on what is held, and 0.2 * 0.5 on top of it.
+    assert bonus(lengths, target=10.0, previous=8.0) == pytest.approx((0.352 - 2, 0.252))
+    # Shorter by a tenth of the target than the update before: 2 * 0.1 * 0.5.
+    assert bonus(lengths, target=10.0, previous=9.0) == pytest.approx((0.452 - 2, 0.252))
+    assert bonus(lengths, target=5.0, previous=99.0) == pytest.approx((0.247 + (0.6 - 0.3) * 0.5 - 2, 0.247))  # clipped
+    assert bonus(torch.full((4,), 4), target=8.0, previous=8.0) == (0.25, 0.25)

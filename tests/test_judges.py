@@ -14,6 +14,9 @@ from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, Token
 from trl_tokenreward.judges import DEFAULT_TEMPLATE
 
 
+pytestmark = pytest.mark.any_trl
+
+
 class Server(ThreadingHTTPServer):
     """`respond(text, request number)` gives the text of the judge's answer, or the status and the body to send."""
 

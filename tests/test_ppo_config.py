@@ -1,5 +1,6 @@
 """FineGrainedPPOConfig: TRL's fields and defaults, checks, command line."""
 
+import math
 import re
 from dataclasses import MISSING, fields
 
@@ -50,12 +51,13 @@ TRL_DEFAULTS = {
 OURS = {
     "reward_signal": None,
     "reward_density": None,
-    "reward_scale": 1.0,
-    "center_rewards": False,
+    "token_score_transform": None,
+    "reward_scale": None,
+    "center_rewards": None,
     "reward_clip": None,
     "average_token_scores": False,
     "sequence_score_coef": 0.0,
-    "hold_length": False,
+    "hold_length": None,
     "length_target": None,
     "kl_target": None,
     "bootstrap_truncated": False,
@@ -154,6 +156,8 @@ def test_defaults_of_trls_base_class(tmp_path):
         ({"stop_token": "eos", "stop_token_id": 0}, "Set `stop_token` or `stop_token_id`, not both."),
         ({"total_episodes": 8, "max_steps": 8}, "Set `total_episodes` or `max_steps`, not both"),
         ({"average_token_scores": True, "reward_signal": "sequence_score"}, "`average_token_scores` has no effect"),
+        ({"token_score_transform": "tanh"}, "`token_score_transform` must be one of"),
+        ({"token_score_transform": "log_sigmoid", "reward_signal": "sequence_score"}, "`token_score_transform` has no effect"),
         ({"sequence_score_coef": -1.0}, "`sequence_score_coef` must be finite and not negative, got -1.0."),
         ({"sequence_score_coef": 1.0, "reward_signal": "sequence_score"}, "`sequence_score_coef` has no effect"),
         ({"hold_length": True}, "`hold_length` has no effect without a stop token"),
@@ -204,13 +208,13 @@ def test_what_is_allowed(tmp_path, settings):
 
 ARGUMENTS = [
     "--output_dir", "out", "--use_cpu", "--bf16", "False", "--reward_signal", "sequence_score", "--reward_density", "token",
-    "--reward_clip", "2.5", "--center_rewards", "--eval_temperature", "0", "--stop_token", "eos", "--missing_eos_penalty", "1",
+    "--reward_clip", "2.5", "--center_rewards", "True", "--eval_temperature", "0", "--stop_token", "eos", "--missing_eos_penalty", "1",
     "--num_mini_batches", "2", "--total_episodes", "100", "--kl_estimator", "k3", "--learning_rate", "1e-5",
 ]  # fmt: skip
 PARSED = {
     "output_dir": "out", "use_cpu": True, "bf16": False, "reward_signal": "sequence_score", "reward_density": "token",
     "reward_clip": 2.5, "center_rewards": True, "eval_temperature": 0.0, "stop_token": "eos", "missing_eos_penalty": 1.0,
-    "num_mini_batches": 2, "total_episodes": 100, "kl_estimator": "k3", "learning_rate": 1e-5, "reward_scale": 1.0,
+    "num_mini_batches": 2, "total_episodes": 100, "kl_estimator": "k3", "learning_rate": 1e-5, "reward_scale": None,
 }  # fmt: skip
 
 
@@ -280,3 +284,20 @@ def test_copy_of_trls_config(tmp_path):
 def test_strategies_by_epoch_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name}='epoch'"):
         FineGrainedPPOConfig(str(tmp_path), bf16=False, **{name: "epoch"})
+
+
+def test_what_is_left_to_the_reward_model(tmp_path):
+    names = ("token_score_transform", "reward_scale", "center_rewards", "reward_clip", "hold_length")
+
+    def resolved(scores_tokens, **settings):
+        args = config(tmp_path, **settings)
+        given = {name: getattr(args, name) for name in names}
+        values = args.with_reward_defaults(scores_tokens)
+        assert {name: getattr(args, name) for name in names} == given
+        return tuple(getattr(values, name) for name in names)
+
+    assert resolved(True, stop_token="eos") == ("log_sigmoid", 0.2, True, 1.0, True)
+    assert resolved(True) == ("log_sigmoid", 0.2, True, 1.0, False)
+    assert resolved(False, stop_token="eos") == ("none", 1.0, False, math.inf, False)
+    own = {"token_score_transform": "none", "reward_scale": 3.0, "center_rewards": False, "reward_clip": 2.0}
+    assert resolved(True, **own, hold_length=True, stop_token_id=3) == (*own.values(), True)

@@ -698,7 +698,6 @@ class TestLearning:
             learning_rate=3e-3,
             gradient_checkpointing=False,
             unchanged_token_target=target,
-            unchanged_token_weight={"right": 1.0, "zero": 0.1}[target],
         )
         before = trainer.evaluate()
         assert before["eval_token_auroc"] == 0.5 and 0.3 < before["eval_accuracy"] < 0.7

@@ -26,11 +26,11 @@ _MODULE_OF = {
     "FineGrainedPPOConfig": "ppo_config",
     "FineGrainedPPOTrainer": "ppo_trainer",
     "RewardHackingCallback": "monitoring",
-    "TokenRewardReport": "evaluation",
     "WinRate": "evaluation",
     "WinRateCallback": "evaluation",
-    "evaluate_token_rewards": "evaluation",
     "evaluate_win_rate": "evaluation",
+    "TokenRewardReport": "token_evaluation",
+    "evaluate_token_rewards": "token_evaluation",
     "EndpointJudge": "judges",
     "Judge": "judges",
     "RewardModelJudge": "judges",
@@ -42,7 +42,7 @@ __all__ = sorted(_MODULE_OF)
 if TYPE_CHECKING:
     from .data import DataCollatorForTokenReward
     from .edits import EditAlignment, EditOperation, align_edits, align_ids
-    from .evaluation import TokenRewardReport, WinRate, WinRateCallback, evaluate_token_rewards, evaluate_win_rate
+    from .evaluation import WinRate, WinRateCallback, evaluate_win_rate
     from .judges import EndpointJudge, Judge, RewardModelJudge, ScoringJudge
     from .model_config import TokenRewardModelConfig
     from .modeling import TextScores, TokenRewardModel, TokenRewardOutput
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .ppo_trainer import FineGrainedPPOTrainer
     from .reward_config import TokenRewardConfig
     from .reward_trainer import TokenRewardTrainer
+    from .token_evaluation import TokenRewardReport, evaluate_token_rewards
 
 
 def __getattr__(name: str):

@@ -222,15 +222,20 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> f
     return max(least, kl_coef * (1 + error))
 
 
-def length_bonus(totals: Tensor, lengths: Tensor, target: float, held: float) -> tuple[float, float]:
+def length_bonus(totals: Tensor, lengths: Tensor, target: float, previous: float, held: float) -> tuple[float, float]:
     """What every token is paid so that completions keep their length, whatever the rewards think of it.
 
     Summed rewards set a price on length: completions that end sooner have fewer chances of a bad token and a smaller KL
     penalty, those that end later collect more good ones. The bonus b takes back what a token more is worth in this batch,
-    the slope of the totals over the lengths; what moves the length all the same is met by proportional and integral control
-    from update to update, in units of what the rest of the totals amounts to, u = std(totals - slope lengths) / std(lengths):
+    the slope of the totals over the lengths. What moves the length all the same is met by control from update to update
+    (proportional, integral and derivative), in units of what the rest of the totals amounts to, u = std(totals - slope
+    lengths) / std(lengths):
 
-        e = clip((target - mean(lengths)) / target, -0.3, 0.3),   held <- held + 0.2 e u,   b = held + 0.5 e u - slope
+        e = clip((target - mean(lengths)) / target, -0.3, 0.3),   d = clip((previous - mean(lengths)) / target, -0.3, 0.3),
+        held <- held + 0.02 e u,   b = held + (e + 2 d) u - slope
+
+    A policy answers to a bonus by a change of its length for as long as it lasts, and with a delay: without the derivative
+    the length swung between half and twice the target.
 
     Args:
         totals (`Tensor`):
@@ -239,6 +244,8 @@ def length_bonus(totals: Tensor, lengths: Tensor, target: float, held: float) ->
             Tokens of each completion. Shape (B,).
         target (`float`):
             The mean length to keep, in tokens.
+        previous (`float`):
+            The mean length of the update before, in tokens.
         held (`float`):
             The integral part, from the update before; 0 at first.
 
@@ -248,15 +255,15 @@ def length_bonus(totals: Tensor, lengths: Tensor, target: float, held: float) ->
     """
     _check_shapes("lengths", lengths, "totals", totals)
     totals, lengths = totals.double(), lengths.double()
-    error = min(max((target - float(lengths.mean())) / target, -0.3), 0.3)
+    error, fall = (min(max((x - float(lengths.mean())) / target, -0.3), 0.3) for x in (target, previous))
     deviations = lengths - lengths.mean()
     square = float(deviations.square().mean())
     if square == 0:
         return held, held
     slope = float(((totals - totals.mean()) * deviations).mean()) / square
     unit = float((totals - slope * lengths).std(correction=0)) / square**0.5
-    held = held + 0.2 * error * unit
-    return held + 0.5 * error * unit - slope, held
+    held = held + 0.02 * error * unit
+    return held + (error + 2 * fall) * unit - slope, held
 
 
 # --- advantages ----------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .evaluation import pairwise_outcomes
 from .modeling import evaluation_mode
 from .packing import groups_by_length, without_peft
 from .rewards import check_scorer, has_sequence_score, prefix_scores
+from .statistics import pairwise_outcomes
 
 
 logger = logging.get_logger(__name__)

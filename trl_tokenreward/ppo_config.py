@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -76,15 +77,23 @@ class FineGrainedPPOConfig(PPOConfig):
             its last token) or `"sequence"` (all of it on the last token, as PPO always had it). With
             `reward_signal="sequence_score"` a token's share is the difference that it makes to the score of the prefix
             (potential-based shaping). If `None`, `"token"` for token scores and `"sequence"` for a sequence score.
-        reward_scale (`float`, *optional*, defaults to `1.0`):
-            Factor on the scores.
-        center_rewards (`bool`, *optional*, defaults to `False`):
+        token_score_transform (`str`, *optional*):
+            `"log_sigmoid"` makes a token's score, the log-odds that an annotator would leave the token, the log-probability
+            of that; a completion's total is then the log-probability that nobody would touch it. `"none"` takes scores as
+            they are. If `None`, `"log_sigmoid"` for the token scores of a reward model.
+        reward_scale (`float`, *optional*):
+            Factor on the scores. If `None`, 0.2 for the token scores of a reward model and 1 for everything else. With
+            log-probabilities only its ratio to `kl_coef` counts, but for the clip ranges of values and rewards: at equal
+            numbers the best policy is the reference given that nobody would touch its completions, and at a quarter as
+            large a `kl_coef`, as by default, that to the fourth power.
+        center_rewards (`bool`, *optional*):
             Whether to subtract the batch's mean: of the token scores over all completion tokens, so that a longer
             completion is not paid for its length; of the sequence scores over all completions. It comes after
-            `reward_scale`.
+            `reward_scale`. If `None`, only for the token scores of a reward model.
         reward_clip (`float`, *optional*):
             Clips each token's score to `[-reward_clip, reward_clip]`, after centring; with `reward_signal="sequence_score"`
-            it clips the sequence score.
+            it clips the sequence score. Infinity is no bound. If `None`, 1 for the token scores of a reward model and no
+            bound for everything else.
         average_token_scores (`bool`, *optional*, defaults to `False`):
             Whether to divide the token scores by the length of the completion, so that the return is their mean and not
             their sum.
@@ -92,9 +101,10 @@ class FineGrainedPPOConfig(PPOConfig):
             With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score, scaled,
             centred and clipped like the others, is added on the completion's last token. It costs one more pass of the reward
             model.
-        hold_length (`bool`, *optional*, defaults to `False`):
+        hold_length (`bool`, *optional*):
             Whether every token gets a bonus, of either sign and adapted from update to update, that keeps the mean length
-            of completions where it is ([`~functional.length_bonus`]). It needs a stop token.
+            of completions where it is ([`~functional.length_bonus`]). It needs a stop token. If `None`, only for the token
+            scores of a reward model, where there is a stop token.
         length_target (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. If `None`, that of the first update's completions.
         kl_target (`float`, *optional*):
@@ -215,9 +225,28 @@ class FineGrainedPPOConfig(PPOConfig):
             "on the last token for a sequence score."
         },
     )
-    reward_scale: float = field(default=1.0, metadata={"help": "Factor on the scores."})
-    center_rewards: bool = field(default=False, metadata={"help": "Whether to subtract the batch's mean score."})
-    reward_clip: float | None = field(default=None, metadata={"help": "Bound on the size of each score."})
+    token_score_transform: Literal["none", "log_sigmoid"] | None = field(
+        default=None,
+        metadata={
+            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model alone."
+        },
+    )
+    reward_scale: float | None = field(
+        default=None,
+        metadata={"help": "Factor on the scores. If unset, 0.2 for the token scores of a reward model, 1 otherwise."},
+    )
+    center_rewards: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to subtract the batch's mean score. If unset, for the token scores of a reward model alone."
+        },
+    )
+    reward_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on the size of each score. If unset, 1 for the token scores of a reward model, none otherwise."
+        },
+    )
     average_token_scores: bool = field(
         default=False,
         metadata={"help": "Whether the return is the mean of the token scores instead of their sum."},
@@ -226,9 +255,12 @@ class FineGrainedPPOConfig(PPOConfig):
         default=0.0,
         metadata={"help": "Weight with which the sequence score is added to token scores, on the last token."},
     )
-    hold_length: bool = field(
-        default=False,
-        metadata={"help": "Whether a bonus for each token, adapted from update to update, keeps the mean length."},
+    hold_length: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether a bonus for each token, adapted from update to update, keeps the mean length. If unset, for the "
+            "token scores of a reward model alone."
+        },
     )
     length_target: float | None = field(
         default=None,
@@ -375,6 +407,9 @@ class FineGrainedPPOConfig(PPOConfig):
         _check_choice("kl_estimator", self.kl_estimator, ("k1", "k3"))
         _check_choice("stop_token", self.stop_token, (None, "eos"))
         _check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
+        _check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
+        if self.token_score_transform == "log_sigmoid" and self.reward_signal == "sequence_score":
+            raise ValueError("`token_score_transform` has no effect on `reward_signal='sequence_score'`.")
         _check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence"))
         for name in (
             "num_mini_batches",
@@ -415,6 +450,27 @@ class FineGrainedPPOConfig(PPOConfig):
         if self.model_adapter_name is not None and self.ref_adapter_name is None:
             raise ValueError("`model_adapter_name` has an effect only together with `ref_adapter_name`.")
         self._check_vllm()
+
+    def with_reward_defaults(self, scores_tokens: bool) -> "FineGrainedPPOConfig":
+        """A copy in which the settings of rewards that are `None` have the values that they stand for.
+
+        Args:
+            scores_tokens (`bool`):
+                Whether the rewards are the token scores of a reward model.
+        """
+        stop_token = self.stop_token is not None or self.stop_token_id is not None
+        defaults = {
+            "token_score_transform": "log_sigmoid" if scores_tokens else "none",
+            "reward_scale": 0.2 if scores_tokens else 1.0,
+            "center_rewards": scores_tokens,
+            "reward_clip": 1.0 if scores_tokens else math.inf,
+            "hold_length": scores_tokens and stop_token,
+        }
+        args = copy.copy(self)
+        for name, value in defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+        return args
 
     def _check_vllm(self) -> None:
         _check_choice("vllm_mode", self.vllm_mode, tuple(_VLLM_FIELDS))

@@ -1,4 +1,3 @@
-import copy
 import json
 import math
 import os
@@ -79,7 +78,7 @@ if is_wandb_available():
 
 _VALUE_MODEL_FOLDER = "value_model"
 # What is adapted from update to update, and the file of a checkpoint that holds it.
-_ADAPTED = ("kl_coef", "held_bonus", "length_target")
+_ADAPTED = ("kl_coef", "held_bonus", "length_target", "previous_length")
 _ADAPTED_FILE = "adapted.json"
 # First entries of the seeds of what is drawn, so that the streams of random numbers never meet.
 _SAMPLING, _MINI_BATCHES, _EVALUATION = range(3)
@@ -215,6 +214,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
             raise ValueError(
                 "`average_token_scores` has no effect on a sequence score, and the reward model gives no other."
             )
+        is_model = isinstance(reward_model, nn.Module)
+        if args.token_score_transform == "log_sigmoid" and self.scorer.signal == "sequence_score":
+            raise ValueError("`token_score_transform` has no effect on a sequence score.")
+        # From here on `args` is the trainer's own: what was left to the reward model, and what Trainer's loop has to know in
+        # its own terms, is written to the copy.
+        args = args.with_reward_defaults(scores_tokens=is_model and self.scorer.signal == "token_scores")
         # What `sequence_score_coef` adds to token scores.
         self.sequence_scorer = None
         if args.sequence_score_coef > 0:
@@ -270,9 +275,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         for module in self.frozen_models:
             module.requires_grad_(False).eval()
 
-        # Batches. From here on `args` is the trainer's own: what Trainer's loop has to know in its own terms is written
-        # to the copy.
-        args = copy.copy(args)
+        # Batches
         args.world_size = args.distributed_state.num_processes
         args.micro_batch_size = args.per_device_train_batch_size * args.world_size
         args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -344,13 +347,19 @@ class FineGrainedPPOTrainer(PPOTrainer):
         kl = masked_sum(rollout.kl, mask, dim=1)
         if self.args.hold_length:
             totals = masked_sum(rollout.token_level_scores, mask, dim=1) - self._kl_coef * kl
+            lengths = mask.sum(1)
             if self._length_target is None:
-                self._length_target = float(mask.sum(1).float().mean())
-            _, self._held_bonus = length_bonus(totals, mask.sum(1), self._length_target, self._held_bonus)
+                self._length_target = float(lengths.float().mean())
+            _, self._held_bonus = self._length_bonus(totals, lengths)
+            self._previous_length = float(lengths.float().mean())
         if self.args.kl_target is not None:
             self._kl_coef = adapted_kl_coef(
                 self._kl_coef, float(kl.mean()), self.args.kl_target, least=self.args.kl_coef
             )
+
+    def _length_bonus(self, totals: Tensor, lengths: Tensor) -> tuple[float, float]:
+        previous = self._length_target if self._previous_length is None else self._previous_length
+        return length_bonus(totals, lengths, self._length_target, previous, self._held_bonus)
 
     def _collect_rollout(self, update: int) -> Rollout:
         """Sample completions, score them and work out their advantages."""
@@ -418,7 +427,14 @@ class FineGrainedPPOTrainer(PPOTrainer):
         args, mask = self.args, completions.mask
         raw_scores = masked_sum(scores, mask, dim=1)
         shaping = {"scale": args.reward_scale, "center": args.center_rewards, "clip": args.reward_clip}
-        scores = self.scorer.spread(scores, completions.ids, mask, **shaping, average=args.average_token_scores)
+        scores = self.scorer.spread(
+            scores,
+            completions.ids,
+            mask,
+            **shaping,
+            log_sigmoid=args.token_score_transform == "log_sigmoid",
+            average=args.average_token_scores,
+        )
         if sequence_scores is not None:
             spread = self.sequence_scorer.spread(sequence_scores, completions.ids, mask, **shaping)
             scores = scores + args.sequence_score_coef * spread
@@ -430,7 +446,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         bonus = 0.0
         # The first update has the target's own length.
         if self._length_target is not None:
-            bonus, _ = length_bonus(rewards.sum(1), mask.sum(1), self._length_target, self._held_bonus)
+            bonus, _ = self._length_bonus(rewards.sum(1), mask.sum(1))
             rewards = rewards + bonus * mask
         self._metrics["objective/length_bonus"].append(bonus)
         if args.whiten_rewards:
@@ -711,7 +727,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return statistics
 
     def _forget_adaptation(self, args: FineGrainedPPOConfig) -> None:
-        self._kl_coef, self._held_bonus, self._length_target = args.kl_coef, 0.0, args.length_target
+        self._kl_coef, self._held_bonus = args.kl_coef, 0.0
+        self._length_target, self._previous_length = args.length_target, None
 
     def _forget_step_statistics(self) -> None:
         self._step_statistics: list[Tensor] = []

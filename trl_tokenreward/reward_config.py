@@ -7,6 +7,10 @@ from typing import Literal
 from trl import RewardConfig
 
 
+# What `unchanged_token_weight=None` stands for.
+UNCHANGED_TOKEN_WEIGHTS = {"right": 3.0, "zero": 0.1}
+
+
 @dataclass
 class TokenRewardConfig(RewardConfig):
     r"""
@@ -54,10 +58,11 @@ class TokenRewardConfig(RewardConfig):
               the log-odds that an annotator would leave the token;
             - `"zero"`: a score of 0, by its square ([`~reward_losses.unchanged_score_penalty`]). A score then says only by
               how much a token is better or worse than one that nobody would touch.
-        unchanged_token_weight (`float`, *optional*, defaults to `1.0`):
+        unchanged_token_weight (`float`, *optional*):
             Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
-            scores, and summed over a response they drown those of the tokens that matter. With the target `"zero"` take
-            less: at .1, a score of 3 costs .9, a third of what the classification loss charges an edited token for being
+            scores, and summed over a response they drown those of the tokens that matter. If `None`, 3 with the target
+            `"right"`, which is nearer to how many more of them there are and found wrong tokens better than 1, and .1 with
+            `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an edited token for being
             wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
@@ -106,9 +111,12 @@ class TokenRewardConfig(RewardConfig):
             "'zero': a score of 0."
         },
     )
-    unchanged_token_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them."},
+    unchanged_token_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 3 with the "
+            "target 'right' and .1 with 'zero'."
+        },
     )
     use_anchors: bool = field(
         default=False,
@@ -126,6 +134,8 @@ class TokenRewardConfig(RewardConfig):
             )
         for name in ("sequence_loss_weight", "token_loss_weight", "unchanged_token_weight"):
             weight = getattr(self, name)
+            if weight is None and name == "unchanged_token_weight":
+                continue
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"`{name}` must be a finite number that is not negative, but is {weight}.")
         if self.token_loss not in ("classification", "ranking"):

@@ -27,7 +27,7 @@ from trl import RewardTrainer
 from ._trl import get_config_model_id
 from .data import PREPARED_COLUMNS, DataCollatorForTokenReward, LeftOut, prepare_dataset
 from .modeling import TokenRewardModel, TokenRewardOutput
-from .reward_config import TokenRewardConfig
+from .reward_config import UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .reward_losses import (
     edit_classification_loss,
     edit_pair_wins,
@@ -304,7 +304,10 @@ class TokenRewardTrainer(RewardTrainer):
 
         # Weights of 0 are kept in the sum: every parameter needs a gradient under distributed training.
         loss = args.sequence_loss_weight * sequence_loss
-        loss = loss + args.token_loss_weight * (token_loss + args.unchanged_token_weight * unchanged_loss)
+        unchanged_weight = args.unchanged_token_weight
+        if unchanged_weight is None:
+            unchanged_weight = UNCHANGED_TOKEN_WEIGHTS[args.unchanged_token_target]
+        loss = loss + args.token_loss_weight * (token_loss + unchanged_weight * unchanged_loss)
 
         with torch.no_grad():
             losses = torch.stack([sequence_loss, token_loss, unchanged_loss])

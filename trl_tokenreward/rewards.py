@@ -117,15 +117,18 @@ def shape_scores(
     completion_mask: Tensor,
     *,
     signal: str,
+    log_sigmoid: bool = False,
     scale: float = 1.0,
     center: bool = False,
     clip: float | None = None,
     average: bool = False,
 ) -> Tensor:
-    """Scale, centre, clip and average raw scores, in this order.
+    """Take the log-sigmoid of raw scores, scale, centre, clip and average them, in this order.
 
     `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
-    tokens of the batch, and then `s / length` if `average`. `signal="sequence_score"` does the same to each row's sum and
+    tokens of the batch, and then `s / length` if `average`. Where a score is the log-odds that an annotator would leave a
+    token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
+    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much. `signal="sequence_score"` does the same to each row's sum and
     puts the difference on its last token, so that potential differences stay what they are.
 
     Args:
@@ -137,6 +140,10 @@ def shape_scores(
     Returns:
         `Tensor`: Shape (B, T).
     """
+    if log_sigmoid:
+        if signal == "sequence_score":
+            raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
+        scores = nn.functional.logsigmoid(scores) * completion_mask
     if average and signal == "sequence_score":
         raise ValueError("`average_token_scores` has no effect on a sequence score, which is not a sum over tokens.")
     scores = scale * scores

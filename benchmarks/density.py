@@ -1,0 +1,429 @@
+"""The density dial: what PPO gains when the same reward model's scores are spread over tokens, on human edits.
+
+    python benchmarks/density.py prepare --data <folder>    # start policy and reward models
+    python benchmarks/density.py run --data <folder> --arm token --seed 1 --kl-coef 0.1 --learning-rate 2e-4    # one run
+    python benchmarks/density.py all --data <folder>    # prepare, tune every arm, run the seeds, write the results
+
+The folder holds `paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox). Every run has a process of one thread, and
+`--jobs` of them run at a time; what a run has come to is one JSON file in the output folder, and what is there is not run
+again. All arms start from one policy and answer the same prompts; a classifier of a part of the data that nothing else sees
+says who wins against the start policy.
+
+Needs TRL 1.12, for its PPOTrainer, and scikit-learn: `pip install -e ".[benchmarks]" trl==1.12.0`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+
+UPDATES, EVALUATE_EVERY = 40, 5
+BATCH_SIZE = 64
+RESPONSE_LENGTH = 32
+VOCABULARY, HIDDEN_SIZE, LAYERS, MAX_LENGTH = 4096, 128, 2, 128
+TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
+# What tuning chooses from, the same number of settings for each arm. TRL's PPO has no factor on the score, so that its
+# coefficients are five times ours for the same weight of the KL penalty.
+LEARNING_RATES, KL_COEFS, LAMS = (2e-4, 3e-4), (0.025, 0.05, 0.1), (0.95, 0.7)
+REWARD_SCALE = 0.2
+# What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the people's.
+MAX_KL, MAX_LENGTH_ERROR = 8.0, 0.2
+
+# One reward model for all but the first, which has one trained on whole sequences alone, as TRL's users have. How token
+# scores become rewards is the package's default; the arms with a sequence score have its scale and its hold on the length.
+HELD = {"reward_scale": REWARD_SCALE, "hold_length": True}
+TOKENS = {"reward_signal": "token_scores"}
+ARMS: dict[str, dict[str, Any]] = {
+    "TRL": {},
+    "terminal": {**HELD, "reward_signal": "sequence_score", "reward_density": "sequence"},
+    "potential": {**HELD, "reward_signal": "sequence_score", "reward_density": "token"},
+    "token sum at the end": {**TOKENS, "reward_density": "sequence"},
+    "sentence": {**TOKENS, "reward_density": "sentence"},
+    "token": {**TOKENS, "reward_density": "token"},
+    "token + sequence": {**TOKENS, "reward_density": "token", "sequence_score_coef": 0.5},
+}
+
+
+class Job(NamedTuple):
+    """One PPO run."""
+
+    arm: str
+    learning_rate: float
+    kl_coef: float
+    seed: int
+    updates: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        options = "".join(f"-{name}={value}" for name, value in sorted(self.options.items()))
+        name = f"{self.arm}-lr{self.learning_rate:g}-kl{self.kl_coef:g}-{self.updates}-seed{self.seed}{options}"
+        return name.replace(" ", "_")
+
+
+# --- one process ---------------------------------------------------------------------------------------------------
+
+
+def prepare(data: Path, output: Path) -> None:
+    """Start policy and reward models, each in a folder of `output`, and what there is to know of them."""
+    import torch
+    from datasets import concatenate_datasets
+    from transformers import LlamaForSequenceClassification, set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    import demo
+    from density_data import GoldJudge, paradetox
+    from trl_tokenreward import evaluate_token_rewards
+    from trl_tokenreward.data import prepare_dataset
+
+    torch.set_num_threads(1)
+    parts = paradetox(data / "paradetox-8000.tsv")
+    judge = GoldJudge(parts.gold)
+    # Only texts to imitate are needed, but the tokenisation asks for two sides that differ.
+    texts = parts.policy.map(lambda row: {"chosen": row["rejected"] + " ."})
+    tokenizer = demo.train_tokenizer(concatenate_datasets([texts, parts.reward]), VOCABULARY)
+    sizes = demo.Sizes(
+        vocabulary=VOCABULARY,
+        hidden_size=HIDDEN_SIZE,
+        layers=LAYERS,
+        sft_epochs=6,
+        reward_epochs=3,
+        max_length=MAX_LENGTH,
+    )
+    run = demo.Run(output, 0, sizes)
+    set_seed(0)
+    prepared = {
+        name: prepare_dataset(part, tokenizer, max_length=MAX_LENGTH, name=name)[0]
+        for name, part in {"policy": texts, "reward": parts.reward, "test": parts.test}.items()
+    }
+    policy = demo.train_policy(tokenizer, prepared["policy"], run)
+    tokenizer.save_pretrained(output / "start_policy")
+    reward = prepared["reward"], prepared["test"], run
+    reward_model, metrics = demo.train_reward_model("reward_model", policy, tokenizer, *reward)
+    evaluate_token_rewards(reward_model, tokenizer, prepared["test"]).save(output / "token_rewards.json")
+    _, pulled = demo.train_reward_model(
+        "reward_model_zero",
+        policy,
+        tokenizer,
+        *reward,
+        unchanged_token_target="zero",
+        unchanged_token_weight=0.1,
+    )
+    sequence_model = LlamaForSequenceClassification.from_pretrained(output / "start_policy", num_labels=1)
+    trainer = RewardTrainer(
+        model=sequence_model,
+        args=RewardConfig(
+            **demo.common_settings(run, "sequence_reward_model"),
+            num_train_epochs=sizes.reward_epochs,
+            per_device_train_batch_size=16,
+            per_device_eval_batch_size=50,
+            learning_rate=1e-3,
+            lr_scheduler_type="cosine",
+            logging_steps=50,
+        ),
+        train_dataset=parts.reward,
+        eval_dataset=parts.test,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    lengths = {
+        side: float(np.mean([sum(mask) for mask in prepared["test"][f"{side}_completion_mask"]]))
+        for side in ("chosen", "rejected")
+    }
+    known = {
+        "parts": {name: len(part) for name, part in parts._asdict().items() if name != "counts"},
+        "counts": parts.counts,
+        "gold_accuracy": judge.pair_accuracy(parts.test),
+        "parameters": policy.num_parameters(),
+        "lengths": lengths,
+        "reward_model": metrics,
+        "reward_model_zero": pulled,
+        "sequence_reward_model": trainer.evaluate(),
+    }
+    (output / "prepared.json").write_text(json.dumps(known, indent=1))
+
+
+class Examiner:
+    """Has policies answer the test part's prompts, always with the same random numbers, and measures the answers."""
+
+    def __init__(self, data: Path, start_policy: Any, tokenizer: Any):
+        from density_data import GoldJudge, paradetox
+        from trl_tokenreward.evaluation import AnswerSampler
+
+        self.parts = paradetox(data / "paradetox-8000.tsv")
+        self.judge = GoldJudge(self.parts.gold)
+        self.start_policy = start_policy
+        prompts = [row["prompt"] for row in self.parts.test]
+        self.sampler = AnswerSampler(tokenizer, prompts, response_length=RESPONSE_LENGTH, batch_size=250)
+        self.start = self._answers(start_policy)
+
+    def _answers(self, policy: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
+        answers = self.sampler(policy)
+        scores = self.judge(self.sampler.prompts, [answer.text for answer in answers])
+        return answers, np.array(scores), np.array([len(answer.ids) for answer in answers])
+
+    def __call__(self, policy: Any) -> dict[str, Any]:
+        """Gold win rate against the start policy, plain and length-controlled, KL to it in nats, and length in tokens."""
+        from trl_tokenreward.statistics import length_controlled_win_rate, pairwise_outcomes
+
+        answers, scores, lengths = self._answers(policy)
+        _, start_scores, start_lengths = self.start
+        outcomes = pairwise_outcomes(scores, start_scores)
+        logps, ref_logps = (self.sampler.log_probabilities(model, answers) for model in (policy, self.start_policy))
+        return {
+            "win_rate": float(np.mean(outcomes)),
+            "length_controlled": length_controlled_win_rate(outcomes, lengths - start_lengths),
+            "kl": float(np.mean(logps) - np.mean(ref_logps)),
+            "length": float(lengths.mean()),
+            "gold": float(scores.mean()),
+            "answers": [[prompt, answer.text] for prompt, answer in zip(self.sampler.prompts, answers, strict=True)][
+                :20
+            ],
+        }
+
+
+def learning_curve(examiner: Examiner, steps_per_update: int) -> Any:
+    """A callback for either trainer, with what the examiner says every few updates in its attribute `points`."""
+    from transformers import TrainerCallback
+
+    class LearningCurve(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.points = [{"update": 0, **examiner(examiner.start_policy)}]
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            update, within = divmod(state.global_step, steps_per_update)
+            if within == 0 and update % EVALUATE_EVERY == 0:
+                self.points.append({"update": update, **examiner(model.policy)})
+
+    return LearningCurve()
+
+
+def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
+    """Train one arm, and examine it on the test part's prompts every few updates."""
+    import torch
+    from datasets import Dataset
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "start_policy")
+    policy, start = (LlamaForCausalLM.from_pretrained(output / "start_policy", dtype=torch.float32) for _ in range(2))
+    examiner = Examiner(data, start, tokenizer)
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in examiner.parts.policy]
+    settings = {
+        "output_dir": str(output / "scratch" / job.name),
+        "seed": job.seed,
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "num_ppo_epochs": 2,
+        "num_mini_batches": 2,
+        "total_episodes": job.updates * BATCH_SIZE,
+        "response_length": RESPONSE_LENGTH,
+        "stop_token": "eos",
+        "temperature": 1.0,
+        "learning_rate": job.learning_rate,
+        "lr_scheduler_type": "constant",
+        "kl_coef": job.kl_coef,
+        "vf_coef": 0.5,
+        "num_sample_generations": 0,
+        "logging_steps": 4,
+        **ARMS[job.arm],
+        **job.options,
+    }
+    arguments = {
+        "processing_class": tokenizer,
+        "model": policy,
+        "train_dataset": Dataset.from_dict({"input_ids": prompts}),
+    }
+    make = trl_trainer if job.arm == "TRL" else our_trainer
+    trainer, steps_per_update = make(settings, arguments, output)
+    curve = learning_curve(examiner, steps_per_update)
+    trainer.add_callback(curve)
+    begin = time.process_time()
+    trainer.train()
+    return {
+        "job": job._asdict(),
+        "seconds": time.process_time() - begin,
+        "curve": curve.points,
+        "log": trainer.state.log_history,
+    }
+
+
+def our_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path) -> tuple[Any, int]:
+    import torch
+
+    from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+
+    reward_model = TokenRewardModel.from_pretrained(output / "reward_model", dtype=torch.float32)
+    trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=reward_model, **arguments)
+    return trainer, trainer.steps_per_update
+
+
+def trl_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path) -> tuple[Any, int]:
+    """TRL's PPOTrainer, with its own copy of the start policy as reference. It counts updates as steps."""
+    import torch
+    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    def load(kind: Any, folder: str) -> Any:
+        return kind.from_pretrained(output / folder, dtype=torch.float32)
+
+    settings = {**settings, "logging_steps": 1, "kl_coef": settings["kl_coef"] / REWARD_SCALE}
+    trainer = PPOTrainer(
+        args=PPOConfig(**settings),
+        ref_model=load(LlamaForCausalLM, "start_policy"),
+        reward_model=load(LlamaForSequenceClassification, "sequence_reward_model"),
+        value_model=load(LlamaForSequenceClassification, "sequence_reward_model"),
+        eval_dataset=arguments["train_dataset"].select(range(2)),
+        **arguments,
+    )
+    return trainer, 1
+
+
+# --- many processes ------------------------------------------------------------------------------------------------
+
+
+def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> list[dict[str, Any]]:
+    """The results of the jobs, in their order; those that are not there yet are run first."""
+    jobs = list(jobs)
+    folder = output / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [job for job in dict.fromkeys(map(_frozen, jobs)) if not (folder / f"{_thawed(job).name}.json").exists()]
+
+    def run(frozen: tuple) -> None:
+        job = _thawed(frozen)
+        command = [sys.executable, str(Path(__file__).resolve()), "run", "--data", str(data), "--output", str(output)]
+        command += ["--arm", job.arm, "--learning-rate", str(job.learning_rate), "--kl-coef", str(job.kl_coef)]
+        command += ["--seed", str(job.seed), "--updates", str(job.updates), "--options", json.dumps(job.options)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-3000:]}")
+        last = json.loads((folder / f"{job.name}.json").read_text())["curve"][-1]
+        print(
+            f"{job.name}: win rate {last['win_rate']:.3f}, KL {last['kl']:.2f}, length {last['length']:.1f}", flush=True
+        )
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(run, missing))
+    return [json.loads((folder / f"{job.name}.json").read_text()) for job in jobs]
+
+
+def _frozen(job: Job) -> tuple:
+    return (*job[:-1], json.dumps(job.options, sort_keys=True))
+
+
+def _thawed(frozen: tuple) -> Job:
+    return Job(*frozen[:-1], json.loads(frozen[-1]))
+
+
+class Final(NamedTuple):
+    """Where a run has come to: the mean of its last two examinations."""
+
+    win_rate: float
+    length_controlled: float
+    kl: float
+    length: float
+
+
+def final(result: dict[str, Any]) -> Final:
+    return Final(*(float(np.mean([point[name] for point in result["curve"][-2:]])) for name in Final._fields))
+
+
+def allowed(end: Final, human_length: float) -> bool:
+    return end.kl <= MAX_KL and abs(end.length / human_length - 1) <= MAX_LENGTH_ERROR
+
+
+def tuning_jobs(arm: str) -> list[Job]:
+    return [
+        Job(arm, learning_rate, kl_coef, seed, UPDATES, {"lam": lam})
+        for learning_rate in LEARNING_RATES
+        for kl_coef in KL_COEFS
+        for lam in LAMS
+        for seed in TUNING_SEEDS
+    ]
+
+
+def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, float, float]:
+    """Learning rate, KL coefficient and lambda with the highest mean win rate among those that are allowed on every tuning
+    seed; where none is, among those with a KL that is allowed; and else among all."""
+    by_setting: dict[tuple[float, float, float], list[Final]] = {}
+    for result in results:
+        job = result["job"]
+        setting = job["learning_rate"], job["kl_coef"], job["options"]["lam"]
+        by_setting.setdefault(setting, []).append(final(result))
+    fit = {s: ends for s, ends in by_setting.items() if all(allowed(end, human_length) for end in ends)}
+    fit = fit or {s: ends for s, ends in by_setting.items() if all(end.kl <= MAX_KL for end in ends)} or by_setting
+    return max(fit, key=lambda setting: np.mean([end.win_rate for end in fit[setting]]))
+
+
+def _chosen(arm: str, settings: dict[str, tuple[float, float, float]], seed: int, updates: int) -> Job:
+    learning_rate, kl_coef, lam = settings[arm]
+    return Job(arm, learning_rate, kl_coef, seed, updates, {"lam": lam})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("stage", choices=["prepare", "run", "all"])
+    parser.add_argument("--data", type=Path, required=True, help="Folder with ParaDetox.")
+    parser.add_argument("--output", type=Path, default=Path("runs/density"), help="Folder for models and results.")
+    parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
+    parser.add_argument("--arm", choices=list(ARMS), default="token")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--kl-coef", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument("--options", type=json.loads, default={}, help="Other settings of the PPO run, as JSON.")
+    arguments = parser.parse_args()
+    data, output = arguments.data, arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "prepare":
+        prepare(data, output)
+    elif arguments.stage == "run":
+        job = Job(
+            arguments.arm,
+            arguments.learning_rate,
+            arguments.kl_coef,
+            arguments.seed,
+            arguments.updates,
+            arguments.options,
+        )
+        result = run_job(job, data, output)
+        (output / "results").mkdir(exist_ok=True)
+        (output / "results" / f"{job.name}.json").write_text(json.dumps(result))
+    else:
+        from density_report import write_results
+
+        if not (output / "prepared.json").exists():
+            prepare(data, output)
+        human_length = json.loads((output / "prepared.json").read_text())["lengths"]["chosen"]
+        tuned = run_all([job for arm in ARMS for job in tuning_jobs(arm)], data, output, arguments.jobs)
+        settings = {arm: choose([r for r in tuned if r["job"]["arm"] == arm], human_length) for arm in ARMS}
+        jobs = [_chosen(arm, settings, seed, UPDATES) for seed in SEEDS for arm in ARMS]
+        long = [_chosen("token", settings, seed, 3 * UPDATES) for seed in SEEDS[:2]]
+        results = run_all([*jobs, *long], data, output, arguments.jobs)
+        write_results(output, tuned, settings, results[: len(jobs)], results[len(jobs) :], shlex.join(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

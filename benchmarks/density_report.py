@@ -1,0 +1,223 @@
+"""What `density.py` writes: tables in Markdown and learning curves as a picture, in `benchmarks/results`."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from density import (
+    ARMS,
+    BATCH_SIZE,
+    EVALUATE_EVERY,
+    HIDDEN_SIZE,
+    LAYERS,
+    MAX_KL,
+    MAX_LENGTH_ERROR,
+    SEEDS,
+    TUNING_SEEDS,
+    UPDATES,
+    VOCABULARY,
+    Final,
+    allowed,
+    final,
+)
+
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLOURS = [
+    "#000000",
+    "#999999",
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+]  # told apart by the colour-blind
+
+
+def write_results(
+    output: Path,
+    tuned: list[dict[str, Any]],
+    settings: dict[str, tuple[float, float, float]],
+    results: list[dict[str, Any]],
+    long: list[dict[str, Any]],
+    command: str,
+) -> None:
+    known = json.loads((output / "prepared.json").read_text())
+    of_arm = {arm: [r for r in results if r["job"]["arm"] == arm] for arm in ARMS}
+    human = known["lengths"]["chosen"]
+    lines = [
+        "# The density dial on ParaDetox",
+        "",
+        f"`{command}`, {date.today()}, commit {_commit()}, seeds {', '.join(map(str, SEEDS))} (tuning: "
+        f"{', '.join(map(str, TUNING_SEEDS))}), {_machine()}.",
+        "",
+        f"Policy and reward model: Llamas of {LAYERS} layers of {HIDDEN_SIZE}, vocabulary {VOCABULARY}, "
+        f"{known['parameters']:,} parameters, trained on the spot. Parts: {known['parts']}. The gold judge, a classifier of "
+        f"character n-grams of the gold part, ranks {known['gold_accuracy']:.3f} of the test part's edits rightly. Every run: "
+        f"{UPDATES} updates of {BATCH_SIZE} completions. Win rates are against the start policy, on the test part's "
+        f"{known['parts']['test']} prompts, and with the KL and the length the mean of a run's last two examinations, "
+        f"{EVALUATE_EVERY} updates apart. The people's edits have {human:.1f} tokens, the sentences that they edited "
+        f"{known['lengths']['rejected']:.1f}.",
+        "",
+        "## Reward models, on the test part",
+        "",
+        "| | sequence accuracy | AUROC of wrong tokens | edited-in above edited-out |",
+        "| --- | --- | --- | --- |",
+        *_reward_rows(known),
+        "",
+        "## Arms",
+        "",
+        f"Each at the learning rate, KL coefficient and lambda of GAE that won on the tuning seed: the highest win rate at a KL of at most "
+        f"{MAX_KL:g} nats and a length within {MAX_LENGTH_ERROR:.0%} of the people's where a setting of the arm has that. Mean "
+        "over the seeds, with a 95 % interval of the mean (Student's t).",
+        "",
+        "| arm | learning rate, KL coefficient, lambda | win rate | length-controlled | KL (nats) | length | within bounds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, runs in of_arm.items():
+        ends = [final(run) for run in runs]
+        cells = [
+            _interval([getattr(end, name) for end in ends], digits)
+            for name, digits in zip(Final._fields, (3, 3, 1, 1), strict=True)
+        ]
+        fit = sum(allowed(end, human) for end in ends)
+        learning_rate, kl_coef, lam = settings[arm]
+        lines.append(
+            f"| {arm} | {learning_rate:g}, {kl_coef:g}, {lam:g} | {' | '.join(cells)} | {fit} of {len(ends)} |"
+        )
+    lines += ["", "## Differences, seed by seed", "", "| | win rate |", "| --- | --- |"]
+    for other in ARMS:
+        if other != "token":
+            differences = [
+                final(a).win_rate - final(b).win_rate for a, b in zip(of_arm["token"], of_arm[other], strict=True)
+            ]
+            lines.append(f"| token less {other} | {_interval(differences, 3, sign='+')} |")
+    lines += ["", *_speed(of_arm), "", *_long_runs(long), "", "## Tuning", "", *_tuning_table(tuned, human), ""]
+    lines += ["![Learning curves](density.png)", ""]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "density.md").write_text("\n".join(lines), encoding="utf-8")
+    _plot(of_arm, long, human, RESULTS / "density.png")
+
+
+def _reward_rows(known: dict[str, Any]) -> list[str]:
+    names = {
+        "reward_model": "token reward model, unchanged tokens right (the default)",
+        "reward_model_zero": "token reward model, unchanged tokens pulled to 0",
+        "sequence_reward_model": "sequence reward model (TRL's RewardTrainer)",
+    }
+    rows = []
+    for key, name in names.items():
+        metrics = [known[key].get(f"eval_{metric}") for metric in ("accuracy", "token_auroc", "token_accuracy")]
+        rows.append(f"| {name} | {' | '.join('' if value is None else f'{value:.3f}' for value in metrics)} |")
+    return rows
+
+
+def _speed(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """When the token arm first does as well as other arms do at the end, both as means over the seeds."""
+    curve = _mean_curve(of_arm["token"], lambda point: point["win_rate"])
+    lines = ["How soon the token arm's mean win rate is what another arm's is at the end:", ""]
+    for other, runs in of_arm.items():
+        if other != "token":
+            end = np.mean([final(run).win_rate for run in runs])
+            reached = [update for update, value in curve if value >= end]
+            lines.append(f"- {other} ({end:.3f}): {f'update {reached[0]} of {UPDATES}' if reached else 'not reached'}")
+    return lines
+
+
+def _long_runs(long: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"## Runs of {3 * UPDATES} updates",
+        "",
+        "| arm, seed | at update | win rate | KL | length |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for run in long:
+        for point in run["curve"]:
+            if point["update"] and point["update"] % UPDATES == 0:
+                cells = f"{point['win_rate']:.3f} | {point['kl']:.1f} | {point['length']:.1f}"
+                lines.append(f"| {run['job']['arm']}, {run['job']['seed']} | {point['update']} | {cells} |")
+    return lines
+
+
+def _tuning_table(tuned: list[dict[str, Any]], human: float) -> list[str]:
+    lines = [
+        "| arm | learning rate | KL coefficient | lambda | win rate | KL | length | within bounds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in tuned:
+        job, end = run["job"], final(run)
+        cells = f"{end.win_rate:.3f} | {end.kl:.1f} | {end.length:.1f} | {'yes' if allowed(end, human) else 'no'}"
+        lines.append(
+            f"| {job['arm']} | {job['learning_rate']:g} | {job['kl_coef']:g} | {job['options']['lam']:g} | {cells} |"
+        )
+    return lines
+
+
+def _interval(values: list[float], digits: int, sign: str = "") -> str:
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:{sign}.{digits}f}"
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return f"{mean:{sign}.{digits}f} ({mean - half:{sign}.{digits}f} to {mean + half:{sign}.{digits}f})"
+
+
+def _mean_curve(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> list[tuple[int, float]]:
+    return [
+        (points[0]["update"], float(np.mean([value(point) for point in points])))
+        for points in zip(*(run["curve"] for run in runs), strict=True)
+    ]
+
+
+def _plot(of_arm: dict[str, list[dict[str, Any]]], long: list[dict[str, Any]], human: float, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ((by_update, by_kl), (length, long_run)) = plt.subplots(2, 2, figsize=(11, 8))
+    for (arm, runs), colour in zip(of_arm.items(), COLOURS, strict=True):
+        updates, rates = zip(*_mean_curve(runs, lambda point: point["win_rate"]), strict=True)
+        spread = np.std([[point["win_rate"] for point in run["curve"]] for run in runs], axis=0)
+        by_update.plot(updates, rates, color=colour, label=arm)
+        by_update.fill_between(updates, rates - spread, rates + spread, color=colour, alpha=0.12, linewidth=0)
+        kls = [kl for _, kl in _mean_curve(runs, lambda point: point["kl"])]
+        by_kl.plot(kls, rates, color=colour, marker=".", label=arm)
+        length.plot(updates, [tokens for _, tokens in _mean_curve(runs, lambda point: point["length"])], color=colour)
+    nats = long_run.twinx()
+    nats.set_ylabel("KL (nats), dotted")
+    for run in long:
+        points = run["curve"]
+        updates = [point["update"] for point in points]
+        long_run.plot(updates, [point["win_rate"] for point in points], color=COLOURS[list(ARMS).index("token")])
+        nats.plot(updates, [point["kl"] for point in points], color="#000000", linestyle=":")
+    length.axhspan((1 - MAX_LENGTH_ERROR) * human, (1 + MAX_LENGTH_ERROR) * human, color="#999999", alpha=0.15)
+    for axes, x, y in (
+        (by_update, "updates", "gold win rate against the start policy"),
+        (by_kl, "KL to the start policy (nats)", "gold win rate"),
+        (length, "updates", "mean length (tokens); grey: people's ± 20 %"),
+        (long_run, "updates", "gold win rate, runs three times as long"),
+    ):
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(alpha=0.3)
+    by_update.legend(fontsize=8)
+    figure.suptitle("ParaDetox: the same reward, more or less dense; mean over seeds, band: one standard deviation")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return done.stdout.strip() or "unknown"
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores ({platform.machine()}), one thread a run"
