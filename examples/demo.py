@@ -41,10 +41,11 @@ from trl import SFTConfig, SFTTrainer
 
 from demo_corpus import judge as corpus_judge
 from demo_corpus import make_corpus
-from report import Arm, Curves, GeneratedAnswer, HeldOutPair, TableRow, Token, Value, require_matplotlib, write_report
+from report import Arm, GeneratedAnswer, HeldOutPair, TableRow, Token, Value, require_matplotlib, write_report
 from trl_tokenreward import (
     FineGrainedPPOConfig,
     FineGrainedPPOTrainer,
+    RewardHackingCallback,
     RewardModelJudge,
     TokenRewardConfig,
     TokenRewardModel,
@@ -132,11 +133,15 @@ def main() -> None:
     judge, judge_name = make_judge(data, start_policy, tokenizer, evaluation, run)
     examiner = Examiner(start_policy, judge, tokenizer, evaluation, response_length(train), run.seed)
 
-    exams, curves = {"start policy": examiner.start}, {}
+    exams, curves, hacking = {"start policy": examiner.start}, {}, {}
     for name, settings in ARMS.items():
         stage(f"PPO with {name}")
-        policy, curves[name] = run_ppo(name, settings, start_policy, reward_model, tokenizer, train, examiner, run)
-        exams[name] = examiner.examine(policy)
+        trainer = run_ppo(name, settings, start_policy, reward_model, tokenizer, train, examiner, run)
+        curves[name], hacking[name] = (
+            callback(trainer, LearningCurve).points,
+            callback(trainer, RewardHackingCallback).signs,
+        )
+        exams[name] = examiner.examine(trainer.policy_model)
 
     stage("Result")
     table = [*reward_rows(reward_metrics), *policy_rows(exams, run.seed)]
@@ -148,6 +153,7 @@ def main() -> None:
         f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is against "
         f"the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole run took "
         f"{time.time() - start:.0f} s.",
+        *(f"Reward hacking, {name}: {'; '.join(signs.values()) or 'no signs'}." for name, signs in hacking.items()),
     ]
     examples = [
         *held_out_pairs(reward_model, tokenizer, evaluation),
@@ -160,10 +166,11 @@ def main() -> None:
     console.print(f"\nThe report, the curves and the models are in [bold]{run.output}[/]; open report.html.")
 
 
-# Both arms: the same models, prompts, seed, number of updates, learning rate and KL coefficient.
+# Both arms: the same models, prompts, seed, number of updates, learning rate and KL coefficient. For token scores the defaults
+# do the rest; the score of the whole answer gets their scale and their hold on the length here.
 ARMS: dict[str, dict[str, Any]] = {
-    "terminal reward": {"reward_signal": "sequence_score", "reward_density": "sequence"},
-    "dense rewards": {"reward_signal": "token_scores", "reward_density": "token", "reward_clip": 1.0},
+    "terminal reward": {"reward_signal": "sequence_score", "reward_scale": 0.2, "hold_length": True},
+    "dense rewards": {"reward_signal": "token_scores"},
 }
 
 
@@ -352,7 +359,7 @@ def run_ppo(
     train: Dataset,
     examiner: "Examiner",
     run: Run,
-) -> tuple[PreTrainedModel, Curves]:
+) -> FineGrainedPPOTrainer:
     sizes = run.sizes
     trainer = FineGrainedPPOTrainer(
         args=FineGrainedPPOConfig(
@@ -366,10 +373,7 @@ def run_ppo(
             temperature=1.0,
             learning_rate=2e-4,
             lr_scheduler_type="constant",
-            # Both signals come in logits of some units; a fifth of that puts a wrong token at about -1, and a completion's
-            # return on the scale of the KL penalty. The bound keeps one token from outweighing the rest.
-            reward_scale=0.2,
-            kl_coef=0.1,
+            kl_coef=0.05,
             vf_coef=0.5,
             logging_steps=8,
             num_sample_generations=0,
@@ -380,11 +384,14 @@ def run_ppo(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"input_ids": [prompt_ids(row) for row in train]}),
     )
-    curve = LearningCurve(examiner, trainer.steps_per_update, every=max(1, sizes.updates // 8))
-    trainer.add_callback(curve)
+    trainer.add_callback(LearningCurve(examiner, trainer.steps_per_update, every=max(1, sizes.updates // 8)))
     trainer.train()
     trainer.save_model()
-    return trainer.policy_model, curve.points
+    return trainer
+
+
+def callback(trainer: FineGrainedPPOTrainer, kind: type) -> Any:
+    return next(each for each in trainer.callback_handler.callbacks if isinstance(each, kind))
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------

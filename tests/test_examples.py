@@ -102,7 +102,7 @@ def test_the_demo_on_its_own_corpus_and_on_a_file(tmp_path):
         assert "win rate against the start policy" in page and "AUROC of wrong tokens" in page
         assert (folder / "curves.png").stat().st_size > 1000
         table = (folder / "table.md").read_text(encoding="utf-8")
-        assert "terminal reward" in table and "dense rewards" in table
+        assert "terminal reward" in table and "Reward hacking, dense rewards: " in table
         for model in ("start_policy", "reward_model", "terminal_reward", "dense_rewards"):
             assert (folder / model / "model.safetensors").exists()
 

@@ -207,7 +207,8 @@ def test_reward_and_value_models_act_with_their_adapters(kind, tmp_path):
     reward_model, value_model = REWARD_MODELS[kind](), adapted(classifier(seed=3), heads=["score"])
     merged_reward, merged_value = (copy.deepcopy(m).merge_and_unload().eval() for m in (reward_model, value_model))
     before, value_before = weights(reward_model), weights(value_model)
-    trainer = make(tmp_path, reward_model=reward_model, value_model=value_model)
+    raw = {} if kind == "classifier" else {"token_score_transform": "none", "reward_scale": 1.0, "reward_clip": 1e9}
+    trainer = make(tmp_path, reward_model=reward_model, value_model=value_model, **raw, center_rewards=False)
     trainer.train()
     rollout = trainer.rollouts[0]
     length = rollout.completion_ids.shape[1]
