@@ -23,7 +23,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(make_corpus(16, seed=0)))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     replacements = {
         "Qwen/Qwen2.5-0.5B-Instruct": str(tmp_path / "model"),
         "max_edit_ratio=0.5": f"max_edit_ratio=0.9, max_steps=2, {SMALL}",
@@ -37,6 +37,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert any(names["alignment"].original_mask) and any(names["alignment"].edited_mask)
     assert len(names["scores"].tokens) == len(names["scores"].token_scores)
     assert names["trainer"].state.global_step == 4
+    assert len(names["result"].comparisons) == 2 and (tmp_path / "win-rate" / "answers.jsonl").exists()
 
 
 def test_the_readme_shows_the_commands_that_there_are():
