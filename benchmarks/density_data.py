@@ -1,19 +1,28 @@
-"""The data of `density.py`: human edits in four parts that share no source sentence, and the gold judge of one of them."""
+"""The data of `density.py`: human edits in four parts that share no source sentence, and the gold judge of one of them.
 
+    python benchmarks/density_data.py --data <folder>
+
+measures what the data allow, in a second: how well a judge of the gold part ranks the test part's edits, and how well one
+person's edit finds the words that another's takes out. It writes `benchmarks/results/density_data.md`. The folder holds
+`paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox) and `qa-feedback-dev.json.gz` (QA-Feedback, dev split).
+"""
+
+import argparse
 import csv
 import gzip
 import json
 import re
+import shlex
+import sys
 from collections import Counter
+from datetime import date
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 from rapidfuzz.distance import Levenshtein
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 
 
 # Above this share of changed words a rewrite is no minimal edit.
@@ -141,10 +150,14 @@ class GoldJudge:
     """
 
     def __init__(self, pairs: Dataset):
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
         texts = [_text(row, "chosen") for row in pairs] + [_text(row, "rejected") for row in pairs]
         labels = [1] * len(pairs) + [0] * len(pairs)
         features = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-        self.classifier: Pipeline = make_pipeline(features, LogisticRegression(C=10.0, max_iter=1000))
+        self.classifier = make_pipeline(features, LogisticRegression(C=10.0, max_iter=1000))
         self.classifier.fit(texts, labels)
 
     def __call__(self, prompts: list[str], answers: list[str]) -> list[float]:
@@ -161,3 +174,70 @@ class GoldJudge:
 
 def _text(row: dict[str, Any], side: str) -> str:
     return row["prompt"] + row[side]
+
+
+def agreement(pairs: Dataset) -> dict[str, float]:
+    """How one person's edit of a sentence finds the words that another person's takes out or replaces, over all ordered
+    pairs of edits of one sentence: sensitivity, specificity, and the AUROC of such a yes-or-no finder, their mean."""
+    by_source: dict[str, list[np.ndarray]] = {}
+    for row in pairs:
+        before, after = (_text(row, side).split() for side in ("rejected", "chosen"))
+        wrong = np.zeros(len(before), dtype=bool)
+        for tag, first, last, *_ in Levenshtein.opcodes(before, after):
+            if tag in ("replace", "delete"):
+                wrong[first:last] = True
+        by_source.setdefault(_text(row, "rejected"), []).append(wrong)
+    couples = [couple for edits in by_source.values() for couple in permutations(edits, 2)]
+    one, other = (np.concatenate(side) for side in zip(*couples, strict=True))
+    sensitivity, specificity = float(one[other].mean()), float((~one)[~other].mean())
+    return {
+        "pairs of edits": len(couples),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "auroc": (sensitivity + specificity) / 2,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="Folder with the two files.")
+    arguments = parser.parse_args()
+    lines = [
+        "# What the data of the density dial allow",
+        "",
+        f"`{shlex.join(['python', *sys.argv])}`, {date.today()}; the split's seed is 0.",
+        "",
+        "| data | rows and edits | policy, reward, gold, test | gold judge on the test part | on the reward part |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    toxic = paradetox(arguments.data / "paradetox-8000.tsv")
+    answers = qa_feedback(arguments.data / "qa-feedback-dev.json.gz")
+    most = qa_feedback(arguments.data / "qa-feedback-dev.json.gz", gold=420)
+    for name, parts in {
+        "ParaDetox": toxic,
+        "QA-Feedback": answers,
+        "QA-Feedback, nearly all for the judge": most,
+    }.items():
+        judge = GoldJudge(parts.gold)
+        counts = ", ".join(f"{count} {what}" for what, count in parts.counts.items())
+        sizes = ", ".join(str(len(part)) for part in parts[:4])
+        accuracies = " | ".join(f"{judge.pair_accuracy(part):.3f}" for part in (parts.test, parts.reward))
+        lines.append(f"| {name} | {counts} | {sizes} | {accuracies} |")
+    found = agreement(toxic.reward)
+    lines += [
+        "",
+        "Of an answer about passages, a classifier of character n-grams cannot tell what is wrong: it would have to know the "
+        "passages. So QA-Feedback has no gold judge here, and no run of the density dial.",
+        "",
+        f"ParaDetox, where a sentence has several edits ({found['pairs of edits']} ordered pairs in the reward part): one "
+        f"person's edit finds {found['sensitivity']:.3f} of the words that another's takes out, and {found['specificity']:.3f} "
+        f"of those that it leaves; as a finder of wrong words it has an AUROC of {found['auroc']:.3f}.",
+        "",
+    ]
+    path = Path(__file__).parent / "results" / "density_data.md"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

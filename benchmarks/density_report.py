@@ -29,6 +29,8 @@ from density import (
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# The 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
+STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 COLOURS = [
     "#000000",
     "#999999",
@@ -160,12 +162,10 @@ def _tuning_table(tuned: list[dict[str, Any]], human: float) -> list[str]:
 
 
 def _interval(values: list[float], digits: int, sign: str = "") -> str:
-    from scipy.stats import t
-
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:{sign}.{digits}f}"
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    half = STUDENT[len(values) - 2] * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return f"{mean:{sign}.{digits}f} ({mean - half:{sign}.{digits}f} to {mean + half:{sign}.{digits}f})"
 
 
