@@ -36,9 +36,10 @@ BATCH_SIZE = 64
 RESPONSE_LENGTH = 32
 VOCABULARY, HIDDEN_SIZE, LAYERS, MAX_LENGTH = 4096, 128, 2, 128
 TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
-# What tuning chooses from, the same number of settings for each arm. TRL's PPO has no factor on the score, so that its
-# coefficients are five times ours for the same weight of the KL penalty.
+# What tuning chooses from. TRL's PPO has no factor on the score, so that its coefficients are five times ours for the same
+# weight of the KL penalty. And it has nothing else to hold the length by: it is tuned with larger ones too.
 LEARNING_RATES, KL_COEFS, LAMS = (2e-4, 3e-4), (0.025, 0.05, 0.1), (0.95, 0.7)
+TRL_KL_COEFS = (*KL_COEFS, 0.2, 0.4, 0.8)
 REWARD_SCALE = 0.2
 # What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the people's.
 MAX_KL, MAX_LENGTH_ERROR = 8.0, 0.2
@@ -56,6 +57,23 @@ ARMS: dict[str, dict[str, Any]] = {
     "token": {**TOKENS, "reward_density": "token"},
     "token + sequence": {**TOKENS, "reward_density": "token", "sequence_score_coef": 0.5},
 }
+# The token arm without one of its defaults, each on the first seeds; `reward_model` names another reward model.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as by default": {},
+    "scores as log-odds": {"token_score_transform": "none"},
+    "no bound on a score": {"reward_clip": 1e9},
+    "not centred": {"center_rewards": False},
+    "length not held": {"hold_length": False},
+    "mean of the scores, length not held": {
+        "average_token_scores": True,
+        "reward_scale": 12 * REWARD_SCALE,
+        "reward_clip": 12.0,
+        "hold_length": False,
+    },
+    "KL target of 3 nats": {"kl_target": 3.0},
+    "unchanged tokens pulled to 0, log-odds": {"reward_model": "reward_model_zero", "token_score_transform": "none"},
+}
+ABLATION_SEEDS = SEEDS[:3]
 
 
 class Job(NamedTuple):
@@ -250,13 +268,14 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
         **ARMS[job.arm],
         **job.options,
     }
+    reward_model = output / settings.pop("reward_model", "reward_model")
     arguments = {
         "processing_class": tokenizer,
         "model": policy,
         "train_dataset": Dataset.from_dict({"input_ids": prompts}),
     }
     make = trl_trainer if job.arm == "TRL" else our_trainer
-    trainer, steps_per_update = make(settings, arguments, output)
+    trainer, steps_per_update = make(settings, arguments, output, reward_model)
     curve = learning_curve(examiner, steps_per_update)
     trainer.add_callback(curve)
     begin = time.process_time()
@@ -269,17 +288,19 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
     }
 
 
-def our_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path) -> tuple[Any, int]:
+def our_trainer(
+    settings: dict[str, Any], arguments: dict[str, Any], output: Path, reward_model: Path
+) -> tuple[Any, int]:
     import torch
 
     from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
 
-    reward_model = TokenRewardModel.from_pretrained(output / "reward_model", dtype=torch.float32)
-    trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=reward_model, **arguments)
+    model = TokenRewardModel.from_pretrained(reward_model, dtype=torch.float32)
+    trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=model, **arguments)
     return trainer, trainer.steps_per_update
 
 
-def trl_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path) -> tuple[Any, int]:
+def trl_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path, _: Path) -> tuple[Any, int]:
     """TRL's PPOTrainer, with its own copy of the start policy as reference. It counts updates as steps."""
     import torch
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification
@@ -358,7 +379,7 @@ def tuning_jobs(arm: str) -> list[Job]:
     return [
         Job(arm, learning_rate, kl_coef, seed, UPDATES, {"lam": lam})
         for learning_rate in LEARNING_RATES
-        for kl_coef in KL_COEFS
+        for kl_coef in (TRL_KL_COEFS if arm == "TRL" else KL_COEFS)
         for lam in LAMS
         for seed in TUNING_SEEDS
     ]
@@ -377,9 +398,9 @@ def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, f
     return max(fit, key=lambda setting: np.mean([end.win_rate for end in fit[setting]]))
 
 
-def _chosen(arm: str, settings: dict[str, tuple[float, float, float]], seed: int, updates: int) -> Job:
+def _chosen(arm: str, settings: dict[str, tuple[float, float, float]], seed: int, updates: int, **options: Any) -> Job:
     learning_rate, kl_coef, lam = settings[arm]
-    return Job(arm, learning_rate, kl_coef, seed, updates, {"lam": lam})
+    return Job(arm, learning_rate, kl_coef, seed, updates, {"lam": lam, **options})
 
 
 def main() -> None:
@@ -421,8 +442,13 @@ def main() -> None:
         settings = {arm: choose([r for r in tuned if r["job"]["arm"] == arm], human_length) for arm in ARMS}
         jobs = [_chosen(arm, settings, seed, UPDATES) for seed in SEEDS for arm in ARMS]
         long = [_chosen("token", settings, seed, 3 * UPDATES) for seed in SEEDS[:2]]
-        results = run_all([*jobs, *long], data, output, arguments.jobs)
-        write_results(output, tuned, settings, results[: len(jobs)], results[len(jobs) :], shlex.join(sys.argv))
+        without = [
+            _chosen("token", settings, seed, UPDATES, **options)
+            for options in ABLATIONS.values()
+            for seed in ABLATION_SEEDS
+        ]
+        groups = [run_all(group, data, output, arguments.jobs) for group in (jobs, long, without)]
+        write_results(output, tuned, settings, *groups)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from density import (
+    ABLATION_SEEDS,
+    ABLATIONS,
     ARMS,
     BATCH_SIZE,
     EVALUATE_EVERY,
@@ -48,15 +50,26 @@ def write_results(
     settings: dict[str, tuple[float, float, float]],
     results: list[dict[str, Any]],
     long: list[dict[str, Any]],
-    command: str,
+    ablations: list[dict[str, Any]],
 ) -> None:
+    """Write `density.md` and `density.png`.
+
+    Args:
+        output (`Path`):
+            Folder with `prepared.json`.
+        tuned, results, long, ablations (`list[dict]`):
+            Results of the runs that tuned the arms, of the arms on all seeds, of the long runs, and of the token arm without
+            one of its defaults, in the order of `density.ABLATIONS` and of the seeds.
+        settings (`dict`):
+            Each arm's learning rate, KL coefficient and lambda.
+    """
     known = json.loads((output / "prepared.json").read_text())
     of_arm = {arm: [r for r in results if r["job"]["arm"] == arm] for arm in ARMS}
     human = known["lengths"]["chosen"]
     lines = [
         "# The density dial on ParaDetox",
         "",
-        f"`{command}`, {date.today()}, commit {_commit()}, seeds {', '.join(map(str, SEEDS))} (tuning: "
+        f"`python benchmarks/density.py all --data <folder>`, {date.today()}, commit {_commit()}, seeds {', '.join(map(str, SEEDS))} (tuning: "
         f"{', '.join(map(str, TUNING_SEEDS))}), {_machine()}.",
         "",
         f"Policy and reward model: Llamas of {LAYERS} layers of {HIDDEN_SIZE}, vocabulary {VOCABULARY}, "
@@ -84,14 +97,10 @@ def write_results(
     ]
     for arm, runs in of_arm.items():
         ends = [final(run) for run in runs]
-        cells = [
-            _interval([getattr(end, name) for end in ends], digits)
-            for name, digits in zip(Final._fields, (3, 3, 1, 1), strict=True)
-        ]
         fit = sum(allowed(end, human) for end in ends)
         learning_rate, kl_coef, lam = settings[arm]
         lines.append(
-            f"| {arm} | {learning_rate:g}, {kl_coef:g}, {lam:g} | {' | '.join(cells)} | {fit} of {len(ends)} |"
+            f"| {arm} | {learning_rate:g}, {kl_coef:g}, {lam:g} | {' | '.join(_cells(ends))} | {fit} of {len(ends)} |"
         )
     lines += ["", "## Differences, seed by seed", "", "| | win rate |", "| --- | --- |"]
     for other in ARMS:
@@ -100,7 +109,19 @@ def write_results(
                 final(a).win_rate - final(b).win_rate for a, b in zip(of_arm["token"], of_arm[other], strict=True)
             ]
             lines.append(f"| token less {other} | {_interval(differences, 3, sign='+')} |")
-    lines += ["", *_speed(of_arm), "", *_long_runs(long), "", "## Tuning", "", *_tuning_table(tuned, human), ""]
+    lines += [
+        "",
+        *_speed(of_arm),
+        "",
+        *_long_runs(long),
+        "",
+        *_ablation_table(ablations, human),
+        "",
+        "## Tuning",
+        "",
+        *_tuning_table(tuned, human),
+        "",
+    ]
     lines += ["![Learning curves](density.png)", ""]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "density.md").write_text("\n".join(lines), encoding="utf-8")
@@ -145,6 +166,28 @@ def _long_runs(long: list[dict[str, Any]]) -> list[str]:
                 cells = f"{point['win_rate']:.3f} | {point['kl']:.1f} | {point['length']:.1f}"
                 lines.append(f"| {run['job']['arm']}, {run['job']['seed']} | {point['update']} | {cells} |")
     return lines
+
+
+def _ablation_table(ablations: list[dict[str, Any]], human: float) -> list[str]:
+    lines = [
+        "## The token arm without one of its defaults",
+        "",
+        f"At its settings, seeds {', '.join(map(str, ABLATION_SEEDS))}.",
+        "",
+        "| | win rate | length-controlled | KL (nats) | length | within bounds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    number = len(ABLATION_SEEDS)
+    for i, name in enumerate(ABLATIONS):
+        ends = [final(run) for run in ablations[i * number : (i + 1) * number]]
+        fit = sum(allowed(end, human) for end in ends)
+        lines.append(f"| {name} | {' | '.join(_cells(ends))} | {fit} of {len(ends)} |")
+    return lines
+
+
+def _cells(ends: list[Final]) -> list[str]:
+    digits = zip(Final._fields, (3, 3, 1, 1), strict=True)
+    return [_interval([getattr(end, name) for end in ends], places) for name, places in digits]
 
 
 def _tuning_table(tuned: list[dict[str, Any]], human: float) -> list[str]:

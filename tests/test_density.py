@@ -92,7 +92,9 @@ def test_the_best_setting_within_bounds_is_chosen():
 
 def test_every_arm_is_tuned_as_much_on_seeds_that_are_not_reported():
     jobs = {arm: density.tuning_jobs(arm) for arm in density.ARMS}
-    assert len({tuple(job[1:] for job in map(density._frozen, of_arm)) for of_arm in jobs.values()}) == 1
+    settings = {arm: {job[1:] for job in map(density._frozen, of_arm)} for arm, of_arm in jobs.items()}
+    assert all(settings["token"] == of_arm for arm, of_arm in settings.items() if arm != "TRL")
+    assert settings["token"] < settings["TRL"]
     assert not {job.seed for of_arm in jobs.values() for job in of_arm} & set(density.SEEDS)
     assert Counter(job.name for of_arm in jobs.values() for job in of_arm).most_common(1)[0][1] == 1
 
@@ -115,10 +117,18 @@ def test_results_are_written(tmp_path, monkeypatch):
     results = [result(arm, rate + seed / 100, seed=seed) for seed in (1, 2) for arm, rate in rates.items()]
     settings = dict.fromkeys(density.ARMS, (2e-4, 0.05, 0.7))
     tuned = [result(arm, 0.6) for arm in density.ARMS]
-    density_report.write_results(tmp_path, tuned, settings, results, [result("token", 0.9, updates=120)], "command")
+    ablations = [result("token", 0.7, seed=seed) for _ in density.ABLATIONS for seed in density.ABLATION_SEEDS]
+    ablations[3:6] = [result("token", 0.9, length=13.0, seed=seed) for seed in density.ABLATION_SEEDS]
+    long = [result("token", 0.9, updates=120)]
+    density_report.write_results(tmp_path, tuned, settings, results, long, ablations)
     text = (tmp_path / "results" / "density.md").read_text(encoding="utf-8")
     # The last two examinations are at updates 5 and 10: (0.655 + 0.81) / 2 and (0.66 + 0.82) / 2 for the token arm.
     assert "| token | 0.0002, 0.05, 0.7 | 0.736 (0.689 to 0.784) |" in text
     assert "| token less TRL | +0.150 (+0.150 to +0.150) |" in text
+    assert "| as by default | 0.650 (0.650 to 0.650) |" in text
+    assert (
+        "| scores as log-odds | 0.800 (0.800 to 0.800) | 0.900 (0.900 to 0.900) | 3.0 (3.0 to 3.0) | 13.0 (13.0 to 13.0) | 0 of 3 |"
+        in text
+    )
     assert "| token, 101 | 120 | 0.900 |" in text
     assert (tmp_path / "results" / "density.png").stat().st_size > 10000
