@@ -14,8 +14,7 @@ Full training:
         --per_device_train_batch_size 4 --gradient_accumulation_steps 16 \
         --total_episodes 10000 \
         --learning_rate 3.0e-6 \
-        --response_length 128 --stop_token eos --missing_eos_penalty 1.0 \
-        --kl_coef 0.3 --center_rewards
+        --response_length 128 --stop_token eos --missing_eos_penalty 1.0
 
 LoRA:
 
@@ -28,7 +27,6 @@ LoRA:
         --total_episodes 10000 \
         --learning_rate 3.0e-5 \
         --response_length 128 --stop_token eos --missing_eos_penalty 1.0 \
-        --kl_coef 0.3 --center_rewards \
         --use_peft --lora_r 32 --lora_alpha 16
 
 Several GPUs: put this in place of `python`, with ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml (docs/scaling.md says which).
@@ -36,9 +34,10 @@ The batch has per_device_train_batch_size * gradient_accumulation_steps * proces
 
     accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml --num_processes 8
 
-The reward model may be a TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density
-sequence` puts the whole reward on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with
-the prompt inside. `--max_prompt_length` leaves out longer prompts and says how many.
+How token scores become rewards is left to the defaults, which docs/choosing-rewards.md explains. The reward model may be a
+TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density sequence` puts the whole reward
+on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with the prompt inside.
+`--max_prompt_length` leaves out longer prompts and says how many.
 """
 
 from dataclasses import dataclass, field
