@@ -38,7 +38,6 @@ COLOURS = [
     "#999999",
     "#0072B2",
     "#56B4E9",
-    "#009E73",
     "#D55E00",
     "#CC79A7",
 ]  # told apart by the colour-blind

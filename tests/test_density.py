@@ -113,12 +113,12 @@ def test_results_are_written(tmp_path, monkeypatch):
     }
     (tmp_path / "prepared.json").write_text(json.dumps(known))
     monkeypatch.setattr(density_report, "RESULTS", tmp_path / "results")
-    rates = dict(zip(density.ARMS, (0.60, 0.62, 0.64, 0.66, 0.68, 0.80, 0.82), strict=True))
+    rates = dict(zip(density.ARMS, (0.60, 0.62, 0.64, 0.68, 0.80, 0.82), strict=True))
     results = [result(arm, rate + seed / 100, seed=seed) for seed in (1, 2) for arm, rate in rates.items()]
     settings = dict.fromkeys(density.ARMS, (2e-4, 0.05, 0.7))
     tuned = [result(arm, 0.6) for arm in density.ARMS]
     ablations = [result("token", 0.7, seed=seed) for _ in density.ABLATIONS for seed in density.ABLATION_SEEDS]
-    ablations[3:6] = [result("token", 0.9, length=13.0, seed=seed) for seed in density.ABLATION_SEEDS]
+    ablations[2:4] = [result("token", 0.9, length=13.0, seed=seed) for seed in density.ABLATION_SEEDS]
     long = [result("token", 0.9, updates=120)]
     density_report.write_results(tmp_path, tuned, settings, results, long, ablations)
     text = (tmp_path / "results" / "density.md").read_text(encoding="utf-8")
@@ -127,7 +127,7 @@ def test_results_are_written(tmp_path, monkeypatch):
     assert "| token less TRL | +0.150 (+0.150 to +0.150) |" in text
     assert "| as by default | 0.650 (0.650 to 0.650) |" in text
     assert (
-        "| scores as log-odds | 0.800 (0.800 to 0.800) | 0.900 (0.900 to 0.900) | 3.0 (3.0 to 3.0) | 13.0 (13.0 to 13.0) | 0 of 3 |"
+        "| scores as log-odds | 0.800 (0.800 to 0.800) | 0.900 (0.900 to 0.900) | 3.0 (3.0 to 3.0) | 13.0 (13.0 to 13.0) | 0 of 2 |"
         in text
     )
     assert "| token, 101 | 120 | 0.900 |" in text
