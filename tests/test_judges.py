@@ -1,13 +1,11 @@
 """Judges; the endpoint's on a local HTTP server that answers as it is told to."""
 
-import json
 import math
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from fake_endpoint import running
 
 import tiny
 from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, TokenRewardModel
@@ -15,57 +13,6 @@ from trl_tokenreward.judges import DEFAULT_TEMPLATE
 
 
 pytestmark = pytest.mark.any_trl
-
-
-class Server(ThreadingHTTPServer):
-    """`respond(text, request number)` gives the text of the judge's answer, or the status and the body to send."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.respond = longer_wins
-        self.bodies, self.headers_seen = [], []
-        self.now = self.most_at_once = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.bodies.append(body)
-            server.headers_seen.append(dict(self.headers))
-            number = len(server.bodies)
-            server.now += 1
-            server.most_at_once = max(server.most_at_once, server.now)
-        try:
-            response = server.respond(body["messages"][0]["content"], number)
-        finally:
-            with server.lock:
-                server.now -= 1
-        headers = {}
-        if isinstance(response, str):
-            usage = {"prompt_tokens": 100, "completion_tokens": 7}
-            response = 200, json.dumps({"choices": [{"message": {"content": response}}], "usage": usage})
-        if len(response) == 3:
-            *response, headers = response
-        try:
-            self.send_response(response[0])
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(response[1].encode())
-        except BrokenPipeError:
-            pass  # the judge has hung up
-
-    def log_message(self, *args):
-        pass
 
 
 TEMPLATE = "{prompt}|{answer_a}|{answer_b}|[[A]] [[B]] [[TIE]]"
@@ -80,13 +27,8 @@ def longer_wins(text, number):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(longer_wins) as server:
+        yield server
 
 
 def make_judge(server, **kwargs):
@@ -155,7 +97,7 @@ def test_a_silent_endpoint_and_a_closed_port_are_asked_again(server):
 
 def test_waits_grow_and_obey_the_endpoint(server, monkeypatch):
     waits = []
-    monkeypatch.setattr("trl_tokenreward.judges.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     server.respond = lambda text, number: (429, "", {"Retry-After": "7" if number == 3 else "soon"})
     judge = make_judge(server, backoff=2.0, retries=7, max_failed=1.0)
     assert math.isnan(judge(["p"], ["a"], ["b"])[0])

@@ -141,6 +141,33 @@ def align_tokenized(
     return _alignment(original_tokens.ids, edited_tokens.ids, original_side.places, edited_side.places, kept, end)
 
 
+def align_words(original: str, edited: str) -> EditAlignment:
+    """[`align_edits`] without a tokenizer: a word, a punctuation mark, or a character of a script without spaces is a token.
+
+    White space belongs to no token. Where nothing else is edited, no token is masked.
+
+    Args:
+        original, edited (`str`):
+            Texts before and after the edit.
+
+    Returns:
+        [`EditAlignment`]: masks over words. The ids number the words in the order in which they first appear.
+
+    Raises:
+        TypeError: If a text is not a `str`.
+    """
+    _check_texts(original, edited)
+    numbers: dict[str, int] = {}
+
+    def words(text: str) -> TokenizedText:
+        units = _units(text)
+        found = list(zip(units.cores, units.starts, strict=True))[:-1]  # the last is the text's end
+        ids = [numbers.setdefault(core, len(numbers)) for core, _ in found]
+        return TokenizedText(ids, [(start, start + len(core)) for core, start in found])
+
+    return align_tokenized(original, edited, words(original), words(edited))
+
+
 def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAlignment:
     """[`align_edits`] for bare token ids: the longest common subsequence of tokens is kept.
 

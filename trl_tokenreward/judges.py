@@ -1,15 +1,10 @@
 """Judges: which of two answers to a prompt is the better one, said by a reward model, a function or a language model."""
 
 import hashlib
-import http.client
 import json
 import math
-import os
 import re
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -22,6 +17,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .endpoint import (
+    EndpointClient,
+    EndpointUsage,
+    Prompt,
+    Unanswered,
+    check_least,
+    check_template,
+    fill_template,
+    read_jsonl,
+    shorten,
+)
 from .modeling import evaluation_mode
 from .packing import groups_by_length, without_peft
 from .rewards import check_scorer, has_sequence_score, prefix_scores
@@ -29,8 +35,6 @@ from .statistics import pairwise_outcomes
 
 
 logger = logging.get_logger(__name__)
-
-Prompt = str | list[dict[str, Any]]
 
 
 class Judge(Protocol):
@@ -134,37 +138,16 @@ in which the two stand makes an answer better.
 
 Give your reasons in one or two sentences. Then write your verdict in a line of its own: [[A]] if answer A is better, \
 [[B]] if answer B is better, [[TIE]] if neither is."""
-_FIELD = re.compile(r"\{(prompt|answer_a|answer_b)\}")
 _VERDICT = re.compile(r"\[\[(A|B|TIE)\]\]")
 _VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
-_LONGEST_WAIT = 60.0
 
 
 @dataclass
-class JudgeUsage:
-    """What an [`EndpointJudge`] has used so far. Tokens are those that the endpoint counted, of every answer that came
-    back; `without_usage` answers came without a count. Retries are requests too."""
+class JudgeUsage(EndpointUsage):
+    """What an [`EndpointJudge`] has used so far: see [`~endpoint.EndpointUsage`]."""
 
-    requests: int = 0
     cache_hits: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    without_usage: int = 0
     failed_pairs: int = 0
-
-
-class _NoVerdict(Exception):
-    """What went wrong with a request, and how long to wait before it is asked again; `None`: never again."""
-
-    def __init__(self, problem: str, wait: float | None = 0.0):
-        super().__init__(problem)
-        self.wait = wait
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    # The API key would go along to wherever it leads.
-    def redirect_request(self, *args: Any) -> None:
-        return None
 
 
 class EndpointJudge:
@@ -231,29 +214,23 @@ class EndpointJudge:
         prices: tuple[float, float] | None = None,
         progress: bool = True,
     ):
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"`base_url` must begin with http:// or https://, got {base_url!r}.")
-        missing = [field for field in ("{prompt}", "{answer_a}", "{answer_b}") if field not in template]
-        missing += [verdict for verdict in ("[[A]]", "[[B]]", "[[TIE]]") if verdict not in template]
-        if missing:
-            raise ValueError(f"`template` lacks {', '.join(missing)}.")
-        if {"model", "messages", "stream"} & set(settings or {}):
-            raise ValueError("`settings` cannot have `model`, `messages` or `stream`: the judge sets or reads these.")
-        least = {"concurrency": (concurrency, 1), "retries": (retries, 0), "backoff": (backoff, 0)}
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
-        if timeout <= 0:
-            raise ValueError(f"`timeout` must be above 0 seconds, got {timeout}.")
+        check_template(template, ("{prompt}", "{answer_a}", "{answer_b}", "[[A]]", "[[B]]", "[[TIE]]"))
+        check_least(concurrency=(concurrency, 1))
         if not 0 <= max_failed <= 1:
             raise ValueError(f"`max_failed` is a share of the pairs, from 0 to 1, not {max_failed}.")
-        self.url, self.model, self.template = base_url.rstrip("/") + "/chat/completions", model, template
-        self.settings = {"temperature": 0.0} if settings is None else settings
-        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self.max_failed, self.prices, self.progress = max_failed, prices, progress
         self.usage = JudgeUsage()
-        self._api_key = api_key or os.environ.get("OPENAI_API_KEY")
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self.client = EndpointClient(
+            base_url,
+            model,
+            api_key=api_key,
+            settings={"temperature": 0.0} if settings is None else settings,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            prices=prices,
+            usage=self.usage,
+        )
+        self.template, self.concurrency, self.max_failed, self.progress = template, concurrency, max_failed, progress
         self._lock = threading.Lock()
         self._cache_path = None if cache is None else Path(cache)
         self._cache = {} if cache is None else _read_cache(Path(cache))
@@ -261,10 +238,7 @@ class EndpointJudge:
     @property
     def cost(self) -> float | None:
         """What the tokens so far have cost, in the currency of `prices`; `None` without prices."""
-        if self.prices is None:
-            return None
-        tokens = self.usage.prompt_tokens, self.usage.completion_tokens
-        return sum(price * count for price, count in zip(self.prices, tokens, strict=True)) / 1e6
+        return self.client.cost
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
         pairs = list(zip(prompts, answers_a, answers_b, strict=True))
@@ -296,114 +270,36 @@ class EndpointJudge:
         try:
             first = self._ask(prompt, answer_a, answer_b)
             second = 1.0 - self._ask(prompt, answer_b, answer_a)
-        except _NoVerdict as problem:
+        except Unanswered as problem:
             return math.nan, str(problem)
         return (first if first == second else 0.5), ""
 
     def _ask(self, prompt: Prompt, answer_a: str, answer_b: str) -> float:
-        if not isinstance(prompt, str):
-            prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-        fields = {"prompt": prompt, "answer_a": answer_a, "answer_b": answer_b}
-        # In one pass, so that braces in an answer stay what they are.
-        text = _FIELD.sub(lambda match: fields[match[1]], self.template)
-        body = {**self.settings, "model": self.model, "messages": [{"role": "user", "content": text}]}
-        key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
+        body = self.client.body(fill_template(self.template, prompt, answer_a=answer_a, answer_b=answer_b))
+        key = hashlib.sha256(json.dumps([self.client.url, body], sort_keys=True).encode()).hexdigest()
         with self._lock:
             if key in self._cache:
                 self.usage.cache_hits += 1
                 return _verdict(self._cache[key])
-        for attempt in range(self.retries + 1):
-            try:
-                answer = self._post(body)
-                verdict = _verdict(answer)
-                break
-            except _NoVerdict as problem:
-                if problem.wait is None or attempt == self.retries:
-                    raise
-                time.sleep(min(max(problem.wait, self.backoff * 2**attempt), _LONGEST_WAIT))
+        answer = self.client.complete(body, _verdict)
         with self._lock:
             self._cache[key] = answer
             if self._cache_path is not None:
                 with self._cache_path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "model": self.model, "answer": answer}) + "\n")
-        return verdict
-
-    def _post(self, body: dict[str, Any]) -> str:
-        """The text of the endpoint's answer."""
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
-        with self._lock:
-            self.usage.requests += 1
-        try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                content = response.read()
-        except urllib.error.HTTPError as error:
-            raise self._http_problem(error) from error
-        except (OSError, http.client.HTTPException) as error:  # timeouts too
-            raise _NoVerdict(f"{type(error).__name__} at {self.url}: {error}") from error
-        try:
-            answer = json.loads(content)
-            usage = answer.get("usage") or {}
-            with self._lock:
-                self.usage.prompt_tokens += usage.get("prompt_tokens") or 0
-                self.usage.completion_tokens += usage.get("completion_tokens") or 0
-                self.usage.without_usage += not usage
-            text = answer["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _NoVerdict(f"{self.url} sent no chat completion, but {self._quote(content)}") from error
-        if not isinstance(text, str):
-            raise _NoVerdict(f"{self.url} sent a message without text: {self._quote(content)}")
-        return text
-
-    def _quote(self, content: bytes) -> str:
-        text = content.decode("utf-8", "replace")
-        # Some endpoints say which key they refuse.
-        return _shorten(text.replace(self._api_key, "<api key>") if self._api_key else text)
-
-    def _http_problem(self, error: urllib.error.HTTPError) -> Exception:
-        try:
-            content = error.read()
-        except (OSError, http.client.HTTPException):
-            content = b""
-        problem = f"{self.url} answered with status {error.code}: {self._quote(content)}"
-        if error.code in (408, 409, 429) or error.code >= 500:
-            asked = error.headers.get("Retry-After", "")
-            return _NoVerdict(problem, float(asked) if asked.isdecimal() else 0.0)
-        if error.code in (401, 403, 404) or error.code < 400:
-            return RuntimeError(f"{problem}. Check `base_url`, `model` and `api_key` (or OPENAI_API_KEY).")
-        return _NoVerdict(problem, wait=None)
+                    file.write(json.dumps({"key": key, "model": self.client.model, "answer": answer}) + "\n")
+        return _verdict(answer)
 
 
 def _verdict(answer: str) -> float:
     found = _VERDICT.findall(answer)
     if not found:
-        raise _NoVerdict(f"the judge's answer has no verdict such as [[A]]: {_shorten(answer)}")
+        raise Unanswered(f"the judge's answer has no verdict such as [[A]]: {shorten(answer)}")
     return _VERDICTS[found[-1]]
 
 
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 200 else f"{text[:200]}...")
-
-
 def _read_cache(path: Path) -> dict[str, str]:
-    """The answers in a cache by their keys. What a process that was killed left of its last line is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = path.read_bytes() if path.exists() else b""
-    *lines, rest = content.split(b"\n")
-    answers = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            answers[record["key"]] = record["answer"]
-            _verdict(record["answer"])
-        except (ValueError, LookupError, TypeError, _NoVerdict) as error:
-            raise ValueError(
-                f"Line {number} of the cache {path} is no judge's answer: delete it or name another file."
-            ) from error
-    if rest:
-        logger.warning(f"The last line of the cache {path} is incomplete and is cut off.")
-        with path.open("r+b") as file:
-            file.truncate(len(content) - len(rest))
-    return answers
+    def check(record: dict[str, str]) -> tuple[str, float]:
+        return record["key"], _verdict(record["answer"])
+
+    records = read_jsonl(path, "the cache", "judge's answer", check)
+    return {record["key"]: record["answer"] for record in records}

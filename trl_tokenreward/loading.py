@@ -1,6 +1,7 @@
 """Data sets by path or by name."""
 
 from pathlib import Path
+from typing import Any
 
 from datasets import (
     Dataset,
@@ -11,6 +12,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -35,7 +37,8 @@ def load_split(
             Whether to read it as a stream.
 
     Raises:
-        ValueError: If a file has an unknown ending or is asked for a configuration, or the data set has no such split.
+        ValueError: If a file has an unknown ending, is asked for a configuration or cannot be read, or the data set has no
+            such split.
     """
     path = Path(name)
     if path.is_file():
@@ -49,7 +52,7 @@ def load_split(
         suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION]
         if not suffixes or suffixes[-1] not in _FORMATS:
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")
-        return load_dataset(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
+        return _load(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         dataset = load_from_disk(str(path))
     else:
@@ -65,5 +68,42 @@ def load_split(
 
 def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
     if config is not None and config not in get_dataset_config_names(name):
-        return load_dataset(name, data_dir=config, streaming=streaming)
-    return load_dataset(name, config, streaming=streaming)
+        return _load(name, data_dir=config, streaming=streaming)
+    return _load(name, config, streaming=streaming)
+
+
+def _load(path: str, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return load_dataset(path, *args, **kwargs)
+    except DatasetGenerationError as error:  # says nothing itself; what went wrong is its cause
+        raise ValueError(f"{kwargs.get('data_files', path)} cannot be read: {error.__cause__}") from error
+
+
+def check_output(path: str | Path) -> None:
+    """Whether [`save_dataset`] could save there, to know it before the work.
+
+    Raises:
+        ValueError: If something is there already, or the name has another ending than `.jsonl` or `.parquet`.
+    """
+    if Path(path).suffix not in ("", ".jsonl", ".parquet"):
+        raise ValueError(f"{path}: a file must end in .jsonl or .parquet, and a folder has no ending.")
+    if Path(path).exists():
+        raise ValueError(f"{path} exists already: remove it, or give another name.")
+
+
+def save_dataset(dataset: Dataset, path: str | Path) -> None:
+    """Save a data set, by the name's ending, as JSON Lines (`.jsonl`), as Parquet (`.parquet`), or in a folder by
+    `save_to_disk` (none). [`load_split`] reads all three.
+
+    Raises:
+        ValueError: As [`check_output`].
+    """
+    check_output(path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        dataset.to_json(path, force_ascii=False)
+    elif path.suffix == ".parquet":
+        dataset.to_parquet(path)
+    else:
+        dataset.save_to_disk(str(path))

@@ -1,0 +1,69 @@
+"""A chat-completions endpoint on a local HTTP server that answers as it is told to."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Server(ThreadingHTTPServer):
+    """`respond(text, request number)` gives the text of the model's answer, or the status, the body and perhaps the headers
+    to send."""
+
+    daemon_threads = True
+
+    def __init__(self, respond):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.respond = respond
+        self.bodies, self.headers_seen = [], []
+        self.now = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.bodies.append(body)
+            server.headers_seen.append(dict(self.headers))
+            number = len(server.bodies)
+            server.now += 1
+            server.most_at_once = max(server.most_at_once, server.now)
+        try:
+            response = server.respond(body["messages"][0]["content"], number)
+        finally:
+            with server.lock:
+                server.now -= 1
+        headers = {}
+        if isinstance(response, str):
+            usage = {"prompt_tokens": 100, "completion_tokens": 7}
+            response = 200, json.dumps({"choices": [{"message": {"content": response}}], "usage": usage})
+        if len(response) == 3:
+            *response, headers = response
+        try:
+            self.send_response(response[0])
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(response[1].encode())
+        except BrokenPipeError:
+            pass  # the client has hung up
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def running(respond):
+    server = Server(respond)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -1,0 +1,98 @@
+"""The command line: what it costs to ask for help, and how errors look."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from trl_tokenreward import __version__, cli
+
+
+pytestmark = pytest.mark.any_trl
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_help_lists_the_commands_and_loads_nothing_heavy():
+    code = """
+import sys
+from trl_tokenreward.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    print("status", stop.code)
+print("loaded", sorted({"torch", "transformers", "trl", "datasets", "numpy", "rich"} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "    import  " in result.stdout and "    inspect  " in result.stdout, result.stderr
+    assert result.stdout.endswith("status 0\nloaded []\n")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_and_runs_a_function(name, capsys):
+    module = import_module(f"trl_tokenreward.commands.{name}")
+    assert callable(module.run)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name.rstrip("_"), "--help"])
+    assert stop.value.code == 0 and f"trl-tokenreward {name.rstrip('_')}" in capsys.readouterr().out
+
+
+def test_the_module_runs():
+    command = [sys.executable, "-m", "trl_tokenreward", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, f"{__version__}\n")
+
+
+def test_the_script_and_the_subpackage_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"]["trl-tokenreward"].partition(":")
+    assert getattr(import_module(module), function) is cli.main
+    assert "trl_tokenreward.commands" in project["tool"]["setuptools"]["packages"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "{tmp}/no.txt"], "a file must end in one of"),
+        (["inspect", "{tmp}/no.jsonl", "--limit", "0"], "--limit must be at least 1, but is 0."),
+        (["inspect", "{tmp}/pairs.jsonl", "--max-length", "3"], "`max_length` counts tokens"),
+        (["inspect", "{tmp}/broken.jsonl"], "broken.jsonl cannot be read: "),
+        (["import", "columns", "{tmp}/pairs.jsonl", "{tmp}/out"], "needs the columns `chosen` and `rejected`"),
+        (["import", "hh-rlhf", "{tmp}/pairs.jsonl", "{tmp}/out.csv"], "must end in .jsonl or .parquet"),
+        (["import", "hh-rlhf", "{tmp}/pairs.jsonl", "{tmp}/pairs.jsonl"], "exists already"),
+        (["import", "paradetox", "{tmp}/missing.tsv", "{tmp}/out"], "missing.tsv"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys):
+    (tmp_path / "no.txt").touch()
+    (tmp_path / "broken.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n{"chosen": \n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "", "chosen": "a", "rejected": "b"}\n')
+    assert cli.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"trl-tokenreward {arguments[0]}: error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, capsys):
+    def fail(error):
+        def run(_):
+            raise error
+
+        return run
+
+    monkeypatch.setattr("trl_tokenreward.commands.inspect.run", fail(OSError("one\n  two")))
+    assert cli.main(["inspect", "x"]) == 2
+    assert capsys.readouterr().err == "trl-tokenreward inspect: error: one two\n"
+    monkeypatch.setattr("trl_tokenreward.commands.inspect.run", fail(KeyError("bug")))
+    with pytest.raises(KeyError):
+        cli.main(["inspect", "x"])

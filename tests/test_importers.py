@@ -1,0 +1,249 @@
+"""Importers, on rows worked by hand and on the real files."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, List, Value
+
+import tiny
+from trl_tokenreward import cli
+from trl_tokenreward.data import prepare_dataset
+from trl_tokenreward.importers import FORMATS, import_dataset
+from trl_tokenreward.loading import load_split, save_dataset
+
+
+pytestmark = pytest.mark.any_trl
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DIALOGUE = "\n\nHuman: hi\n\nAssistant:"
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def write(path, rows):
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_hh_rlhf(tmp_path):
+    rows = [
+        {"chosen": DIALOGUE + " good day", "rejected": DIALOGUE + " go away"},
+        {"chosen": DIALOGUE + " same", "rejected": DIALOGUE + " same"},
+        {"chosen": DIALOGUE + " ", "rejected": DIALOGUE + " rude"},
+        {"chosen": DIALOGUE + " something", "rejected": DIALOGUE},
+        {"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"},
+    ]
+    imported = import_dataset("hh-rlhf", write(tmp_path / "hh.jsonl", rows))
+    assert imported.dataset.to_list() == [{"prompt": DIALOGUE, "chosen": " good day", "rejected": " go away"}]
+    assert imported.counts == {
+        "rows": 5,
+        "kept": 1,
+        "the edit is the original": 1,
+        "the edit is empty": 1,
+        "the original is empty": 1,
+        "the sides share no prompt": 1,
+    }
+
+
+def test_ultrafeedback(tmp_path):
+    rows = [
+        {
+            "prompt": "hi",
+            "chosen": [user("hi"), assistant("hello")],
+            "rejected": [user("hi"), assistant("what")],
+            "score_chosen": 8.0,
+        },
+        {"prompt": "hi", "chosen": [user("hi"), assistant("x")], "rejected": [user("hi"), assistant("x")]},
+        {"prompt": "hi", "chosen": [user("hi"), assistant("")], "rejected": [user("hi"), assistant("x")]},
+        {"prompt": "hi", "chosen": [user("hi"), assistant("y")], "rejected": [user("ho"), assistant("x")]},
+    ]
+    imported = import_dataset("ultrafeedback", write(tmp_path / "uf.jsonl", rows))
+    row = {"prompt": [user("hi")], "chosen": [assistant("hello")], "rejected": [assistant("what")]}
+    assert imported.dataset.to_list() == [row]
+    reasons = ("the edit is the original", "the edit is empty", "the sides share no prompt")
+    assert imported.counts == {"rows": 4, "kept": 1, **dict.fromkeys(reasons, 1)}
+
+
+def qa_row(answer, correction, spans):
+    errors = [{"start": start, "end": end, "error type": "Irrelevant", "explanation": ""} for start, end in spans]
+    feedback = {"errors": errors, "missing-info": [], "corrected-prediction": correction}
+    return {"question": "who? ", "prediction 1": answer, "feedback": feedback}
+
+
+def test_qa_feedback(tmp_path):
+    rows = [
+        qa_row("Bad. Good.", "Good.", [(0, 4)]),
+        qa_row("Good.", "Good. More.", []),
+        qa_row("Bad.", "Bad.", [(0, 3)]),
+    ]
+    path = tmp_path / "qa.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    imported = import_dataset("qa-feedback", path)
+    prompt = "Question: who?\nAnswer:"
+    assert imported.dataset.to_list() == [
+        {"prompt": prompt, "chosen": " Good.", "rejected": " Bad. Good.", "rejected_spans": [[1, 5]]},
+        {"prompt": prompt, "chosen": " Good. More.", "rejected": " Good.", "rejected_spans": []},
+    ]
+    assert imported.counts == {"rows": 3, "kept": 2, "marked, but the edit is the original": 1}
+    assert imported.dataset.features["rejected_spans"] == List(List(Value("int64")))
+
+
+def test_paradetox(tmp_path):
+    tsv = 'toxic\tneutral1\tneutral2\tneutral3\n"you fool !\tYou!\tyou there\tYou!\nbe quiet\t\t\t\nNA\tNA\t12\n'
+    imported = import_dataset("paradetox", write(tmp_path / "p.tsv", tsv))
+    pairs = [('"you fool !', "You!"), ('"you fool !', "you there"), ("NA", "12")]
+    assert imported.dataset.to_list() == [
+        {"prompt": "", "chosen": edited, "rejected": original} for original, edited in pairs
+    ]
+    reasons = ("a rewrite given twice", "a sentence without a rewrite", "the edit is the original")
+    assert imported.counts == {"rows": 3, "kept": 3, **dict.fromkeys(reasons, 1)}
+
+
+def test_paradetox_of_the_hub(tmp_path):
+    rows = [{"en_toxic_comment": "you fool", "en_neutral_comment": "you"}]
+    imported = import_dataset("paradetox", write(tmp_path / "p.jsonl", rows))
+    assert imported.dataset.to_list() == [{"prompt": "", "chosen": "you", "rejected": "you fool"}]
+
+
+def test_stepwise_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(ValueError, match="holds no edit of it.*count as right in `chosen`"):
+        import_dataset("stepwise", tmp_path / "any")
+
+
+CSV = 'id,before,after,wrong,question\n1,"a ""b"", c",a b c,"[[2, 5]]",q\n2,42,NA,[],\n'
+NAMES = {"chosen": "after", "rejected": "before"}
+
+
+def test_columns_of_csv_are_texts(tmp_path):
+    names = {**NAMES, "prompt": "question", "spans": "wrong"}
+    imported = import_dataset("columns", write(tmp_path / "e.csv", CSV), columns=names)
+    assert imported.dataset.to_list() == [
+        {"prompt": "q", "chosen": "a b c", "rejected": 'a "b", c', "rejected_spans": [[2, 5]]},
+        {"prompt": "", "chosen": "NA", "rejected": "42", "rejected_spans": []},
+    ]
+    without = import_dataset("columns", tmp_path / "e.csv", columns=NAMES).dataset
+    assert without[0] == {"prompt": "", "chosen": "a b c", "rejected": 'a "b", c'}
+
+
+def test_columns_of_parquet_may_be_messages(tmp_path):
+    rows = [{"before": [user("hi"), assistant("bad one")], "after": [user("hi"), assistant("one")], "wrong": [[0, 3]]}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "e.parquet")
+    imported = import_dataset("columns", tmp_path / "e.parquet", columns={**NAMES, "spans": "wrong"})
+    assert imported.dataset.to_list() == [
+        {
+            "prompt": [user("hi")],
+            "chosen": [assistant("one")],
+            "rejected": [assistant("bad one")],
+            "rejected_spans": [[0, 3]],
+        }
+    ]
+
+
+GOOD = {"before": "bad text", "after": "text", "wrong": [[0, 3]]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**GOOD, "after": None}, "Row 1 of .*: `after` must be a text, but is None"),
+        ({**GOOD, "wrong": None}, "Row 1 of .*: spans must be a list.*but are None"),
+        ({**GOOD, "wrong": [[5, 9]]}, r"Row 1 of .*: the span \[5, 9\) must lie within the 8 characters"),
+        ({**GOOD, "wrong": [[5]]}, r"Row 1 of .*: a span is \[start, end\].*one is \[5\]"),
+    ],
+)
+def test_a_bad_row_is_named(row, message, tmp_path):
+    path = write(tmp_path / "e.jsonl", [GOOD, row])
+    with pytest.raises(ValueError, match=message):
+        import_dataset("columns", path, columns={**NAMES, "spans": "wrong"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("e.csv", "before,after\na,b\nc,d,e\n", "Row 1 of .*: has more fields than the header"),
+        ("e.csv", "before,after\na,b\nc\n", "Row 1 of .*: `after` must be a text, but is None"),
+        ("e.csv", 'before,after\na,"b"c\n', "Row 0 of .*: ',' expected"),
+        ("e.csv", "before,other\na,b\n", r"Row 0 of .*: has no `after`, only \['before', 'other'\]"),
+        ("e.csv", "before,after\n", r"No pair is left of .* \(rows: 0, kept: 0\)"),
+    ],
+)
+def test_a_bad_file_says_where(name, text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        import_dataset("columns", write(tmp_path / name, text), columns=NAMES)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="must be one of .*'paradetox'.* but is 'hh'"):
+        import_dataset("hh", tmp_path)
+    with pytest.raises(ValueError, match="'hh-rlhf' has columns of its own"):
+        import_dataset("hh-rlhf", tmp_path, columns=NAMES)
+    with pytest.raises(ValueError, match="needs the columns"):
+        import_dataset("columns", tmp_path, columns={"chosen": "after"})
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "folder/out"])
+def test_the_command_saves_what_load_split_reads(name, tmp_path, capsys):
+    source = write(tmp_path / "e.csv", CSV)
+    output = tmp_path / name
+    arguments = ["import", "columns", str(source), str(output), "--chosen", "after", "--rejected", "before"]
+    assert cli.main(arguments + ["--spans", "wrong"]) == 0
+    printed = capsys.readouterr().out
+    assert "rows read" in printed and f"Saved to {output}." in printed
+    expected = import_dataset("columns", source, columns={**NAMES, "spans": "wrong"}).dataset
+    assert load_split(output, "train").to_list() == expected.to_list()
+    with pytest.raises(ValueError, match="exists already"):
+        save_dataset(expected, output)
+
+
+def test_every_format_is_there():
+    from trl_tokenreward.importers import _CONVERT
+
+    assert FORMATS.keys() == _CONVERT.keys() | {"stepwise", "columns"}
+
+
+def shared_file(name):
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"no {name} in shared/data beside the checkout")
+    return path
+
+
+def test_real_hh_rlhf_trains_on_the_same_tokens(tmp_path):
+    with gzip.open(shared_file("hh-rlhf-harmless-base-test.jsonl.gz"), "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(60), strict=False)]
+    imported = import_dataset("hh-rlhf", write(tmp_path / "hh.jsonl", rows))
+    assert imported.counts == {"rows": 60, "kept": 60}
+    tokenizer = tiny.tokenizer()
+    ours, theirs = (prepare_dataset(data, tokenizer)[0] for data in (imported.dataset, Dataset.from_list(rows)))
+    assert ours.to_list() == theirs.to_list()
+
+
+def test_real_qa_feedback():
+    imported = import_dataset("qa-feedback", shared_file("qa-feedback-dev.json.gz"))
+    # Six answers were left as they are, and of thirteen nothing was right.
+    reasons = {"the edit is the original": 6, "the edit is empty": 13}
+    assert imported.counts == {"rows": 500, "kept": 481, **reasons}
+    with gzip.open(shared_file("qa-feedback-dev.json.gz"), "rt", encoding="utf-8") as file:
+        [first, *_] = json.load(file)
+    row, span = imported.dataset[0], first["feedback"]["errors"][0]
+    start, end = row["rejected_spans"][0]
+    assert row["rejected"][start:end] == first["prediction 1"][span["start"] : span["end"]]
+    prepared, left_out = prepare_dataset(imported.dataset.select(range(20)), tiny.tokenizer())
+    assert left_out.counts()["kept"] == 20 and any(prepared[0]["rejected_edit_mask"])
+
+
+def test_real_paradetox():
+    imported = import_dataset("paradetox", shared_file("paradetox-8000.tsv"))
+    counts = imported.counts
+    assert counts["rows"] == 7999 and counts["a sentence without a rewrite"] == 5
+    row = {"prompt": "", "chosen": "he was brave too!", "rejected": "he had steel balls too !"}
+    assert imported.dataset[0] == row and len(imported.dataset) == counts["kept"] == 12347
