@@ -38,7 +38,7 @@ VOCABULARY, HIDDEN_SIZE, LAYERS, MAX_LENGTH = 4096, 128, 2, 128
 TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
 # What tuning chooses from. TRL's PPO has no factor on the score, so that its coefficients are five times ours for the same
 # weight of the KL penalty. And it has nothing else to hold the length by: it is tuned with larger ones too.
-LEARNING_RATES, KL_COEFS = (2e-4, 3e-4), (0.025, 0.05, 0.1)
+LEARNING_RATES, KL_COEFS, LAMS = (2e-4, 3e-4), (0.025, 0.05, 0.1), (0.95, 0.7)
 TRL_KL_COEFS = (*KL_COEFS, 0.2, 0.4, 0.8)
 REWARD_SCALE = 0.2
 # What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the people's.
@@ -69,7 +69,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "reward_clip": 12.0,
         "hold_length": False,
     },
-    "lambda of .7": {"lam": 0.7},
+    "lambda of .95": {"lam": 0.95},
     "KL target of 3 nats": {"kl_target": 3.0},
     "unchanged tokens pulled to 0, log-odds": {"reward_model": "reward_model_zero", "token_score_transform": "none"},
 }
@@ -377,27 +377,30 @@ def allowed(end: Final, human_length: float) -> bool:
 
 def tuning_jobs(arm: str) -> list[Job]:
     return [
-        Job(arm, learning_rate, kl_coef, seed, UPDATES, {"lam": 0.95})
+        Job(arm, learning_rate, kl_coef, seed, UPDATES, {"lam": lam})
         for learning_rate in LEARNING_RATES
         for kl_coef in (TRL_KL_COEFS if arm == "TRL" else KL_COEFS)
+        for lam in LAMS
         for seed in TUNING_SEEDS
     ]
 
 
-def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, float]:
-    """Learning rate and KL coefficient with the highest mean win rate among those that are allowed on every tuning seed;
-    where none is, among those with a KL that is allowed; and else among all."""
-    by_setting: dict[tuple[float, float], list[Final]] = {}
+def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, float, float]:
+    """Learning rate, KL coefficient and lambda with the highest mean win rate among those that are allowed on every tuning
+    seed; where none is, among those with a KL that is allowed; and else among all."""
+    by_setting: dict[tuple[float, float, float], list[Final]] = {}
     for result in results:
         job = result["job"]
-        by_setting.setdefault((job["learning_rate"], job["kl_coef"]), []).append(final(result))
+        setting = job["learning_rate"], job["kl_coef"], job["options"]["lam"]
+        by_setting.setdefault(setting, []).append(final(result))
     fit = {s: ends for s, ends in by_setting.items() if all(allowed(end, human_length) for end in ends)}
     fit = fit or {s: ends for s, ends in by_setting.items() if all(end.kl <= MAX_KL for end in ends)} or by_setting
     return max(fit, key=lambda setting: np.mean([end.win_rate for end in fit[setting]]))
 
 
-def _chosen(arm: str, settings: dict[str, tuple[float, float]], seed: int, updates: int, **options: Any) -> Job:
-    return Job(arm, *settings[arm], seed, updates, {"lam": 0.95, **options})
+def _chosen(arm: str, settings: dict[str, tuple[float, float, float]], seed: int, updates: int, **options: Any) -> Job:
+    learning_rate, kl_coef, lam = settings[arm]
+    return Job(arm, learning_rate, kl_coef, seed, updates, {"lam": lam, **options})
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ COLOURS = [
 def write_results(
     output: Path,
     tuned: list[dict[str, Any]],
-    settings: dict[str, tuple[float, float]],
+    settings: dict[str, tuple[float, float, float]],
     results: list[dict[str, Any]],
     long: list[dict[str, Any]],
     ablations: list[dict[str, Any]],
@@ -60,7 +60,7 @@ def write_results(
             Results of the runs that tuned the arms, of the arms on all seeds, of the long runs, and of the token arm without
             one of its defaults, in the order of `density.ABLATIONS` and of the seeds.
         settings (`dict`):
-            Each arm's learning rate and KL coefficient.
+            Each arm's learning rate, KL coefficient and lambda.
     """
     known = json.loads((output / "prepared.json").read_text())
     of_arm = {arm: [r for r in results if r["job"]["arm"] == arm] for arm in ARMS}
@@ -87,18 +87,20 @@ def write_results(
         "",
         "## Arms",
         "",
-        f"Each at the learning rate and KL coefficient that won on the tuning seed: the highest win rate at a KL of at most "
+        f"Each at the learning rate, KL coefficient and lambda of GAE that won on the tuning seed: the highest win rate at a KL of at most "
         f"{MAX_KL:g} nats and a length within {MAX_LENGTH_ERROR:.0%} of the people's where a setting of the arm has that. Mean "
         "over the seeds, with a 95 % interval of the mean (Student's t).",
         "",
-        "| arm | learning rate, KL coefficient | win rate | length-controlled | KL (nats) | length | within bounds |",
+        "| arm | learning rate, KL coefficient, lambda | win rate | length-controlled | KL (nats) | length | within bounds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, runs in of_arm.items():
         ends = [final(run) for run in runs]
         fit = sum(allowed(end, human) for end in ends)
-        learning_rate, kl_coef = settings[arm]
-        lines.append(f"| {arm} | {learning_rate:g}, {kl_coef:g} | {' | '.join(_cells(ends))} | {fit} of {len(ends)} |")
+        learning_rate, kl_coef, lam = settings[arm]
+        lines.append(
+            f"| {arm} | {learning_rate:g}, {kl_coef:g}, {lam:g} | {' | '.join(_cells(ends))} | {fit} of {len(ends)} |"
+        )
     lines += ["", "## Differences, seed by seed", "", "| | win rate |", "| --- | --- |"]
     for other in ARMS:
         if other != "token":
@@ -189,13 +191,15 @@ def _cells(ends: list[Final]) -> list[str]:
 
 def _tuning_table(tuned: list[dict[str, Any]], human: float) -> list[str]:
     lines = [
-        "| arm | learning rate | KL coefficient | win rate | KL | length | within bounds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | learning rate | KL coefficient | lambda | win rate | KL | length | within bounds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in tuned:
         job, end = run["job"], final(run)
         cells = f"{end.win_rate:.3f} | {end.kl:.1f} | {end.length:.1f} | {'yes' if allowed(end, human) else 'no'}"
-        lines.append(f"| {job['arm']} | {job['learning_rate']:g} | {job['kl_coef']:g} | {cells} |")
+        lines.append(
+            f"| {job['arm']} | {job['learning_rate']:g} | {job['kl_coef']:g} | {job['options']['lam']:g} | {cells} |"
+        )
     return lines
 
 

@@ -85,9 +85,9 @@ def test_the_best_setting_within_bounds_is_chosen():
         result("token", 0.6, length=11.9, lr=3.0),
         result("token", 0.7, length=8.1, kl=7.9, lr=4.0),
     ]
-    assert density.choose(results, human_length=10.0) == (4.0, 0.1)
-    assert density.choose(results[:2], human_length=10.0) == (2.0, 0.1)  # none has the length
-    assert density.choose(results[:1], human_length=10.0) == (1.0, 0.1)
+    assert density.choose(results, human_length=10.0) == (4.0, 0.1, 0.95)
+    assert density.choose(results[:2], human_length=10.0) == (2.0, 0.1, 0.95)  # none has the length
+    assert density.choose(results[:1], human_length=10.0) == (1.0, 0.1, 0.95)
 
 
 def test_every_arm_is_tuned_as_much_on_seeds_that_are_not_reported():
@@ -115,7 +115,7 @@ def test_results_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(density_report, "RESULTS", tmp_path / "results")
     rates = dict(zip(density.ARMS, (0.60, 0.62, 0.64, 0.68, 0.80, 0.82), strict=True))
     results = [result(arm, rate + seed / 100, seed=seed) for seed in (1, 2) for arm, rate in rates.items()]
-    settings = dict.fromkeys(density.ARMS, (2e-4, 0.05))
+    settings = dict.fromkeys(density.ARMS, (2e-4, 0.05, 0.7))
     tuned = [result(arm, 0.6) for arm in density.ARMS]
     ablations = [result("token", 0.7, seed=seed) for _ in density.ABLATIONS for seed in density.ABLATION_SEEDS]
     ablations[1:2] = [result("token", 0.9, length=13.0, seed=seed) for seed in density.ABLATION_SEEDS]
@@ -123,7 +123,7 @@ def test_results_are_written(tmp_path, monkeypatch):
     density_report.write_results(tmp_path, tuned, settings, results, long, ablations)
     text = (tmp_path / "results" / "density.md").read_text(encoding="utf-8")
     # The last two examinations are at updates 5 and 10: (0.655 + 0.81) / 2 and (0.66 + 0.82) / 2 for the token arm.
-    assert "| token | 0.0002, 0.05 | 0.736 (0.689 to 0.784) |" in text
+    assert "| token | 0.0002, 0.05, 0.7 | 0.736 (0.689 to 0.784) |" in text
     assert "| token less TRL | +0.150 (+0.150 to +0.150) |" in text
     assert "| as by default | 0.650 |" in text
     assert "| scores as log-odds | 0.800 | 0.900 | 3.0 | 13.0 | 0 of 1 |" in text
