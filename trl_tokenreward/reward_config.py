@@ -61,8 +61,8 @@ class TokenRewardConfig(RewardConfig):
         unchanged_token_weight (`float`, *optional*):
             Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
             scores, and summed over a response they drown those of the tokens that matter. If `None`, 3 with the target
-            `"right"`, which is nearer to how many more of them there are and found wrong tokens better than 1, and .1 with
-            `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an edited token for being
+            `"right"`, which is nearer to how many more of them there are and found wrong tokens a little better than 1, and
+            .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an edited token for being
             wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
