@@ -51,9 +51,9 @@ demo: .venv/.installed
 test: $(TRL_VERSIONS:%=.venv-trl%/.installed)
 	@failed=; for version in $(TRL_VERSIONS); do \
 		echo "== TRL $$version =="; \
+		set --; [ $$version = $(NEWEST_TRL) ] || set -- -m "not any_trl"; \
 		HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-trl$$version/bin/python -m pytest -n 2 --dist loadfile -q \
-			$$([ $$version = $(NEWEST_TRL) ] || echo '-m "not any_trl"') $(PYTEST_ARGS) \
-			|| failed="$$failed $$version"; \
+			"$$@" $(PYTEST_ARGS) || failed="$$failed $$version"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "The suite failed on TRL$$failed"; exit 1; fi
 

@@ -131,7 +131,9 @@ def prepare(data: Path, output: Path) -> None:
     policy = demo.train_policy(tokenizer, prepared["policy"], run)
     tokenizer.save_pretrained(output / "start_policy")
     reward = prepared["reward"], prepared["test"], run
-    reward_model, metrics = demo.train_reward_model("reward_model", policy, tokenizer, *reward)
+    reward_model, metrics = demo.train_reward_model(
+        "reward_model", policy, tokenizer, *reward, unchanged_token_weight=3.0
+    )
     evaluate_token_rewards(reward_model, tokenizer, prepared["test"]).save(output / "token_rewards.json")
     _, pulled = demo.train_reward_model(
         "reward_model_zero",

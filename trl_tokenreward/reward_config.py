@@ -8,7 +8,7 @@ from trl import RewardConfig
 
 
 # What `unchanged_token_weight=None` stands for.
-UNCHANGED_TOKEN_WEIGHTS = {"right": 3.0, "zero": 0.1}
+UNCHANGED_TOKEN_WEIGHTS = {"right": 1.0, "zero": 0.1}
 
 
 @dataclass
@@ -60,10 +60,9 @@ class TokenRewardConfig(RewardConfig):
               how much a token is better or worse than one that nobody would touch.
         unchanged_token_weight (`float`, *optional*):
             Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
-            scores, and summed over a response they drown those of the tokens that matter. If `None`, 3 with the target
-            `"right"`, which is nearer to how many more of them there are and found wrong tokens a little better than 1, and
-            .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an edited token for being
-            wrong by as much (3.05), so that an edit always outweighs it.
+            scores, and summed over a response they drown those of the tokens that matter. If `None`, 1 with the target
+            `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an
+            edited token for being wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
             after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
@@ -114,7 +113,7 @@ class TokenRewardConfig(RewardConfig):
     unchanged_token_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 3 with the "
+            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 1 with the "
             "target 'right' and .1 with 'zero'."
         },
     )
