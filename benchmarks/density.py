@@ -171,6 +171,7 @@ def prepare(data: Path, output: Path) -> None:
         "gold_accuracy": judge.pair_accuracy(parts.test),
         "parameters": policy.num_parameters(),
         "lengths": lengths,
+        "human_win_rate": Examiner(data, policy, tokenizer).human_win_rate(),
         "reward_model": metrics,
         "reward_model_zero": pulled,
         "sequence_reward_model": trainer.evaluate(),
@@ -196,6 +197,12 @@ class Examiner:
         answers = self.sampler(policy)
         scores = self.judge(self.sampler.prompts, [answer.text for answer in answers])
         return answers, np.array(scores), np.array([len(answer.ids) for answer in answers])
+
+    def human_win_rate(self) -> float:
+        """How often people's edits win against the start policy's answers to the same prompts."""
+        from trl_tokenreward.statistics import win_rate
+
+        return win_rate(self.judge(self.sampler.prompts, list(self.parts.test["chosen"])), self.start[1])
 
     def __call__(self, policy: Any) -> dict[str, Any]:
         """Gold win rate against the start policy, plain and length-controlled, KL to it in nats, and length in tokens."""

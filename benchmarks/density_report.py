@@ -78,7 +78,7 @@ def write_results(
         f"{UPDATES} updates of {BATCH_SIZE} completions. Win rates are against the start policy, on the test part's "
         f"{known['parts']['test']} prompts, and with the KL and the length the mean of a run's last two examinations, "
         f"{EVALUATE_EVERY} updates apart. The people's edits have {human:.1f} tokens, the sentences that they edited "
-        f"{known['lengths']['rejected']:.1f}.",
+        f"{known['lengths']['rejected']:.1f}; the edits win {known['human_win_rate']:.3f} against the start policy.",
         "",
         "## Reward models, on the test part",
         "",

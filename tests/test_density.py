@@ -107,6 +107,7 @@ def test_results_are_written(tmp_path, monkeypatch):
         "gold_accuracy": 0.99,
         "parameters": 1000,
         "lengths": {"chosen": 10.0, "rejected": 11.0},
+        "human_win_rate": 0.85,
         "reward_model": metrics,
         "reward_model_zero": metrics,
         "sequence_reward_model": {"eval_accuracy": 0.9},
