@@ -373,7 +373,8 @@ def run_ppo(
             temperature=1.0,
             learning_rate=2e-4,
             lr_scheduler_type="constant",
-            kl_coef=0.05,
+            # At the default of .05 both arms left the start policy further than the reward model can be trusted.
+            kl_coef=0.1,
             vf_coef=0.5,
             logging_steps=8,
             num_sample_generations=0,
