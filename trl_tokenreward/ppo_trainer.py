@@ -239,7 +239,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.reward_model = reward_model
         if value_model is None:
             readable = self.scorer.reward_processing_class is None
-            usable = isinstance(reward_model, nn.Module) and readable and has_sequence_score(reward_model)
+            usable = is_model and readable and has_sequence_score(reward_model)
             value_model = copied(reward_model if usable else model, TokenRewardModel.from_backbone)
         check_scorer(value_model, "value_model")
         if not has_sequence_score(value_model):
@@ -342,24 +342,15 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     yield {"groups": self._groups(rollout, torch.from_numpy(rows))}
 
     def _adapt(self, rollout: Rollout) -> None:
-        """What the next update takes from this one: the coefficient of the KL penalty and the bonus for length."""
+        """What the next update takes from this one: the mean length and the coefficient of the KL penalty."""
         mask = rollout.completion_mask
-        kl = masked_sum(rollout.kl, mask, dim=1)
         if self.args.hold_length:
-            totals = masked_sum(rollout.token_level_scores, mask, dim=1) - self._kl_coef * kl
-            lengths = mask.sum(1)
+            self._previous_length = float(mask.sum(1).float().mean())
             if self._length_target is None:
-                self._length_target = float(lengths.float().mean())
-            _, self._held_bonus = self._length_bonus(totals, lengths)
-            self._previous_length = float(lengths.float().mean())
+                self._length_target = self._previous_length
         if self.args.kl_target is not None:
-            self._kl_coef = adapted_kl_coef(
-                self._kl_coef, float(kl.mean()), self.args.kl_target, least=self.args.kl_coef
-            )
-
-    def _length_bonus(self, totals: Tensor, lengths: Tensor) -> tuple[float, float]:
-        previous = self._length_target if self._previous_length is None else self._previous_length
-        return length_bonus(totals, lengths, self._length_target, previous, self._held_bonus)
+            kl = float(masked_sum(rollout.kl, mask, dim=1).mean())
+            self._kl_coef = adapted_kl_coef(self._kl_coef, kl, self.args.kl_target, least=self.args.kl_coef)
 
     def _collect_rollout(self, update: int) -> Rollout:
         """Sample completions, score them and work out their advantages."""
@@ -446,7 +437,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
         bonus = 0.0
         # The first update has the target's own length.
         if self._length_target is not None:
-            bonus, _ = self._length_bonus(rewards.sum(1), mask.sum(1))
+            previous = self._length_target if self._previous_length is None else self._previous_length
+            bonus, self._held_bonus = length_bonus(
+                rewards.sum(1), mask.sum(1), self._length_target, previous, self._held_bonus
+            )
             rewards = rewards + bonus * mask
         self._metrics["objective/length_bonus"].append(bonus)
         if args.whiten_rewards:
@@ -665,12 +659,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
         mask = rollout.completion_mask
         scores = masked_sum(rollout.token_level_scores, mask, dim=1)
         lengths = mask.sum(1).float()
-        non_score_rewards = -self._kl_coef * masked_sum(rollout.kl, mask, dim=1)
+        kl = masked_sum(rollout.kl, mask, dim=1)
+        non_score_rewards = -self._kl_coef * kl
         num_eos_tokens = 0
         if self.processing_class.eos_token_id is not None:
             num_eos_tokens = masked_sum((rollout.completion_ids == self.processing_class.eos_token_id).long(), mask)
         metrics = {
-            "objective/kl": masked_sum(rollout.kl, mask, dim=1).mean(),
+            "objective/kl": kl.mean(),
             "objective/kl_coef": self._kl_coef,
             "objective/entropy": -masked_sum(rollout.per_token_logps, mask, dim=1).mean(),
             "objective/non_score_reward": non_score_rewards.mean(),

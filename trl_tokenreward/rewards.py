@@ -128,8 +128,9 @@ def shape_scores(
     `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
     tokens of the batch, and then `s / length` if `average`. Where a score is the log-odds that an annotator would leave a
     token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
-    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much. `signal="sequence_score"` does the same to each row's sum and
-    puts the difference on its last token, so that potential differences stay what they are.
+    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much.
+    `signal="sequence_score"` does the same to each row's sum and puts the difference on its last token, so that potential
+    differences stay what they are.
 
     Args:
         scores (`Tensor`):
