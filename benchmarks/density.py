@@ -107,6 +107,7 @@ def prepare(data: Path, output: Path) -> None:
     from density_data import GoldJudge, paradetox
     from trl_tokenreward import evaluate_token_rewards
     from trl_tokenreward.data import prepare_dataset
+    from trl_tokenreward.statistics import win_rate
 
     torch.set_num_threads(1)
     parts = paradetox(data / "paradetox-8000.tsv")
@@ -165,13 +166,14 @@ def prepare(data: Path, output: Path) -> None:
         side: float(np.mean([sum(mask) for mask in prepared["test"][f"{side}_completion_mask"]]))
         for side in ("chosen", "rejected")
     }
+    start = make_examiner(parts, judge, policy, tokenizer).start
     known = {
         "parts": {name: len(part) for name, part in parts._asdict().items() if name != "counts"},
         "counts": parts.counts,
         "gold_accuracy": judge.pair_accuracy(parts.test),
         "parameters": policy.num_parameters(),
         "lengths": lengths,
-        "human_win_rate": Examiner(data, policy, tokenizer).human_win_rate(),
+        "human_win_rate": win_rate(judge(start.prompts, list(parts.test["chosen"])), start.scores),
         "reward_model": metrics,
         "reward_model_zero": pulled,
         "sequence_reward_model": trainer.evaluate(),
@@ -179,63 +181,42 @@ def prepare(data: Path, output: Path) -> None:
     (output / "prepared.json").write_text(json.dumps(known, indent=1))
 
 
-class Examiner:
-    """Has policies answer the test part's prompts, always with the same random numbers, and measures the answers."""
+def make_examiner(parts: Any, judge: Any, start_policy: Any, tokenizer: Any) -> Any:
+    """The demo's examiner, with the test part's prompts and the gold judge."""
+    import demo
 
-    def __init__(self, data: Path, start_policy: Any, tokenizer: Any):
-        from density_data import GoldJudge, paradetox
-        from trl_tokenreward.evaluation import AnswerSampler
-
-        self.parts = paradetox(data / "paradetox-8000.tsv")
-        self.judge = GoldJudge(self.parts.gold)
-        self.start_policy = start_policy
-        prompts = [row["prompt"] for row in self.parts.test]
-        self.sampler = AnswerSampler(tokenizer, prompts, response_length=RESPONSE_LENGTH, batch_size=250)
-        self.start = self._answers(start_policy)
-
-    def _answers(self, policy: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
-        answers = self.sampler(policy)
-        scores = self.judge(self.sampler.prompts, [answer.text for answer in answers])
-        return answers, np.array(scores), np.array([len(answer.ids) for answer in answers])
-
-    def human_win_rate(self) -> float:
-        """How often people's edits win against the start policy's answers to the same prompts."""
-        from trl_tokenreward.statistics import win_rate
-
-        return win_rate(self.judge(self.sampler.prompts, list(self.parts.test["chosen"])), self.start[1])
-
-    def __call__(self, policy: Any) -> dict[str, Any]:
-        """Gold win rate against the start policy, plain and length-controlled, KL to it in nats, and length in tokens."""
-        from trl_tokenreward.statistics import length_controlled_win_rate, pairwise_outcomes
-
-        answers, scores, lengths = self._answers(policy)
-        _, start_scores, start_lengths = self.start
-        outcomes = pairwise_outcomes(scores, start_scores)
-        logps, ref_logps = (self.sampler.log_probabilities(model, answers) for model in (policy, self.start_policy))
-        return {
-            "win_rate": float(np.mean(outcomes)),
-            "length_controlled": length_controlled_win_rate(outcomes, lengths - start_lengths),
-            "kl": float(np.mean(logps) - np.mean(ref_logps)),
-            "length": float(lengths.mean()),
-            "gold": float(scores.mean()),
-            "answers": [[prompt, answer.text] for prompt, answer in zip(self.sampler.prompts, answers, strict=True)][
-                :20
-            ],
-        }
+    prompts = parts.test.select_columns("prompt")
+    return demo.Examiner(start_policy, judge, tokenizer, prompts, RESPONSE_LENGTH, seed=0, batch_size=250)
 
 
-def learning_curve(examiner: Examiner, steps_per_update: int) -> Any:
+def point_of(exam: Any, start: Any) -> dict[str, Any]:
+    """Gold win rate against the start policy, plain and length-controlled, KL to it in nats, and length in tokens."""
+    from trl_tokenreward.statistics import length_controlled_win_rate, pairwise_outcomes
+
+    outcomes = pairwise_outcomes(exam.scores, start.scores)
+    return {
+        "win_rate": float(np.mean(outcomes)),
+        "length_controlled": length_controlled_win_rate(outcomes, np.subtract(exam.lengths, start.lengths)),
+        "kl": float(np.mean(exam.kl)),
+        "length": float(np.mean(exam.lengths)),
+        "gold": float(np.mean(exam.scores)),
+        "answers": [list(pair) for pair in zip(exam.prompts, exam.answers, strict=True)][:20],
+    }
+
+
+def learning_curve(examiner: Any, steps_per_update: int) -> Any:
     """A callback for either trainer, with what the examiner says every few updates in its attribute `points`."""
     from transformers import TrainerCallback
 
     class LearningCurve(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.points = [{"update": 0, **examiner(examiner.start_policy)}]
+            self.points = [{"update": 0, **point_of(examiner.start, examiner.start)}]
 
         def on_step_end(self, args, state, control, model=None, **kwargs):
             update, within = divmod(state.global_step, steps_per_update)
             if within == 0 and update % EVALUATE_EVERY == 0:
-                self.points.append({"update": update, **examiner(model.policy)})
+                exam = examiner.examine(model.policy)
+                self.points.append({"update": update, **point_of(exam, examiner.start)})
 
     return LearningCurve()
 
@@ -246,12 +227,15 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from density_data import GoldJudge, paradetox
+
     torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "start_policy")
     policy, start = (LlamaForCausalLM.from_pretrained(output / "start_policy", dtype=torch.float32) for _ in range(2))
-    examiner = Examiner(data, start, tokenizer)
-    prompts = [tokenizer(row["prompt"])["input_ids"] for row in examiner.parts.policy]
+    parts = paradetox(data / "paradetox-8000.tsv")
+    examiner = make_examiner(parts, GoldJudge(parts.gold), start, tokenizer)
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in parts.policy]
     settings = {
         "output_dir": str(output / "scratch" / job.name),
         "seed": job.seed,
@@ -338,10 +322,9 @@ def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> li
     jobs = list(jobs)
     folder = output / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in dict.fromkeys(map(_frozen, jobs)) if not (folder / f"{_thawed(job).name}.json").exists()]
+    missing = {job.name: job for job in jobs if not (folder / f"{job.name}.json").exists()}
 
-    def run(frozen: tuple) -> None:
-        job = _thawed(frozen)
+    def run(job: Job) -> None:
         command = [sys.executable, str(Path(__file__).resolve()), "run", "--data", str(data), "--output", str(output)]
         command += ["--arm", job.arm, "--learning-rate", str(job.learning_rate), "--kl-coef", str(job.kl_coef)]
         command += ["--seed", str(job.seed), "--updates", str(job.updates), "--options", json.dumps(job.options)]
@@ -355,16 +338,8 @@ def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> li
         )
 
     with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(run, missing))
+        list(pool.map(run, missing.values()))
     return [json.loads((folder / f"{job.name}.json").read_text()) for job in jobs]
-
-
-def _frozen(job: Job) -> tuple:
-    return (*job[:-1], json.dumps(job.options, sort_keys=True))
-
-
-def _thawed(frozen: tuple) -> Job:
-    return Job(*frozen[:-1], json.loads(frozen[-1]))
 
 
 class Final(NamedTuple):

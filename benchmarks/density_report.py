@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,7 @@ def _reward_rows(known: dict[str, Any]) -> list[str]:
 
 def _speed(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
     """When the token arm first does as well as other arms do at the end, both as means over the seeds."""
-    curve = _mean_curve(of_arm["token"], lambda point: point["win_rate"])
+    curve = _mean_curve(of_arm["token"], "win_rate")
     lines = [
         "How soon the token arm's mean win rate is what another arm's is at the end. (Around updates 10 to 20 the answers of "
         "several arms are shorter than people's by more than a fifth: see the picture.)",
@@ -217,9 +216,9 @@ def _interval(values: list[float], digits: int, sign: str = "") -> str:
     return f"{mean:{sign}.{digits}f} ({mean - half:{sign}.{digits}f} to {mean + half:{sign}.{digits}f})"
 
 
-def _mean_curve(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> list[tuple[int, float]]:
+def _mean_curve(runs: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
     return [
-        (points[0]["update"], float(np.mean([value(point) for point in points])))
+        (points[0]["update"], float(np.mean([point[name] for point in points])))
         for points in zip(*(run["curve"] for run in runs), strict=True)
     ]
 
@@ -232,13 +231,13 @@ def _plot(of_arm: dict[str, list[dict[str, Any]]], long: list[dict[str, Any]], h
 
     figure, ((by_update, by_kl), (length, long_run)) = plt.subplots(2, 2, figsize=(11, 8))
     for (arm, runs), colour in zip(of_arm.items(), COLOURS, strict=True):
-        updates, rates = zip(*_mean_curve(runs, lambda point: point["win_rate"]), strict=True)
+        updates, rates = zip(*_mean_curve(runs, "win_rate"), strict=True)
         spread = np.std([[point["win_rate"] for point in run["curve"]] for run in runs], axis=0)
         by_update.plot(updates, rates, color=colour, label=arm)
         by_update.fill_between(updates, rates - spread, rates + spread, color=colour, alpha=0.12, linewidth=0)
-        kls = [kl for _, kl in _mean_curve(runs, lambda point: point["kl"])]
+        kls = [kl for _, kl in _mean_curve(runs, "kl")]
         by_kl.plot(kls, rates, color=colour, marker=".", label=arm)
-        length.plot(updates, [tokens for _, tokens in _mean_curve(runs, lambda point: point["length"])], color=colour)
+        length.plot(updates, [tokens for _, tokens in _mean_curve(runs, "length")], color=colour)
     nats = long_run.twinx()
     nats.set_ylabel("KL (nats), dotted")
     for run in long:

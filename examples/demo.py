@@ -131,7 +131,8 @@ def main() -> None:
     stage("Token reward model: edited tokens and whole answers")
     reward_model, reward_metrics = train_reward_model("reward_model", start_policy, tokenizer, train, evaluation, run)
     judge, judge_name = make_judge(data, start_policy, tokenizer, evaluation, run)
-    examiner = Examiner(start_policy, judge, tokenizer, evaluation, response_length(train), run.seed)
+    prompts = Dataset.from_dict({"input_ids": [prompt_ids(row) for row in evaluation]})
+    examiner = Examiner(start_policy, judge, tokenizer, prompts, response_length(train), run.seed)
 
     exams, curves, hacking = {"start policy": examiner.start}, {}, {}
     for name, settings in ARMS.items():
@@ -418,13 +419,13 @@ class Examiner:
         start_policy: PreTrainedModel,
         judge: Judge,
         tokenizer: PreTrainedTokenizerFast,
-        evaluation: Dataset,
+        prompts: Dataset,
         length: int,
         seed: int,
+        batch_size: int = 64,
     ):
         self.start_policy, self.judge = start_policy, judge
-        prompts = Dataset.from_dict({"input_ids": [prompt_ids(row) for row in evaluation]})
-        self.sampler = AnswerSampler(tokenizer, prompts, response_length=length, batch_size=64, seed=seed)
+        self.sampler = AnswerSampler(tokenizer, prompts, response_length=length, batch_size=batch_size, seed=seed)
         self.start = self.examine(start_policy)
 
     def examine(self, policy: PreTrainedModel) -> Exam:

@@ -92,7 +92,7 @@ def test_the_best_setting_within_bounds_is_chosen():
 
 def test_every_arm_is_tuned_as_much_on_seeds_that_are_not_reported():
     jobs = {arm: density.tuning_jobs(arm) for arm in density.ARMS}
-    settings = {arm: {job[1:] for job in map(density._frozen, of_arm)} for arm, of_arm in jobs.items()}
+    settings = {arm: {json.dumps(job[1:]) for job in of_arm} for arm, of_arm in jobs.items()}
     assert all(settings["token"] == of_arm for arm, of_arm in settings.items() if arm != "TRL")
     assert settings["token"] < settings["TRL"]
     assert not {job.seed for of_arm in jobs.values() for job in of_arm} & set(density.SEEDS)
