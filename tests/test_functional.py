@@ -1,7 +1,5 @@
 """Golden values are worked out by hand; reductions tie the functions to what is known of them."""
 
-import functools
-
 import pytest
 import torch
 
@@ -193,14 +191,42 @@ def test_the_kl_coefficient_by_hand(coef, kl, expected):
     assert F.adapted_kl_coef(coef, kl, target=4.0, least=0.1) == pytest.approx(expected)
 
 
-def test_the_length_bonus_by_hand():
-    # Mean length 8, standard deviation 2; the totals are twice the lengths, and 1 off either way.
-    lengths, totals = torch.tensor([6, 6, 10, 10]), torch.tensor([11.0, 13.0, 19.0, 21.0])
-    bonus = functools.partial(F.length_bonus, totals, held=0.25)
-    assert bonus(lengths, target=8.0, previous=8.0) == pytest.approx((0.25 - 2, 0.25))
-    # A fifth too short: 0.02 * 0.2 * 0.5 on what is held, and 0.2 * 0.5 on top of it.
-    assert bonus(lengths, target=10.0, previous=8.0) == pytest.approx((0.352 - 2, 0.252))
-    # Shorter by a tenth of the target than the update before: 2 * 0.1 * 0.5.
-    assert bonus(lengths, target=10.0, previous=9.0) == pytest.approx((0.452 - 2, 0.252))
-    assert bonus(lengths, target=5.0, previous=99.0) == pytest.approx((0.247 + (0.6 - 0.3) * 0.5 - 2, 0.247))  # clipped
-    assert bonus(torch.full((4,), 4), target=8.0, previous=8.0) == (0.25, 0.25)
+# Completions of 1, 3 and 3 tokens. On average 7/3 tokens are left at the first, 2 at the second, 1 at the third.
+THREE = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]])
+ALONG = torch.tensor([[-4 / 3, 0, 0, 0], [2 / 3, 0, 0, 0], [2 / 3, 0, 0, 0]])
+
+
+def test_length_advantages_by_hand():
+    torch.testing.assert_close(F.length_advantages(THREE), ALONG)
+    # Of 2 and 4 tokens: 3, 2, 2 and 1 are left.
+    expected = torch.tensor([[0.0, -1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    torch.testing.assert_close(F.length_advantages(torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])), expected)
+
+
+def test_length_advantages_are_those_of_a_reward_of_one_a_token():
+    lengths = torch.tensor([1, 4, 4, 6, 9, 9, 2])
+    mask = (torch.arange(11) < lengths.unsqueeze(1)).long()
+    along = F.length_advantages(mask)
+    torch.testing.assert_close(along.sum(0), torch.zeros(11), atol=1e-5, rtol=0)
+    alive = mask.sum(0).clamp(min=1)
+    values = mask * ((lengths.unsqueeze(1) - torch.arange(11)) * mask).sum(0) / alive
+    torch.testing.assert_close(along, F.gae(mask.float(), values, mask, gamma=1.0, lam=0.0)[0], atol=1e-5, rtol=0)
+
+
+def test_holding_the_mean_length_by_hand():
+    # Along the length: -4/3 (3) + 2/3 (0) + 2/3 (0) = -4 of 8/3, so that -1.5 a token is what the length is paid.
+    advantages = torch.tensor([[3.0, 0, 0, 9.0], [0, 1.0, -1.0, 9.0], [0, 0, 0, torch.nan]])
+    held, bonus = F.hold_mean_length(advantages, THREE, target=7 / 3)
+    assert bonus == pytest.approx(1.5)
+    torch.testing.assert_close(held, torch.tensor([[1.0, 0, 0, 0], [1.0, 1.0, -1.0, 0], [1.0, 0, 0, 0]]))
+    # Too short by a ninth of the target. The squares of the advantages less their mean of 3/7 add up to 11 - 9/7.
+    error, std_ratio = 1 / 9, ((11 - 9 / 7) / (8 / 3)) ** 0.5
+    assert F.hold_mean_length(advantages, THREE, target=21 / 8)[1] == pytest.approx(1.5 + 3 * error * std_ratio)
+    for target, error in ((99.0, 0.3), (1.0, -0.3)):  # bounded
+        assert F.hold_mean_length(advantages, THREE, target)[1] == pytest.approx(1.5 + 3 * error * std_ratio)
+
+
+def test_equal_lengths_leave_the_advantages():
+    advantages = torch.tensor([[3.0, 1.0, 9.0], [0, 1.0, 9.0]])
+    held, bonus = F.hold_mean_length(advantages, torch.tensor([[1, 1, 0], [1, 1, 0]]), target=5.0)
+    assert bonus == 0 and held.tolist() == [[3.0, 1.0, 0.0], [0.0, 1.0, 0.0]]

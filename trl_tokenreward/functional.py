@@ -222,50 +222,6 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> f
     return max(least, kl_coef * (1 + error))
 
 
-def length_bonus(totals: Tensor, lengths: Tensor, target: float, previous: float, held: float) -> tuple[float, float]:
-    """What every token is paid so that completions keep their length, whatever the rewards think of it.
-
-    Summed rewards set a price on length: completions that end sooner have fewer chances of a bad token and a smaller KL
-    penalty, those that end later collect more good ones. The bonus b takes back what a token more is worth in this batch,
-    the slope of the totals over the lengths. What moves the length all the same is met by control from update to update
-    (proportional, integral and derivative), in units of what the rest of the totals amounts to, u = std(totals - slope
-    lengths) / std(lengths):
-
-        e = clip((target - mean(lengths)) / target, -0.3, 0.3),   d = clip((previous - mean(lengths)) / target, -0.3, 0.3),
-        held <- held + 0.02 e u,   b = held + (e + 2 d) u - slope
-
-    A policy answers to a bonus by a change of its length for as long as it lasts, and with a delay: without the derivative
-    the length swung between half and twice the target.
-
-    Args:
-        totals (`Tensor`):
-            Sum of each completion's rewards, without a bonus. Shape (B,).
-        lengths (`Tensor`):
-            Tokens of each completion. Shape (B,).
-        target (`float`):
-            The mean length to keep, in tokens.
-        previous (`float`):
-            The mean length of the update before, in tokens.
-        held (`float`):
-            The integral part, from the update before; 0 at first.
-
-    Returns:
-        `tuple[float, float]`: The bonus of this update, in reward for a token, and the new integral part. Where all lengths
-        are equal there is nothing to go by: the bonus is then what is held.
-    """
-    _check_shapes("lengths", lengths, "totals", totals)
-    totals, lengths = totals.double(), lengths.double()
-    error, fall = (min(max((x - float(lengths.mean())) / target, -0.3), 0.3) for x in (target, previous))
-    deviations = lengths - lengths.mean()
-    square = float(deviations.square().mean())
-    if square == 0:
-        return held, held
-    slope = float(((totals - totals.mean()) * deviations).mean()) / square
-    unit = float((totals - slope * lengths).std(correction=0)) / square**0.5
-    held = held + 0.02 * error * unit
-    return held + (error + 2 * fall) * unit - slope, held
-
-
 # --- advantages ----------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +274,70 @@ def gae(
         next_value = torch.where(mask[:, t], values[:, t], next_value)
         advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
     return advantages, _zero_masked(advantages + values, completion_mask)
+
+
+def length_advantages(completion_mask: Tensor) -> Tensor:
+    """What each token adds to the length of its completion, beyond what was to be expected where it stands.
+
+    With m_t the mean number of tokens, this one and all that follow, of the batch's completions that have a token t,
+
+        L_t = 1 + m_{t+1} - m_t   where another token follows,   L_t = 1 - m_t   on a completion's last one:
+
+    the one-step advantage of a reward of 1 a token, whose value function knows nothing but the position. Going on has a
+    small positive one, ending a large negative one, and over the completions that have a token t they add up to 0. Where all
+    completions end together, as at the limit of the response length, there is nothing to choose and it is 0.
+
+    Args:
+        completion_mask (`Tensor`):
+            Shape (B, T): ones, then zeros.
+
+    Returns:
+        `Tensor`: Shape (B, T), float32, 0 where the mask is 0.
+    """
+    mask = completion_mask.float()
+    reached = mask.sum(0)
+    # The tokens from t on, of all completions that have a token t.
+    remaining = reached.flip(0).cumsum(0).flip(0) / reached.clamp(min=1)
+    following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    after = torch.cat([remaining[1:], torch.zeros_like(remaining[:1])])
+    return mask * (1 + following * after - remaining)
+
+
+def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float) -> tuple[Tensor, float]:
+    """Advantages that leave the mean length of completions where it is, or bring it back to a target.
+
+    Summed rewards set a price on length: completions that end sooner have fewer chances of a bad token and a smaller KL
+    penalty, those that end later collect more good ones. So the advantages A_t lose their component along the advantages of
+    length, L_t of [`length_advantages`], and get one that grows with the distance from the target,
+
+        A_t <- A_t + b L_t,   b = 3 e std(A) / std(L) - sum_t A_t L_t / sum_t L_t^2,
+        e = clip((target - mean length) / target, -0.3, 0.3).
+
+    It is as if each token were paid a bonus of b. (The first term is a controller's, the second makes its work small: to the
+    first order, an update whose advantages are orthogonal to those of the length does not change it.)
+
+    Args:
+        advantages (`Tensor`):
+            Shape (B, T).
+        completion_mask (`Tensor`):
+            Shape (B, T): ones, then zeros.
+        target (`float`):
+            The mean length to keep, in tokens.
+
+    Returns:
+        `tuple[Tensor, float]`: The advantages, of shape (B, T) and 0 where the mask is 0, and b, in reward for a token; 0 where
+        all completions have the same length.
+    """
+    _check_shapes("completion_mask", completion_mask, "advantages", advantages)
+    advantages, along = _zero_masked(advantages, completion_mask), length_advantages(completion_mask)
+    square = along.square().sum()
+    if square == 0:
+        return advantages, 0.0
+    length = float(completion_mask.sum(1).float().mean())
+    error = min(max((target - length) / target, -0.3), 0.3)
+    centred = _zero_masked(advantages - masked_mean(advantages, completion_mask), completion_mask)
+    bonus = 3 * error * (centred.square().sum() / square).sqrt() - (advantages * along).sum() / square
+    return advantages + bonus * along, float(bonus)
 
 
 # --- losses --------------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ class FineGrainedPPOConfig(PPOConfig):
             centred and clipped like the others, is added on the completion's last token. It costs one more pass of the reward
             model.
         hold_length (`bool`, *optional*):
-            Whether every token gets a bonus, of either sign and adapted from update to update, that keeps the mean length
-            of completions where it is ([`~functional.length_bonus`]). It needs a stop token. If `None`, only for the token
+            Whether what the advantages say of the length of completions is taken out of them, and replaced by what keeps the
+            mean length where it is ([`~functional.hold_mean_length`]). It needs a stop token. If `None`, only for the token
             scores of a reward model, where there is a stop token.
         length_target (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. If `None`, that of the first update's completions.
@@ -258,8 +258,8 @@ class FineGrainedPPOConfig(PPOConfig):
     hold_length: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether a bonus for each token, adapted from update to update, keeps the mean length. If unset, for the "
-            "token scores of a reward model alone."
+            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token scores "
+            "of a reward model alone."
         },
     )
     length_target: float | None = field(

@@ -24,8 +24,8 @@ from .functional import (
     adapted_kl_coef,
     correlation,
     gae,
+    hold_mean_length,
     kl_per_token,
-    length_bonus,
     masked_mean,
     masked_sum,
     masked_whiten,
@@ -78,7 +78,7 @@ if is_wandb_available():
 
 _VALUE_MODEL_FOLDER = "value_model"
 # What is adapted from update to update, and the file of a checkpoint that holds it.
-_ADAPTED = ("kl_coef", "held_bonus", "length_target", "previous_length")
+_ADAPTED = ("kl_coef", "length_target")
 _ADAPTED_FILE = "adapted.json"
 # First entries of the seeds of what is drawn, so that the streams of random numbers never meet.
 _SAMPLING, _MINI_BATCHES, _EVALUATION = range(3)
@@ -342,12 +342,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     yield {"groups": self._groups(rollout, torch.from_numpy(rows))}
 
     def _adapt(self, rollout: Rollout) -> None:
-        """What the next update takes from this one: the mean length and the coefficient of the KL penalty."""
+        """What later updates take from this one: the length to hold, of the first, and the coefficient of the KL penalty."""
         mask = rollout.completion_mask
-        if self.args.hold_length:
-            self._previous_length = float(mask.sum(1).float().mean())
-            if self._length_target is None:
-                self._length_target = self._previous_length
+        if self.args.hold_length and self._length_target is None:
+            self._length_target = _mean_length(mask)
         if self.args.kl_target is not None:
             kl = float(masked_sum(rollout.kl, mask, dim=1).mean())
             self._kl_coef = adapted_kl_coef(self._kl_coef, kl, self.args.kl_target, least=self.args.kl_coef)
@@ -434,19 +432,14 @@ class FineGrainedPPOTrainer(PPOTrainer):
             scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
         kl = kl_per_token(completions.per_token_logps, ref_per_token_logps, args.kl_estimator) * mask
         rewards = token_level_rewards(scores, kl, mask, self._kl_coef)
-        bonus = 0.0
-        # The first update has the target's own length.
-        if self._length_target is not None:
-            previous = self._length_target if self._previous_length is None else self._previous_length
-            bonus, self._held_bonus = length_bonus(
-                rewards.sum(1), mask.sum(1), self._length_target, previous, self._held_bonus
-            )
-            rewards = rewards + bonus * mask
-        self._metrics["objective/length_bonus"].append(bonus)
         if args.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False)
         bootstrap = final_values * ~completions.ended if args.bootstrap_truncated else None
         advantages, returns = gae(rewards, values, mask, args.gamma, args.lam, bootstrap)
+        if args.hold_length:
+            target = self._length_target if self._length_target is not None else _mean_length(mask)
+            advantages, bonus = hold_mean_length(advantages, mask, target)
+            self._metrics["objective/length_bonus"].append(bonus)
         return Rollout(
             *prompts,
             completions.ids,
@@ -722,8 +715,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return statistics
 
     def _forget_adaptation(self, args: FineGrainedPPOConfig) -> None:
-        self._kl_coef, self._held_bonus = args.kl_coef, 0.0
-        self._length_target, self._previous_length = args.length_target, None
+        self._kl_coef, self._length_target = args.kl_coef, args.length_target
 
     def _forget_step_statistics(self) -> None:
         self._step_statistics: list[Tensor] = []
@@ -1043,6 +1035,10 @@ def _number_of_updates(args: FineGrainedPPOConfig, dataset: Dataset | IterableDa
     if not isinstance(dataset, Dataset):
         raise ValueError("A stream has no length: set `total_episodes` or `max_steps`.")
     return math.ceil(args.num_train_epochs * len(dataset) / args.batch_size)
+
+
+def _mean_length(completion_mask: Tensor) -> float:
+    return float(completion_mask.sum(1).float().mean())
 
 
 def _pad_right(x: Tensor, width: int, value: int = 0) -> Tensor:
