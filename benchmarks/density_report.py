@@ -68,8 +68,8 @@ def write_results(
     lines = [
         "# The density dial on ParaDetox",
         "",
-        f"`python benchmarks/density.py all --data <folder>`, {date.today()}, commit {_commit()}, seeds {', '.join(map(str, SEEDS))} (tuning: "
-        f"{', '.join(map(str, TUNING_SEEDS))}), {_machine()}.",
+        f"`python benchmarks/density.py all --data <folder>`, {date.today()}, commit {commit()}, seeds {', '.join(map(str, SEEDS))} (tuning: "
+        f"{', '.join(map(str, TUNING_SEEDS))}), {machine()}.",
         "",
         f"Policy and reward model: Llamas of {LAYERS} layers of {HIDDEN_SIZE}, vocabulary {VOCABULARY}, "
         f"{known['parameters']:,} parameters, trained on the spot. Rows: {parts}. The gold judge, a classifier of "
@@ -108,7 +108,7 @@ def write_results(
             differences = [
                 final(a).win_rate - final(b).win_rate for a, b in zip(of_arm["token"], of_arm[other], strict=True)
             ]
-            lines.append(f"| token less {other} | {_interval(differences, 3, sign='+')} |")
+            lines.append(f"| token less {other} | {interval(differences, 3, sign='+')} |")
     lines += [
         "",
         *_speed(of_arm),
@@ -191,7 +191,7 @@ def _ablation_table(ablations: list[dict[str, Any]], human: float) -> list[str]:
 
 def _cells(ends: list[Final]) -> list[str]:
     digits = zip(Final._fields, (3, 3, 1, 1), strict=True)
-    return [_interval([getattr(end, name) for end in ends], places) for name, places in digits]
+    return [interval([getattr(end, name) for end in ends], places) for name, places in digits]
 
 
 def _tuning_table(tuned: list[dict[str, Any]], human: float) -> list[str]:
@@ -208,7 +208,7 @@ def _tuning_table(tuned: list[dict[str, Any]], human: float) -> list[str]:
     return lines
 
 
-def _interval(values: list[float], digits: int, sign: str = "") -> str:
+def interval(values: list[float], digits: int, sign: str = "") -> str:
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:{sign}.{digits}f}"
@@ -261,10 +261,10 @@ def _plot(of_arm: dict[str, list[dict[str, Any]]], long: list[dict[str, Any]], h
     figure.savefig(path, dpi=110)
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     return done.stdout.strip() or "unknown"
 
 
-def _machine() -> str:
+def machine() -> str:
     return f"{os.cpu_count()} cores ({platform.machine()}), one thread a run"

@@ -16,6 +16,7 @@ preference format, the judge is a reward model trained on a part of the data tha
 
 import argparse
 import copy
+import json
 import logging
 import math
 import shlex
@@ -164,6 +165,7 @@ def main() -> None:
     title = "PPO with dense rewards from minimal edits"
     write_report(run.output, title=title, table=table, curves=curves, examples=examples, command=command, notes=notes)
     (run.output / "table.md").write_text(markdown(table, notes), encoding="utf-8")
+    (run.output / "figures.json").write_text(json.dumps(figures(table), indent=1), encoding="utf-8")
     console.print(f"\nThe report, the curves and the models are in [bold]{run.output}[/]; open report.html.")
 
 
@@ -508,6 +510,14 @@ def markdown(table: list[TableRow], notes: list[str]) -> str:
             cells.append(text)
         lines.append(f"| {row.metric} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *notes, ""])
+
+
+def figures(table: list[TableRow]) -> dict[str, dict[str, float]]:
+    """Metric to column to number, for programs."""
+    return {
+        row.metric: {name: cell.value if isinstance(cell, Value) else cell for name, cell in row.values.items()}
+        for row in table
+    }
 
 
 def scored_tokens(

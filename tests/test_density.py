@@ -4,6 +4,7 @@ import csv
 import json
 from collections import Counter
 
+import demo_seeds
 import density
 import density_report
 import pytest
@@ -130,3 +131,18 @@ def test_results_are_written(tmp_path, monkeypatch):
     assert "| scores as log-odds | 0.800 | 0.900 | 3.0 | 13.0 | 0 of 1 |" in text
     assert "| token, 101 | 120 | 0.900 |" in text
     assert (tmp_path / "results" / "density.png").stat().st_size > 10000
+
+
+def test_the_demos_figures_over_seeds_by_hand():
+    """Differences of .1 and .3: mean .2, and 12.706 * sqrt(.02) / sqrt(2) = 1.271 either way."""
+
+    def figures(terminal, dense):
+        by_arm = {"terminal reward": terminal, "dense rewards": dense}
+        means = {metric: {"start policy": 1.0, **by_arm} for metric in demo_seeds.METRICS}
+        return {**means, demo_seeds.WIN_RATE: by_arm}
+
+    lines = demo_seeds.report([4, 7], [figures(0.5, 0.6), figures(0.4, 0.7)], "python x").splitlines()
+    assert "Dense less terminal, seed by seed: +0.200 (-1.071 to +1.471)." in lines
+    assert "| 4 | 0.500 | 0.600 |" in lines and "| 7 | 0.400 | 0.700 |" in lines
+    [rates] = [line for line in lines if line.startswith("| win rate")]
+    assert rates.startswith("| win rate against the start policy |  | 0.450 (")
