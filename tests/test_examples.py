@@ -103,8 +103,9 @@ def test_the_demo_on_its_own_corpus_and_on_a_file(tmp_path):
         assert (folder / "curves.png").stat().st_size > 1000
         table = (folder / "table.md").read_text(encoding="utf-8")
         assert "terminal reward" in table and "Reward hacking, dense rewards: " in table
-        for metric, columns in json.loads((folder / "figures.json").read_text()).items():
-            assert all(f"| {metric} |" in table and f"{round(value, 1):.1f}"[:-1] in table for value in columns.values())
+        rates = json.loads((folder / "figures.json").read_text())["win rate against the start policy"]
+        assert list(rates) == ["terminal reward", "dense rewards"]
+        assert all(f"{rate:.3f} (" in table for rate in rates.values())
         for model in ("start_policy", "reward_model", "terminal_reward", "dense_rewards"):
             assert (folder / model / "model.safetensors").exists()
 
