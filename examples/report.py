@@ -234,7 +234,9 @@ def _examples_html(examples: Sequence[HeldOutPair | GeneratedAnswer]) -> str:
     parts = []
     if examples:
         hint = '<span class="hint">Point at a token for its score.</span>'
-        parts.append(f'<div class="legend"><b>Token scores</b> {legend(limits["score"])} {MARKS} {hint}</div>')
+        parts.append(
+            f'<div class="legend"><b>Token scores</b> {legend(limits["score"])} {MARKS} <span class="prompt">prompt</span> {hint}</div>'
+        )
     for kind, title in ((HeldOutPair, "Held-out pairs"), (GeneratedAnswer, "Generated answers")):
         of_kind = [pair for pair in zip(examples, texts, strict=True) if isinstance(pair[0], kind)]
         if of_kind:

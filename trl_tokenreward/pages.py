@@ -98,11 +98,16 @@ def legend(limit: float, low: str = "bad", high: str = "good") -> str:
         _rgba(GOOD_RGB, STRONGEST),
     )
     return (
-        f'<span>&le; <b class="from">&minus;{limit:.2f} {escape(low)}</b> '
+        f'<span>&le; <b class="from">&minus;{number(limit)} {escape(low)}</b> '
         f'<i class="scale" style="background:linear-gradient(90deg, {", ".join(ends)})"></i> '
-        f'<b class="to">{escape(high)} &ge; +{limit:.2f}</b></span> '
-        f'<span><span class="low">dotted</span> &le; <b class="dots">&minus;{LOW * limit:.2f}</b></span>'
+        f'<b class="to">{escape(high)} &ge; +{number(limit)}</b></span> '
+        f'<span><span class="low">dotted</span> &le; <b class="dots">&minus;{number(LOW * limit)}</b></span>'
     )
+
+
+def number(magnitude: float) -> str:
+    """With two decimals; with two digits, where those would say nothing."""
+    return f"{magnitude:.2f}" if magnitude >= 0.1 else f"{magnitude:.2g}"
 
 
 def _rgba(rgb: tuple[int, int, int], opacity: float) -> str:

@@ -29,7 +29,7 @@ from .inspection import visible
 from .model_config import TokenRewardModelConfig
 from .modeling import TokenRewardModel, scores_of_ids
 from .packing import without_peft
-from .pages import LOW, colour_limit
+from .pages import LOW, colour_limit, number
 
 
 Signal = Literal["token_scores", "sequence_score"]
@@ -548,8 +548,9 @@ def _style(value: float, limit: float) -> Style:
 def _legend(series: str, limit: float) -> Text:
     text = Text(f"{series}: ")
     for share in (-1, -0.5, -0.25, 0, 0.25, 0.5, 1):
-        text.append(f" {share * limit:+.2f} " if share else " 0 ", style=_style(share * limit, limit))
-    return text.append(f"  bold: {-LOW * limit:.2f} or less", style="dim")
+        sign = "-" if share < 0 else "+" if share else ""
+        text.append(f" {sign}{number(abs(share) * limit)} ", style=_style(share * limit, limit))
+    return text.append(f"  bold: -{number(LOW * limit)} or less", style="dim")
 
 
 def _row_lines(row: ScoredRow, series: str, limit: float, width: int) -> Iterator[Any]:

@@ -45,7 +45,6 @@ def write_page(rows: ScoredRows, path: str | Path, *, limit: int = 1000, seed: i
         raise ValueError("There are no scored texts to show.")
     chosen, note = _chosen(rows, limit, seed)
     limits = rows.limits
-    first = next(iter(limits), "score")
     series = [
         {"name": name, "limit": of_series, "ends": ENDS.get(name, ("low", "high"))}
         for name, of_series in limits.items()
@@ -63,7 +62,7 @@ def write_page(rows: ScoredRows, path: str | Path, *, limit: int = 1000, seed: i
             f'<option value="{prompts[prompt]}">{times} \u00d7 {escape(" ".join(prompt.split())[:100])}</option>'
             for prompt, times in _recurring(chosen).items()
         ),
-        legend=_legend(limits[first], first) if limits else "",
+        legend=_legend(chosen, limits),
         rows="\n".join(_article(i, row, limits, prompts[row.prompt]) for i, row in enumerate(chosen)),
     )
     return write(path, page(rows.title, body, style=TEXT_STYLE + _STYLE, script=_SCRIPT))
@@ -76,8 +75,7 @@ def notebook_html(rows: ScoredRows) -> str:
         note = f"<p>{_NOTEBOOK_ROWS} of {len(rows)} rows are shown; <code>write_page</code> has more.</p>"
     notes = "".join(f"<p>{escape(sentence)}</p>" for sentence in rows.left_out)
     limits = rows.limits
-    first = next(iter(limits), None)
-    scale = "" if first is None else f'<div class="legend">{_legend(limits[first], first)}</div>'
+    scale = f'<div class="legend">{_legend(rows.rows, limits)}</div>'
     articles = "".join(
         f'<div class="row"><b>{escape(row.name)}</b>{prompt_html(row.prompt)}{_texts(row, limits)}</div>'
         for row in rows[:_NOTEBOOK_ROWS]
@@ -196,8 +194,13 @@ def _texts(row: ScoredRow, limits: Mapping[str, float], with_values: bool = Fals
     return f'<div class="texts" style="--columns:{row.columns}">{"".join(sections)}</div>'
 
 
-def _legend(limit: float, series: str) -> str:
-    return f"{legend(limit, *ENDS.get(series, ('low', 'high')))} {MARKS}"
+def _legend(rows: Sequence[ScoredRow], limits: Mapping[str, float]) -> str:
+    if not limits:
+        return ""
+    series, limit = next(iter(limits.items()))
+    marks = [MARKS] if any(text.edit is not None for row in rows for text in row.texts) else []
+    marks += ['<span class="prompt">prompt</span>'] if any(row.prompt.strip() for row in rows) else []
+    return " ".join([legend(limit, *ENDS.get(series, ("low", "high"))), *marks])
 
 
 # --- style and script ----------------------------------------------------------------------------------------------
@@ -223,6 +226,7 @@ main > p { color: var(--muted); margin: .3rem 0; }
 article { content-visibility: auto; contain-intrinsic-size: auto 9rem; }
 .prompt { max-height: 10rem; overflow-y: auto; }
 form .legend { flex-basis: 100%; }
+@media (max-width: 48rem), (max-height: 30rem) { form { position: static; } }
 input[type=range] { width: 14rem; max-width: 50vw; }
 select { max-width: 22rem; }
 .text:focus { outline: 2px solid var(--muted); outline-offset: 3px; }
@@ -293,12 +297,16 @@ function paint(text, chosen, own) {
   });
 }
 
+function number(magnitude) {
+  return magnitude >= 0.1 ? magnitude.toFixed(2) : magnitude.toPrecision(2);
+}
+
 function describe(chosen, own) {
   const {limit, ends} = series[chosen];
   const legend = form.querySelector(".legend");
-  legend.querySelector(".from").textContent = own ? "below its mean" : `\\u2212${limit.toFixed(2)} ${ends[0]}`;
-  legend.querySelector(".to").textContent = own ? "above its mean" : `${ends[1]} \\u2265 +${limit.toFixed(2)}`;
-  legend.querySelector(".dots").textContent = own ? "half of the way down" : `\\u2212${(colours.low * limit).toFixed(2)}`;
+  legend.querySelector(".from").textContent = own ? "below its mean" : `\\u2212${number(limit)} ${ends[0]}`;
+  legend.querySelector(".to").textContent = own ? "above its mean" : `${ends[1]} \\u2265 +${number(limit)}`;
+  legend.querySelector(".dots").textContent = own ? "half of the way down" : `\\u2212${number(colours.low * limit)}`;
 }
 
 // Which rows, in which order
