@@ -97,6 +97,13 @@ class TextScores(NamedTuple):
     tokens: list[str]
     spans: list[tuple[int, int]]
 
+    def _repr_html_(self) -> str:
+        """The text in a notebook, its tokens coloured by their scores."""
+        from .scoring import ScoredRow, ScoredRows, ScoredText
+        from .scoring_page import notebook_html
+
+        return notebook_html(ScoredRows("", [ScoredRow("", "", [ScoredText.from_text_scores(self)])]))
+
 
 class IdsScores(NamedTuple):
     """Scores of one sequence of L token ids: of the whole, of each token, and of each prefix (see

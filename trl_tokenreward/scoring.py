@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from .data import SIDES, RowPreparer, row_format
 from .inspection import visible
 from .model_config import TokenRewardModelConfig
-from .modeling import TokenRewardModel, scores_of_ids
+from .modeling import TextScores, TokenRewardModel, scores_of_ids
 from .packing import without_peft
 from .pages import LOW, colour_limit, number
 
@@ -98,6 +97,17 @@ class ScoredText:
                     raise ValueError(
                         f"the {name} of the token {token!r} is {value}; a token without a {name} has None."
                     )
+
+    @classmethod
+    def from_text_scores(cls, scores: TextScores) -> "ScoredText":
+        """What [`TokenRewardModel.score_texts`] gives. Characters that are in no token's span go to the token after them."""
+        tokens, reached = [], 0
+        for _, end in scores.spans:
+            tokens.append(scores.text[reached : max(reached, end)])
+            reached = max(reached, end)
+        if tokens:
+            tokens[-1] += scores.text[reached:]
+        return cls(tokens, {"score": scores.token_scores}, numbers={"sequence score": scores.score})
 
     @property
     def text(self) -> str:
@@ -204,7 +214,7 @@ class ScoredRows(Sequence):
             yield _legend(series, limit)
             for row in self.rows:
                 yield Text("")
-                yield from _row_lines(row, series, limit, options.max_width)
+                yield from _row_lines(row, series, limit, console, options.max_width)
 
 
 # --- scoring -------------------------------------------------------------------------------------------------------
@@ -553,10 +563,10 @@ def _legend(series: str, limit: float) -> Text:
     return text.append(f"  bold: -{number(LOW * limit)} or less", style="dim")
 
 
-def _row_lines(row: ScoredRow, series: str, limit: float, width: int) -> Iterator[Any]:
+def _row_lines(row: ScoredRow, series: str, limit: float, console: Console, width: int) -> Iterator[Any]:
     yield Text(row.name, style="bold")
     if prompt := re.sub(r"\n{2,}", "\n", visible(row.prompt.strip())):
-        yield Padding(Text(prompt, style="dim"), (0, 0, 0, 2), expand=False)
+        yield from _indented(Text(prompt, style="dim"), console, width)
     cells = [_text_cell(text, series, limit) for text in row.texts]
     if row.columns > 1 and width >= _SIDE_BY_SIDE:
         grid = Table.grid(padding=(0, 0, 0, 2), expand=True)
@@ -566,7 +576,14 @@ def _row_lines(row: ScoredRow, series: str, limit: float, width: int) -> Iterato
             grid.add_row(*cells[i : i + row.columns])
         yield grid
     else:
-        yield from (Padding(cell, (0, 0, 0, 2), expand=False) for cell in cells)
+        for cell in cells:
+            yield from _indented(cell, console, width)
+
+
+def _indented(text: Text, console: Console, width: int) -> Iterator[Text]:
+    """Its lines, without the blanks at their ends that rich's own padding adds."""
+    for line in text.wrap(console, max(1, width - 2)):
+        yield Text("  ").append_text(line)
 
 
 def _text_cell(text: ScoredText, series: str, limit: float) -> Text:

@@ -19,7 +19,7 @@ ENDS = {
     "advantage": ("worse than expected", "better"),
 }
 # For the legend.
-MARKS = '<span><del>edited out</del></span> <span><ins>edited in</ins></span> <span class="prompt">prompt dimmed</span>'
+MARKS = "<span><del>edited out</del></span> <span><ins>edited in</ins></span>"
 _NOTEBOOK_ROWS = 20
 
 
@@ -77,12 +77,11 @@ def notebook_html(rows: ScoredRows) -> str:
     limits = rows.limits
     scale = f'<div class="legend">{_legend(rows.rows, limits)}</div>'
     articles = "".join(
-        f'<div class="row"><b>{escape(row.name)}</b>{prompt_html(row.prompt)}{_texts(row, limits)}</div>'
+        f'<div class="row">{_bold(row.name)}{prompt_html(row.prompt)}{_texts(row, limits)}</div>'
         for row in rows[:_NOTEBOOK_ROWS]
     )
     return (
-        f'<div class="scored"><style>{_NOTEBOOK_STYLE}</style>'
-        f"<b>{escape(rows.title)}</b>{notes}{scale}{articles}{note}</div>"
+        f'<div class="scored"><style>{_NOTEBOOK_STYLE}</style>{_bold(rows.title)}{notes}{scale}{articles}{note}</div>'
     )
 
 
@@ -179,6 +178,10 @@ def _article(index: int, row: ScoredRow, limits: Mapping[str, float], prompt: in
     )
 
 
+def _bold(name: str) -> str:
+    return f"<b>{escape(name)}</b>" if name else ""
+
+
 def prompt_html(prompt: str) -> str:
     """A prompt as a dimmed paragraph. A dialogue's blank lines would only take space."""
     text = re.sub(r"\n{2,}", "\n", prompt.strip())
@@ -189,7 +192,7 @@ def _texts(row: ScoredRow, limits: Mapping[str, float], with_values: bool = Fals
     sections = []
     for text in row.texts:
         numbers = ", ".join(numbers_text(text.numbers))
-        head = f"<b>{escape(text.name)}</b> <small>{escape(numbers)}</small>" if text.name or numbers else ""
+        head = f"{_bold(text.name)} <small>{escape(numbers)}</small>" if text.name or numbers else ""
         sections.append(f'<div class="side"><div class="head">{head}</div>{text_html(text, limits, with_values)}</div>')
     return f'<div class="texts" style="--columns:{row.columns}">{"".join(sections)}</div>'
 
