@@ -87,7 +87,7 @@ def test_a_resumed_run_leaves_what_an_undisturbed_one_does(run, tmp_path):
 
 
 def test_nothing_is_written_unless_it_is_asked_for(tmp_path):
-    trainer = ppo_runs.make("stream", tmp_path, max_steps=4, eval_strategy="no")
+    trainer = ppo_runs.make("terminal", tmp_path, max_steps=4, eval_strategy="no")
     trainer.train()
     assert not (tmp_path / "completions").exists() and trainer.completion_log is None
 

@@ -440,5 +440,8 @@ def test_the_page_in_a_browser(tmp_path):
         assert "likelier now" in view.locator(".legend").inner_text()
         view.select_option("select[name=scale]", "own")
         assert "its mean" in view.locator(".legend").inner_text()
+        view.select_option("select[name=prompt]", "")
+        view.select_option("select[name=order]", "lowest")
+        assert shown() == ["step 4"] * 2
         browser.close()
     assert not errors

@@ -303,7 +303,7 @@ class TokenScorer:
             has_sequence_score=isinstance(config, TokenRewardModelConfig) or classifies_sequences,
         )
 
-    def scores(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int) -> list[tuple]:
+    def _scores(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int) -> list[tuple]:
         """For each sequence of token ids its score, and the scores of its tokens from `starts` on.
 
         Raises:
@@ -472,7 +472,7 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
     """For each row its texts, scored."""
     sequences = [ids for row in rows for ids in row.ids]
     starts = [start for row in rows for start in row.starts]
-    scores = iter(scorer.scores(sequences, starts, batch_size))
+    scores = iter(scorer._scores(sequences, starts, batch_size))
     results = []
     for row in rows:
         edits = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]

@@ -280,6 +280,7 @@ const series = JSON.parse(form.dataset.series);
 const steps = JSON.parse(form.dataset.steps);
 const fields = form.elements;
 const painted = new WeakMap();
+let ordered = "index";
 
 // Colours
 
@@ -322,11 +323,14 @@ function update() {
   fields.step.disabled = every;
   fields.at.textContent = every ? "all" : `${step} of ${steps[steps.length - 1]}`;
   let shown = 0;
-  rows.sort((a, b) => a.dataset[order] - b.dataset[order] || a.dataset.index - b.dataset.index);
+  if (order !== ordered) {
+    rows.sort((a, b) => a.dataset[order] - b.dataset[order] || a.dataset.index - b.dataset.index);
+    list.append(...rows);
+    ordered = order;
+  }
   for (const row of rows) {
     row.hidden = prompt !== "" && row.dataset.prompt !== prompt || !every && Number(row.dataset.step) !== step;
     shown += row.hidden ? 0 : 1;
-    list.append(row);
     const wanted = `${chosen} ${own}`;
     if (!row.hidden && painted.get(row) !== wanted) {
       row.querySelectorAll(".text").forEach(text => paint(text, chosen, own));
