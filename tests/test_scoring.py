@@ -227,7 +227,7 @@ class TestTerminal:
             and "  a [-bad-] c" in printed
             and "  a {+good+} c" in printed
         )
-        assert "lowest: bad -4.00, c +0.00, a +1.00; highest: a +1.00" in printed
+        assert 'lowest: "bad" -4.00, "c" +0.00, "a" +1.00; highest: "a" +1.00' in printed
         assert "\x1b" not in printed
 
     def test_colours_and_what_is_left_of_them(self):
@@ -360,7 +360,7 @@ class TestCommand:
         arguments = ["score", str(model_folder / "one"), "--other", str(model_folder / "two"), "--text", "a b", "-"]
         assert cli.main([*arguments, "--prompt", "c ", "--output", str(tmp_path / "p.html")]) == 0
         printed = capsys.readouterr().out
-        assert "lowest: b -2.00" in printed and "lowest: a -1.00" in printed and "Row 1" in printed
+        assert 'lowest: "b" -2.00' in printed and 'lowest: "a" -1.00' in printed and "Row 1" in printed
         assert len(Page((tmp_path / "p.html").read_text(encoding="utf-8")).all("p", "class")) == 6
 
     def test_a_file(self, model_folder, tmp_path, capsys):

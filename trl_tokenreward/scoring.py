@@ -569,7 +569,7 @@ def _row_lines(row: ScoredRow, series: str, limit: float, console: Console, widt
         yield from _indented(Text(prompt, style="dim"), console, width)
     cells = [_text_cell(text, series, limit) for text in row.texts]
     if row.columns > 1 and width >= _SIDE_BY_SIDE:
-        grid = Table.grid(padding=(0, 0, 0, 2), expand=True)
+        grid = Table.grid(padding=(0, 0, 0, 2), pad_edge=True, expand=True)
         for _ in range(row.columns):
             grid.add_column(ratio=1)
         for i in range(0, len(cells), row.columns):
@@ -615,7 +615,7 @@ def _extremes(text: ScoredText, series: str, number: int = 3) -> str:
     parts = []
     for name, sign in (("lowest", 1), ("highest", -1)):
         chosen = sorted(values, key=lambda pair: sign * pair[0])[:number]
-        tokens = (f"{shown_blanks(visible(token)).strip()} {value:+.2f}" for value, token in chosen)
+        tokens = (f'"{shown_blanks(visible(token)).strip()}" {value:+.2f}' for value, token in chosen)
         parts.append(f"{name}: {', '.join(tokens)}")
     return "\n" + "; ".join(parts) if values else ""
 
