@@ -5,10 +5,8 @@ prints the table. What it shows comes in the classes below, so that another scri
 """
 
 import base64
-import html
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from trl_tokenreward.pages import colour_limit, escape, legend, page, write
+from trl_tokenreward.scoring import ScoredText
+from trl_tokenreward.scoring_page import MARKS, TEXT_STYLE, prompt_html, text_html
 
 
 if TYPE_CHECKING:
@@ -91,10 +93,7 @@ class TableRow(NamedTuple):
 # Metric to its points (step, value), of one arm.
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
-# Blue and orange stay apart in all common forms of colour blindness; the arms differ in dashes and markers as well.
-GOOD_RGB = (33, 102, 172)
-BAD_RGB = (230, 97, 1)
-STRONGEST = 0.6  # opacity of the strongest colour: the text on it stays legible on a light and on a dark page
+# The arms differ in colour, in dashes and in markers.
 ARM_STYLES = (("#2166ac", "-", "o"), ("#e66101", "--", "s"), ("#333333", ":", "^"), ("#7b3294", "-.", "D"))
 
 
@@ -134,10 +133,9 @@ def write_report(
         `ImportError`: if there are curves and matplotlib is not installed; [`require_matplotlib`] tells it earlier.
         `ValueError`: if a token's score is not a finite number.
     """
-    _check_scores(examples)
-    pages = {
-        "command": f"<p>Made by <code>{_escape(command)}</code></p>",
-        "notes": "".join(f"<p>{_escape(note)}</p>" for note in notes),
+    parts = {
+        "command": f"<p>Made by <code>{escape(command)}</code></p>",
+        "notes": "".join(f"<p>{escape(note)}</p>" for note in notes),
         "table": _table_html(table),
         "curves": _curves_html(curves),
         "examples": _examples_html(examples),
@@ -146,8 +144,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     if any(curves.values()):
         (folder / "curves.png").write_bytes(_png(_draw(curves, _metrics(curves))))
-    path = folder / "report.html"
-    path.write_text(_PAGE.format(title=_escape(title), style=_STYLE, **pages), encoding="utf-8")
+    report = page(title, _BODY.format(**parts), style=TEXT_STYLE + _STYLE, images=True)
+    path = write(folder / "report.html", report)
     print_table(table, title=title, console=console)
     return path
 
@@ -165,26 +163,6 @@ def print_table(table: Sequence[TableRow], *, title: str, console: Console | Non
         # Text, because a metric's name may hold what rich takes for markup.
         printed.add_row(Text(row.metric), *(Text("\n".join(part for part in cell if part)) for cell in cells))
     (console or Console()).print(printed)
-
-
-def score_colour(score: float, limit: float) -> str:
-    """Returns the CSS colour of a score: blue above 0, orange below, the stronger the nearer to `limit` (or beyond).
-
-    The colour is laid over the page with an opacity in proportion to the score, so that 0 is the page's own colour:
-    white on a light page.
-
-    Args:
-        score (`float`):
-            Any finite number.
-        limit (`float`):
-            The magnitude that gets the strongest colour; above 0.
-    """
-    rgb = GOOD_RGB if score > 0 else BAD_RGB
-    return _rgba(rgb, STRONGEST * min(abs(score) / limit, 1.0))
-
-
-def _rgba(rgb: tuple[int, int, int], opacity: float) -> str:
-    return f"rgba({rgb[0]}, {rgb[1]}, {rgb[2]}, {opacity:.3f})"
 
 
 def require_matplotlib() -> None:
@@ -222,7 +200,7 @@ def _value_text(row: TableRow, column: str) -> tuple[str, str]:
 
 def _table_html(table: Sequence[TableRow]) -> str:
     columns = _columns(table)
-    head = "".join(f'<th scope="col">{_escape(column)}</th>' for column in columns)
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = []
     intervals = False
     for row in table:
@@ -231,7 +209,7 @@ def _table_html(table: Sequence[TableRow]) -> str:
             number, interval = _value_text(row, column)
             intervals |= bool(interval)
             cells.append(f"<td>{number}{f' <small>{interval}</small>' if interval else ''}</td>")
-        body.append(f'<tr><th scope="row">{_escape(row.metric)}</th>{"".join(cells)}</tr>')
+        body.append(f'<tr><th scope="row">{escape(row.metric)}</th>{"".join(cells)}</tr>')
     caption = "<caption>In brackets: the interval of the estimate.</caption>" if intervals else ""
     return (
         f'<div class="wide"><table>{caption}<thead><tr><th scope="col">metric</th>{head}</tr></thead>'
@@ -245,108 +223,49 @@ def _curves_html(curves: Mapping[str, Curves]) -> str:
     images = []
     for metric in _metrics(curves):
         source = base64.b64encode(_png(_draw(curves, [metric]))).decode()
-        images.append(f'<img alt="Learning curve: {_escape(metric)}" src="data:image/png;base64,{source}">')
+        images.append(f'<img alt="Learning curve: {escape(metric)}" src="data:image/png;base64,{source}">')
     return f'<h2>Learning curves</h2><div class="curves">{"".join(images)}</div>'
 
 
 def _examples_html(examples: Sequence[HeldOutPair | GeneratedAnswer]) -> str:
-    if not examples:
-        return ""
-    limit = _limit(examples)
-    pairs = [example for example in examples if isinstance(example, HeldOutPair)]
-    answers = [example for example in examples if isinstance(example, GeneratedAnswer)]
-    parts = [_legend_html(limit)]
-    if pairs:
-        parts.append("<h2>Held-out pairs</h2>")
-    for pair in pairs:
-        sides = _text_html("rejected", pair.rejected, limit, mark="del")
-        sides += _text_html("chosen", pair.chosen, limit, mark="ins")
-        parts.append(_example_html(pair.prompt, sides))
-    if answers:
-        parts.append("<h2>Generated answers</h2>")
-    for answer in answers:
-        arms = "".join(
-            _text_html(arm.name, arm.tokens, limit, mark="ins", judge_score=arm.judge_score) for arm in answer.arms
+    texts = [_texts(example) for example in examples]
+    scores = [score for of_example in texts for _, text in of_example for score in text.series["score"]]
+    limits = {"score": colour_limit(score for score in scores if score is not None)}
+    parts = []
+    if examples:
+        hint = '<span class="hint">Point at a token for its score.</span>'
+        parts.append(
+            f'<div class="legend"><b>Token scores</b> {legend(limits["score"])} {MARKS} <span class="prompt">prompt</span> {hint}</div>'
         )
-        parts.append(_example_html(answer.prompt, arms))
+    for kind, title in ((HeldOutPair, "Held-out pairs"), (GeneratedAnswer, "Generated answers")):
+        of_kind = [pair for pair in zip(examples, texts, strict=True) if isinstance(pair[0], kind)]
+        if of_kind:
+            parts.append(f"<h2>{title}</h2>")
+        for example, of_example in of_kind:
+            sections = (f"<section><h3>{head}</h3>{text_html(text, limits)}</section>" for head, text in of_example)
+            parts.append(
+                f'<article>{prompt_html(example.prompt)}<div class="texts">{"".join(sections)}</div></article>'
+            )
     return "".join(parts)
 
 
-def _example_html(prompt: str, texts: str) -> str:
-    prompt = re.sub(r"\n{2,}", "\n", prompt.strip())  # a dialogue's blank lines only take space here
-    return f'<article><p class="prompt" dir="auto">{_escape(prompt)}</p><div class="texts">{texts}</div></article>'
-
-
-def _text_html(name: str, tokens: Sequence[Token], limit: float, mark: str, judge_score: float | None = None) -> str:
-    pieces = []
-    for token in tokens:
-        token = Token(*token)
-        word = token.text.lstrip() or token.text
-        blank = token.text[: len(token.text) - len(word)]  # left plain, or a line break would strand its colour
-        piece = _escape(word)
-        if token.edited:
-            piece = f"<{mark}>{piece}</{mark}>"
-        if token.score is not None:
-            colour = score_colour(token.score, limit)
-            piece = f'<span title="{token.score:+.3f}" style="background:{colour}">{piece}</span>'
-        pieces.append(_escape(blank) + piece)
-    judge = "" if judge_score is None else f' <small class="judge">judge {judge_score:.2f}</small>'
-    return f'<section><h3>{_escape(name)}{judge}</h3><p class="text" dir="auto">{"".join(pieces)}</p></section>'
-
-
-def _legend_html(limit: float) -> str:
-    scale = ", ".join(
-        (_rgba(BAD_RGB, STRONGEST), f"{_rgba(BAD_RGB, 0)} 50%", f"{_rgba(GOOD_RGB, 0)} 50%", _rgba(GOOD_RGB, STRONGEST))
-    )
-    return (
-        '<div class="legend"><b>Token scores</b> '
-        f'<span>&le; &minus;{limit:.2f} bad <i class="scale" style="background:linear-gradient(90deg, {scale})"></i> '
-        f"good &ge; +{limit:.2f}</span> "
-        "<span><del>edited out</del></span> <span><ins>edited in</ins></span> "
-        '<span class="prompt">prompt</span> <span class="hint">Point at a token for its score.</span></div>'
-    )
-
-
-def _all_tokens(examples: Sequence[HeldOutPair | GeneratedAnswer]) -> list[Token]:
-    tokens = []
-    for example in examples:
-        if isinstance(example, HeldOutPair):
-            texts = [example.rejected, example.chosen]
-        else:
-            texts = [arm.tokens for arm in example.arms]
-        tokens += [Token(*token) for text in texts for token in text]
-    return tokens
-
-
-def _check_scores(examples: Sequence[HeldOutPair | GeneratedAnswer]) -> None:
-    for example in examples:
-        for token in _all_tokens([example]):
-            if token.score is not None and not math.isfinite(token.score):
-                raise ValueError(
-                    f"the score of the token {token.text!r} is {token.score}, in the example with the prompt "
-                    f"{example.prompt!r}; a token without a score has None"
-                )
-
-
-def _limit(examples: Sequence[HeldOutPair | GeneratedAnswer]) -> float:
-    magnitudes = sorted(abs(token.score) for token in _all_tokens(examples) if token.score is not None)
-    if not magnitudes or magnitudes[-1] == 0:
-        return 1.0
-    # Where nearly all scores are 0 the percentile is 0 as well, and the greatest has to do.
-    return magnitudes[round(0.98 * (len(magnitudes) - 1))] or magnitudes[-1]
-
-
-def _escape(text: str) -> str:
-    """HTML text or attribute value. What no page may hold (control characters, half surrogates) is shown, not kept."""
-    visible = "".join(
-        chr(0x2400 + ord(char))
-        if ord(char) < 32 and char not in "\n\t"
-        else "\N{REPLACEMENT CHARACTER}"
-        if 0xD800 <= ord(char) < 0xE000
-        else char
-        for char in text.replace("\r\n", "\n")
-    )
-    return html.escape(visible, quote=True)
+def _texts(example: HeldOutPair | GeneratedAnswer) -> list[tuple[str, ScoredText]]:
+    """The texts of an example, each with its heading."""
+    if isinstance(example, HeldOutPair):
+        sides = [("rejected", example.rejected, "delete"), ("chosen", example.chosen, "insert")]
+    else:
+        sides = []
+        for arm in example.arms:
+            judge = "" if arm.judge_score is None else f' <small class="judge">judge {arm.judge_score:.2f}</small>'
+            sides.append((escape(arm.name) + judge, arm.tokens, "insert"))
+    texts = []
+    for head, tokens, edit in sides:
+        words, scores, edited = zip(*(Token(*token) for token in tokens), strict=True) if tokens else ((), (), ())
+        try:
+            texts.append((head, ScoredText(words, {"score": scores}, edited=edited, edit=edit)))
+        except ValueError as error:
+            raise ValueError(f"{error} It is in the example with the prompt {example.prompt!r}.") from error
+    return texts
 
 
 # Learning curves
@@ -416,69 +335,35 @@ def _png(figure: "Figure") -> bytes:
 
 # The page
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{notes}
+_BODY = """{notes}
 {command}
 <h2>Results</h2>
 {table}
 {curves}
-{examples}
-</main>
-</body>
-</html>
-"""
+{examples}"""
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --muted: #59636e; --line: #d5dae0; --box: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --ink: #e9ecef; --muted: #a3acb7; --line: #363c44; --box: #1d2126; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.25rem 0 .75rem; }
 h3 { font-size: .9rem; margin: 0 0 .3rem; }
 main > p { margin: .35rem 0; max-width: 60rem; color: var(--muted); overflow-wrap: anywhere; }
 code { background: var(--box); border: 1px solid var(--line); border-radius: 4px; padding: .1rem .35rem; color: var(--ink); }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; color: var(--muted); font-size: .85rem; padding-top: .4rem; }
+caption { caption-side: bottom; padding-top: .4rem; }
 th, td { padding: .4rem .9rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 tr > :first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom-width: 2px; }
 tbody th { font-weight: 400; }
-small { color: var(--muted); font-size: .85em; font-weight: 400; }
+small { font-size: .85em; }
 @media (max-width: 48rem) {
   th, td { white-space: normal; padding: .4rem .5rem; font-size: .9rem; vertical-align: top; }
   td small { display: block; white-space: nowrap; }
 }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
 .curves img { display: block; width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
-.legend { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; align-items: center;
-  margin-top: 2.25rem; padding: .5rem 0; background: var(--page); border-bottom: 1px solid var(--line); font-size: .9rem; }
+.legend { position: sticky; top: 0; z-index: 1; margin-top: 2.25rem; padding: .5rem 0; background: var(--page);
+  border-bottom: 1px solid var(--line); }
 .legend + h2 { margin-top: 1.25rem; }
-.scale { display: inline-block; width: 9rem; max-width: 35vw; height: .9rem; vertical-align: -.12rem; border: 1px solid var(--line); }
+.texts { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
 .hint, .judge { color: var(--muted); }
 .judge { margin-left: .5rem; }
-article { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem 1rem; margin: 0 0 1rem; }
-.prompt { color: var(--muted); }
-article > .prompt { margin: 0 0 .7rem; font-size: .92rem; }
-.prompt, .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: .9rem 1.4rem; }
-.text { margin: 0; line-height: 1.9; }
-.text span { padding: .12em 0; border-radius: 2px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-ins { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: .22em; }
-del { text-decoration: line-through; text-decoration-thickness: 2px; }
 """

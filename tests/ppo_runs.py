@@ -59,6 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "models": _dense,
         "family": "gpt2",
         "stream": True,
+        "log_completions": True,
         "center_rewards": True,
         "sequence_score_coef": 0.5,
         "hold_length": True,

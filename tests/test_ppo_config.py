@@ -49,6 +49,8 @@ TRL_DEFAULTS = {
     "ds3_gather_for_generation": True,
 }
 OURS = {
+    "log_completions": False,
+    "num_completions_to_log": 8,
     "reward_signal": None,
     "reward_density": None,
     "token_score_transform": None,

@@ -14,6 +14,7 @@ import torch
 
 import on_cpu
 import ppo_runs
+from trl_tokenreward import read_completions
 
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate_configs"
@@ -104,6 +105,17 @@ def assert_close(actual, expected):
     assert len(actual_logs) == len(expected_logs)
     for entry, expected_entry in zip(actual_logs, expected_logs, strict=True):
         assert entry == pytest.approx(expected_entry, rel=1e-4, abs=2e-5)
+
+
+def test_the_main_process_logs_the_completions_of_all(one, trained):
+    alone, together = (
+        read_completions(folder) for folder in (one("stream")[2].args.output_dir, trained("ddp", 2) / "stream")
+    )
+    assert len(together) == len(alone) == 32  # all eight of each of four updates
+    for row, expected in zip(together, alone, strict=True):
+        assert (row.name, row.prompt, row.texts[0].tokens) == (expected.name, expected.prompt, expected.texts[0].tokens)
+        for name, values in row.texts[0].series.items():
+            assert values == pytest.approx(expected.texts[0].series[name], rel=1e-4, abs=2e-5), name
 
 
 @pytest.mark.parametrize(("engine", "processes", "run"), ALL_RUNS)

@@ -8,9 +8,6 @@ import pytest
 from rich.console import Console
 
 from report import (
-    BAD_RGB,
-    GOOD_RGB,
-    STRONGEST,
     Arm,
     GeneratedAnswer,
     HeldOutPair,
@@ -18,9 +15,9 @@ from report import (
     Token,
     Value,
     require_matplotlib,
-    score_colour,
     write_report,
 )
+from trl_tokenreward.pages import BAD_RGB, GOOD_RGB, STRONGEST, score_colour
 
 
 pytestmark = pytest.mark.any_trl
@@ -194,7 +191,7 @@ def test_hostile_texts_stay_texts(tmp_path):
 def test_control_characters_and_half_surrogates_become_visible(tmp_path):
     source, _ = make_report(tmp_path, examples=[GeneratedAnswer("a\x00b", [Arm("x", [Token("\ud83d\x1b\r\n", 0.5)])])])
     assert "a\N{SYMBOL FOR NULL}b" in source
-    assert "\N{REPLACEMENT CHARACTER}\N{SYMBOL FOR ESCAPE}\n" in source
+    assert "\N{REPLACEMENT CHARACTER}\N{SYMBOL FOR ESCAPE}↵\n" in source
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", source)
 
 

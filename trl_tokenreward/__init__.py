@@ -31,6 +31,12 @@ _MODULE_OF = {
     "evaluate_win_rate": "evaluation",
     "TokenRewardReport": "token_evaluation",
     "evaluate_token_rewards": "token_evaluation",
+    "ScoredRow": "scoring",
+    "ScoredRows": "scoring",
+    "ScoredText": "scoring",
+    "TokenScorer": "scoring",
+    "score_dataset": "scoring",
+    "read_completions": "completion_log",
     "EndpointJudge": "judges",
     "Judge": "judges",
     "RewardModelJudge": "judges",
@@ -40,6 +46,7 @@ _MODULE_OF = {
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
+    from .completion_log import read_completions
     from .data import DataCollatorForTokenReward
     from .edits import EditAlignment, EditOperation, align_edits, align_ids
     from .evaluation import WinRate, WinRateCallback, evaluate_win_rate
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
     from .ppo_trainer import FineGrainedPPOTrainer
     from .reward_config import TokenRewardConfig
     from .reward_trainer import TokenRewardTrainer
+    from .scoring import ScoredRow, ScoredRows, ScoredText, TokenScorer, score_dataset
     from .token_evaluation import TokenRewardReport, evaluate_token_rewards
 
 

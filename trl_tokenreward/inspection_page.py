@@ -1,12 +1,10 @@
 """A page to look through edits: it needs nothing but itself, and every text on it is escaped."""
 
-import base64
-import hashlib
-import html
 import random
 from pathlib import Path
 
-from .inspection import OUTCOME_NAMES, InspectedRow, Inspection, Piece, visible
+from .inspection import OUTCOME_NAMES, InspectedRow, Inspection, Piece
+from .pages import escape, page, write
 
 
 def write_page(inspection: Inspection, path: str | Path, *, title: str, limit: int = 1000, seed: int = 0) -> Path:
@@ -33,37 +31,25 @@ def write_page(inspection: Inspection, path: str | Path, *, title: str, limit: i
         note = f"{limit} of {len(rows)} rows, drawn at random with the seed {seed}."
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
     outcomes = dict.fromkeys(row.outcome for row in rows)
-    page = _PAGE.format(
-        # Only the page's own script runs: a text that came through unescaped would still do nothing.
-        script_hash=base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
-        title=_escape(title),
-        style=_STYLE,
+    body = _BODY.format(
         summary="".join(_table(name, table) for name, table in inspection.summary().items()),
         note=note,
         outcomes="".join(f'<option value="{outcome}">{OUTCOME_NAMES[outcome]}</option>' for outcome in outcomes),
         rows="\n".join(_article(row, *inspection.diff(row.index)) for row in rows),
-        script=_SCRIPT,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _escape(text: str) -> str:
-    return html.escape(visible(text), quote=True)
+    return write(path, page(title, body, style=_STYLE, script=_SCRIPT))
 
 
 def _table(name: str, rows: list[tuple[str, ...]]) -> str:
     body = "".join(
-        f'<tr><th scope="row">{_escape(row[0])}</th>{"".join(f"<td>{_escape(cell)}</td>" for cell in row[1:])}</tr>'
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    return f"<table><caption>{_escape(name)}</caption><tbody>{body}</tbody></table>"
+    return f"<table><caption>{escape(name)}</caption><tbody>{body}</tbody></table>"
 
 
 def _article(row: InspectedRow, prompt: str, pieces: list[Piece]) -> str:
-    shown = f'<p class="prompt" dir="auto">{_escape(prompt.strip())}</p>' if prompt.strip() else ""
+    shown = f'<p class="prompt" dir="auto">{escape(prompt.strip())}</p>' if prompt.strip() else ""
     return (
         f'<article data-index="{row.index}" data-ratio="{row.ratio!r}" data-outcome="{row.outcome}">'
         f"<h2>Row {row.index} <small>edit ratio {row.ratio:.3f}, {OUTCOME_NAMES[row.outcome]}</small></h2>"
@@ -72,26 +58,14 @@ def _article(row: InspectedRow, prompt: str, pieces: list[Piece]) -> str:
 
 
 def _piece(piece: Piece) -> str:
-    text = _escape(piece.text)
+    text = escape(piece.text)
     if piece.marked:
         text = f"<mark>{text}</mark>"
     tags = {"delete": "del", "insert": "ins"}
     return f"<{tags[piece.kind]}>{text}</{tags[piece.kind]}>" if piece.kind in tags else text
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<div class="summary">{summary}</div>
+_BODY = """<div class="summary">{summary}</div>
 <p>{note} <del>Deleted</del>, <ins>inserted</ins>, <mark>marked as wrong</mark> by the data set.</p>
 <form hidden>
 <label>Order <select name="order">
@@ -106,12 +80,7 @@ _PAGE = """<!DOCTYPE html>
 </form>
 <div id="rows">
 {rows}
-</div>
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+</div>"""
 
 _SCRIPT = """
 "use strict";
@@ -144,30 +113,19 @@ form.hidden = false;
 update();
 """
 
-# Blue and orange stay apart in all common forms of colour blindness; the lines say it without colour.
+# Blue and orange, as on all pages; the lines say it without colour.
 _STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --muted: #59636e; --line: #d5dae0; --del: #fde0c8; --ins: #d3e5f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --ink: #e9ecef; --muted: #a3acb7; --line: #363c44; --del: #5c3209; --ins: #17406b; }
-}
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+:root { --del: #fde0c8; --ins: #d3e5f7; }
+@media (prefers-color-scheme: dark) { :root { --del: #5c3209; --ins: #17406b; } }
+main { max-width: 60rem; }
 h2 { font-size: 1rem; margin: 0 0 .4rem; }
-small, .prompt, caption { color: var(--muted); font-weight: 400; }
 .summary { display: flex; flex-wrap: wrap; gap: 1.5rem 3rem; align-items: start; }
-caption { text-align: left; font-size: .9rem; max-width: 18rem; }
+caption { max-width: 18rem; }
 th, td { padding: .1rem .8rem .1rem 0; text-align: left; font-weight: 400; white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; }
-form { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; padding: .6rem 0; background: var(--page); border-bottom: 1px solid var(--line); }
 input { width: 5rem; }
-input, select { font: inherit; }
-article { border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; margin: 1rem 0; }
-.prompt, .diff { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.prompt { max-height: 10rem; overflow-y: auto; font-size: .92rem; }
-del { background: var(--del); text-decoration: line-through 2px; }
-ins { background: var(--ins); text-decoration: underline 2px; text-underline-offset: .2em; }
+.prompt { max-height: 10rem; overflow-y: auto; }
+.diff { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+del { background: var(--del); }
+ins { background: var(--ins); }
 mark { background: none; color: inherit; outline: 2px dotted var(--muted); }
 """

@@ -97,6 +97,22 @@ class TextScores(NamedTuple):
     tokens: list[str]
     spans: list[tuple[int, int]]
 
+    def _repr_html_(self) -> str:
+        """The text in a notebook, its tokens coloured by their scores."""
+        from .scoring import ScoredRow, ScoredRows, ScoredText
+        from .scoring_page import notebook_html
+
+        return notebook_html(ScoredRows("", [ScoredRow("", "", [ScoredText.from_text_scores(self)])]))
+
+
+class IdsScores(NamedTuple):
+    """Scores of one sequence of L token ids: of the whole, of each token, and of each prefix (see
+    [`TokenRewardOutput`])."""
+
+    score: float
+    token_scores: list[float]
+    prefix_scores: list[float]
+
 
 class ScoreHead(nn.Linear):
     """
@@ -460,27 +476,19 @@ class TokenRewardModel(PreTrainedModel):
                 )
             encodings.append(encoding)
 
-        results: list[TextScores | None] = [None] * len(texts)
-        by_length = sorted(range(len(texts)), key=lambda index: len(encodings[index]["input_ids"]))
-        with evaluation_mode(self):
-            for start in range(0, len(texts), batch_size):
-                rows = by_length[start : start + batch_size]
-                ids = [torch.tensor(encodings[index]["input_ids"]) for index in rows]
-                mask = [torch.ones_like(row) for row in ids]
-                output = self(
-                    input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device),
-                    attention_mask=nn.utils.rnn.pad_sequence(mask, batch_first=True).to(self.device),
+        results = []
+        scores = scores_of_ids(self, [encoding["input_ids"] for encoding in encodings], batch_size)
+        for encoding, prompt, text, of_ids in zip(encodings, prompts, texts, scores, strict=True):
+            columns, spans = _columns_of_text(encoding, prompt, text)
+            results.append(
+                TextScores(
+                    text=text,
+                    score=of_ids.score,
+                    token_scores=[of_ids.token_scores[column] for column in columns],
+                    tokens=tokenizer.convert_ids_to_tokens([encoding["input_ids"][column] for column in columns]),
+                    spans=spans,
                 )
-                sequence_scores, token_scores = output.logits.squeeze(-1).tolist(), output.token_scores.tolist()
-                for row, index in enumerate(rows):
-                    columns, spans = _columns_of_text(encodings[index], prompts[index], texts[index])
-                    results[index] = TextScores(
-                        text=texts[index],
-                        score=sequence_scores[row],
-                        token_scores=[token_scores[row][column] for column in columns],
-                        tokens=tokenizer.convert_ids_to_tokens([int(ids[row][column]) for column in columns]),
-                        spans=spans,
-                    )
+            )
         return results
 
     def export_token_classification(self, directory: str | os.PathLike) -> None:
@@ -644,6 +652,36 @@ def _columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[l
             columns.append(column)
             spans.append((max(start, offset) - offset, min(end, len(whole)) - offset))
     return columns, spans
+
+
+@torch.no_grad()
+def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int = 8) -> list[IdsScores]:
+    """Scores of sequences of token ids, in order. Those of like length go through the model together.
+
+    Args:
+        model ([`TokenRewardModel`] or `PeftModel`):
+            The model, or an adapter around one. Its mode, training or evaluation, is restored.
+        sequences (`Sequence[Sequence[int]]`):
+            Token ids, at least one in each.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Sequences in one forward pass.
+    """
+    results: list[IdsScores | None] = [None] * len(sequences)
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        for start in range(0, len(sequences), batch_size):
+            rows = by_length[start : start + batch_size]
+            ids = [torch.tensor(sequences[index]) for index in rows]
+            mask = [torch.ones_like(row) for row in ids]
+            output = model(
+                input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device),
+                attention_mask=nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
+            )
+            per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
+            for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
+                results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))
+    return results
 
 
 @contextmanager

@@ -117,6 +117,15 @@ class FineGrainedPPOConfig(PPOConfig):
         eval_temperature (`float`, *optional*):
             Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. If `None`, `temperature`.
 
+        > Parameters that control the logging of completions
+
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether, at each log, completions of the last update are written to `output_dir/completions` with the score,
+            reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb where those are on.
+            `trl-tokenreward score --run output_dir` shows them.
+        num_completions_to_log (`int`, *optional*, defaults to `8`):
+            How many. Where the same prompts come up again, the same are chosen.
+
         > Parameters of generation with vLLM, named as in TRL
 
         use_vllm (`bool`, *optional*, defaults to `False`):
@@ -281,6 +290,16 @@ class FineGrainedPPOConfig(PPOConfig):
         default=None,
         metadata={"help": "Sampling temperature in evaluation; 0 is greedy. If unset, `temperature`."},
     )
+
+    # Parameters that control the logging of completions
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether, at each log, completions of the last update are written to `output_dir/completions` with the "
+            "score, reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb."
+        },
+    )
+    num_completions_to_log: int = field(default=8, metadata={"help": "How many completions `log_completions` logs."})
 
     # Parameters of generation with vLLM, named as in TRL
     use_vllm: bool = field(
@@ -449,6 +468,14 @@ class FineGrainedPPOConfig(PPOConfig):
             raise ValueError("`kl_target` adapts `kl_coef` by factors, so it needs one above 0.")
         if self.model_adapter_name is not None and self.ref_adapter_name is None:
             raise ValueError("`model_adapter_name` has an effect only together with `ref_adapter_name`.")
+        if self.num_completions_to_log < 1:
+            raise ValueError(f"`num_completions_to_log` must be at least 1, got {self.num_completions_to_log}.")
+        if self.num_completions_to_log != 8 and not self.log_completions:
+            raise ValueError("`num_completions_to_log` has no effect without `log_completions=True`.")
+        if self.log_completions and self.logging_strategy == "no":
+            raise ValueError(
+                "`log_completions` has no effect with `logging_strategy='no'`: it logs when the trainer does."
+            )
         self._check_vllm()
 
     def with_reward_defaults(self, scores_tokens: bool) -> "FineGrainedPPOConfig":

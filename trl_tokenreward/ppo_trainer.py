@@ -20,6 +20,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import speed_metrics
 
 from ._trl import BaseTrainer, PPOConfig, PPOTrainer, disable_dropout_in_model
+from .completion_log import CompletionLog
 from .functional import (
     adapted_kl_coef,
     correlation,
@@ -317,6 +318,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.add_callback(_UpdateCallback(self))
         if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RewardHackingCallback())
+        self.completion_log = None
+        if args.log_completions:
+            self.completion_log = CompletionLog(self, args.num_completions_to_log)
+            self.add_callback(self.completion_log)
         for module in self.frozen_models:
             shard_frozen(module, self.accelerator)
         self.model.add_model_tags(self._tag_names)
@@ -331,6 +336,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         for update in range(self.state.global_step // self.steps_per_update, self.args.num_total_batches):
             rollout = self._collect_rollout(update)
             self._log_rollout(rollout)
+            if self.completion_log is not None:
+                self.completion_log.collect(update, rollout)
             self._adapt(rollout)
             for epoch in range(self.args.num_ppo_epochs):
                 # Every process holds the whole rollout and draws the same order, so that which rows make a mini-batch
@@ -414,7 +421,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
     ) -> Rollout:
         """From raw scores of the whole batch to advantages and returns."""
         args, mask = self.args, completions.mask
-        raw_scores = masked_sum(scores, mask, dim=1)
+        raw_token_scores = scores * mask
         shaping = {"scale": args.reward_scale, "center": args.center_rewards, "clip": args.reward_clip}
         scores = self.scorer.spread(
             scores,
@@ -449,7 +456,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             ref_per_token_logps,
             values,
             final_values,
-            raw_scores,
+            raw_token_scores.sum(1),
+            raw_token_scores,
             scores,
             kl,
             rewards,

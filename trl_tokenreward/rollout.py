@@ -58,6 +58,8 @@ class Rollout(NamedTuple):
             Shape (B,): the value after the last real token.
         raw_scores (`Tensor`):
             Shape (B,): each completion's total as the reward model gives it, before shaping.
+        raw_token_scores (`Tensor`):
+            Shape (B, T): what it is made up of, 0 where the mask is 0.
         token_level_scores (`Tensor`):
             Shape (B, T).
         kl (`Tensor`):
@@ -76,6 +78,7 @@ class Rollout(NamedTuple):
     values: Tensor
     final_values: Tensor
     raw_scores: Tensor
+    raw_token_scores: Tensor
     token_level_scores: Tensor
     kl: Tensor
     token_level_rewards: Tensor
