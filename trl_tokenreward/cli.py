@@ -11,7 +11,7 @@ from . import __version__
 # Modules of `trl_tokenreward.commands`, in the order in which the help lists them. Each has `add_parser(subparsers)`, which
 # adds a parser with `run` among its defaults: a function of the parsed arguments. What is heavy is imported within `run`,
 # so that the help comes at once.
-COMMANDS = ("import_", "inspect", "edit")
+COMMANDS = ("import_", "inspect", "edit", "annotate", "annotations")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -212,16 +212,17 @@ class EditLog:
                 )
         self.lines = lines[1:]
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Writes a line. When this returns, it is on the disk; when it raises, none of it is in the file."""
-        with self.path.open("ab") as file:
+    def append(self, *lines: dict[str, Any]) -> None:
+        """Writes lines. When this returns, they are on the disk; when it raises, none of them is in the file."""
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with self.path.open("ab", buffering=0) as file:
             end = file.tell()
             try:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
+                while data:
+                    data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except OSError:  # a full disk, say: what comes next must not be written after half a line
-                os.truncate(self.path, end)
+                file.truncate(end)
                 raise
 
 
