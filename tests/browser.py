@@ -1,6 +1,6 @@
-"""Chromium without a window, for tests of web pages: `from browser import browser, open_page` gives fixtures.
+"""Chromium without a window, for tests of web pages: the fixture `open_page`, which every test has through conftest.py.
 
-A page may ask for nothing but what it is told to: any other request is refused, and fails the test.
+A page may ask its own server for things, and no one else: any other request is refused, and fails the test.
 """
 
 import shutil

@@ -56,7 +56,7 @@ def serve(
     _check_password(host, password)
     store = AnnotationStore(dataset, output, on_decision=_say, **kwargs)
     try:
-        with _listen(host, port) as listener:
+        with listen(host, port) as listener:
             for line in _greeting(store, host, listener.getsockname()[1], password):
                 _say(line)
             config = uvicorn.Config(make_app(store, password), log_level="warning", server_header=False)
@@ -92,7 +92,7 @@ def _check_password(host: str, password: str | None) -> None:
         raise ValueError(f"The password must have at least {LEAST_PASSWORD} characters.")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -256,7 +256,7 @@ _ACTIONS: dict[str, dict[str, Any]] = {
 def _act(store: AnnotationStore, action: str, body: dict[str, Any]) -> Any:
     kinds = _ACTIONS[action] if action == "about" else {"annotator": str, **_ACTIONS[action]}
     for name, kind in kinds.items():
-        if not isinstance(body.get(name), kind) or (kind is int and isinstance(body[name], bool)):
+        if name not in body or not isinstance(body[name], kind) or (kind is int and isinstance(body[name], bool)):
             raise _HttpError(400, f"`{name}` is missing or of another type.")
     if extra := body.keys() - kinds.keys():
         raise _HttpError(400, f"`{min(extra)}` is nothing that {action} takes.")

@@ -228,7 +228,7 @@ class AnnotationStore:
                 "saved": saved,
                 "text": text,
                 "outcome": done and done["reason"],
-                "detail": done and done["detail"],
+                "comment": done and done["detail"],
                 **self._judge(task, text),
             }
 

@@ -194,7 +194,7 @@ function showState() {
   const done = shown.outcome;
   const parts = [`row ${shown.row}`];
   if (done === "edited") parts.push("saved before");
-  else if (done) parts.push(`skipped: ${about.skip_reasons[done].toLowerCase()}${shown.detail ? ` (${shown.detail})` : ""}`);
+  else if (done) parts.push(`skipped: ${about.skip_reasons[done].toLowerCase()}${shown.comment ? ` (${shown.comment})` : ""}`);
   if (editor.value !== shown.saved) parts.push(done ? "changed since" : "draft kept");
   $("row-state").textContent = parts.join(" · ");
 }
@@ -343,7 +343,7 @@ function reset() {
 function openSkip() {
   if (busy || editor.readOnly) return;
   $("skip-problem").textContent = "";
-  $("detail").value = shown.outcome && shown.outcome !== "edited" ? shown.detail : "";
+  $("detail").value = shown.outcome && shown.outcome !== "edited" ? shown.comment : "";
   const checked = document.querySelector(`#reasons input[value="${shown.outcome}"]`);
   (checked || document.querySelector("#reasons input")).checked = true;
   $("skip-dialog").showModal();
