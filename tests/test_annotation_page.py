@@ -96,6 +96,8 @@ def test_all_of_it_by_keyboard(site, open_page):
     page.keyboard.press("Escape")
     expect(page.locator("#editor")).to_be_focused()
     page.keyboard.press("Alt+s")
+    page.keyboard.press("Enter")
+    expect(page.locator("#skip-problem")).to_have_text("Choose a reason.")
     page.keyboard.press("5")
     page.keyboard.press("Enter")
     expect(page.locator("#skip-problem")).to_have_text("Say what the reason is.")

@@ -75,7 +75,7 @@ def _greeting(store: AnnotationStore, host: str, port: int, password: str | None
     rows = len(store.tasks) + store.unfit.total()
     lines = [f"{len(store.tasks)} of {rows} rows can be annotated."]
     lines += [f"{count} cannot: {reason}." for reason, count in store.about()["unfit"].items()]
-    name = f"[{host}]" if ":" in host else host
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     lines.append(f"Open http://{name}:{port} in a browser; Ctrl+C here ends it, and the same command goes on.")
     if password is not None:
         lines.append("It asks for the password. This is plain http: others on the network could read along.")

@@ -219,32 +219,31 @@ class AnnotationStore:
             draft, done = self._drafts.get(key), self._decisions.get(key)
             if done is None:
                 draft = self._keep(annotator, row, draft and draft.text)
-            saved = _shown(done["edited"] if done and done["edited"] is not None else task.answer)
+            saved = self._saved(key)
             text = saved if draft is None or draft.text is None else draft.text
-            return shown | {
-                "turns": prompt_turns(task.prompt),
-                "preferred": _preferred(self._dataset[row], task),
-                "original": _shown(task.answer),
-                "saved": saved,
-                "text": text,
-                "outcome": done and done["reason"],
-                "comment": done and done["detail"],
-                **self._judge(task, text),
-            }
+            preferred = _preferred(self._dataset[row], task)
+        return shown | {
+            "turns": prompt_turns(task.prompt),
+            "preferred": preferred,
+            "original": _shown(task.answer),
+            "saved": saved,
+            "text": text,
+            "outcome": done and done["reason"],
+            "comment": done and done["detail"],
+            **self._judge(task, text),
+        }
 
     def check(self, annotator: str, tab: str, row: int, text: str, take: bool = False) -> dict[str, Any]:
         """Keeps what is typed, and says what the checks say of it. `take` makes the row this tab's."""
+        _check_text(text)
         with self._lock:
-            key = self._own(annotator, row), annotator
-            self._claim(key, tab, take)
-            task, done = self.tasks[row], self._decisions.get(key)
-            judged = self._judge(task, text)
-            saved = _shown(done["edited"] if done and done["edited"] is not None else task.answer)
-            if text == saved and done:
+            key = self._claim(annotator, tab, row, take)
+            saved = self._saved(key)
+            if text == saved and key in self._decisions:
                 self._forget(key)
             else:
                 self._keep(annotator, row, None if text == saved else text)
-            return judged
+        return self._judge(self.tasks[row], text)
 
     def save(self, annotator: str, tab: str, row: int, text: str) -> dict[str, Any]:
         """Writes down an edit.
@@ -252,30 +251,31 @@ class AnnotationStore:
         Raises:
             `Refused`: if the checks refuse it.
         """
+        _check_text(text)
         with self._lock:
-            key = self._own(annotator, row), annotator
-            self._claim(key, tab)
-            task = self.tasks[row]
-            judged = self._judge(task, text)
-            if judged["reason"] != EDITED:
-                raise Refused(judged["detail"])
-            edited = _edited(task, text)
-            self._decide(_record(task, annotator, EDITED, edited=edited, edit_ratio=judged["edit_ratio"]))
+            self._claim(annotator, tab, row)
+        task = self.tasks[row]
+        judged = self._judge(task, text)  # which may take a while, and no one has to wait for it
+        if judged["reason"] != EDITED:
+            raise Refused(judged["detail"])
+        record = _record(task, annotator, EDITED, edited=_edited(task, text), edit_ratio=judged["edit_ratio"])
+        with self._lock:
+            key = self._claim(annotator, tab, row)
+            self._decide(record)
             self._forget(key)
-            return judged
+        return judged
 
     def skip(self, annotator: str, tab: str, row: int, reason: str, detail: str = "", text: str | None = None) -> None:
         """Writes down that there is no edit, and why. What was typed stays as a draft."""
+        _check_text(detail + (text or ""))
+        if reason not in SKIP_REASONS:
+            raise Refused(f"There is no such reason as {reason!r}.")
+        if reason == "other" and not detail.strip():
+            raise Refused("Say what the reason is.")
         with self._lock:
-            key = self._own(annotator, row), annotator
-            self._claim(key, tab)
-            if reason not in SKIP_REASONS:
-                raise Refused(f"There is no such reason as {reason!r}.")
-            if reason == "other" and not detail.strip():
-                raise Refused("Say what the reason is.")
-            task = self.tasks[row]
-            self._decide(_record(task, annotator, reason, detail=_readable(detail).strip()))
-            if text is None or text == _shown(task.answer):
+            key = self._claim(annotator, tab, row)
+            self._decide(_record(self.tasks[row], annotator, reason, detail=detail.strip()))
+            if text is None or text == self._saved(key):
                 self._forget(key)
             else:
                 self._keep(annotator, row, text)
@@ -347,13 +347,21 @@ class AnnotationStore:
             raise Refused(f"Row {row} was not given to {annotator}, or was given to someone else in the meantime.")
         return row
 
-    def _claim(self, key: tuple[int, str], tab: str, take: bool = False) -> None:
+    def _claim(self, annotator: str, tab: str, row: int, take: bool = False) -> tuple[int, str]:
+        """The row's key, if it is the annotator's and no later tab has it."""
+        key = self._own(annotator, row), annotator
         if take:
             self._tabs[key] = tab
         if self._tabs.setdefault(key, tab) != tab:
             raise OtherTab("This row is open in another tab of yours, which was opened later.")
+        return key
 
     # What is written
+
+    def _saved(self, key: tuple[int, str]) -> str:
+        """What a text field has before anything is typed: the annotator's edit, or the original."""
+        done = self._decisions.get(key)
+        return _shown(done["edited"] if done and done["edited"] is not None else self.tasks[key[0]].answer)
 
     def _judge(self, task: Task, text: str) -> dict[str, Any]:
         edited = _edited(task, text)
@@ -460,16 +468,15 @@ def _line_breaks(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _readable(text: str) -> str:
+def _check_text(text: str) -> None:
     if any(unicodedata.category(char) == "Cs" for char in text):
         raise Refused("The text has half of a character in it (a surrogate), which cannot be saved.")
-    return text
 
 
 def _edited(task: Task, text: str) -> str:
     """The edited answer, given the text of a text field. Where the original had other line breaks, those that were kept are
     the original's again."""
-    words, text = task.answer.strip(), _line_breaks(_readable(text)).strip()
+    words, text = task.answer.strip(), _line_breaks(text).strip()
     if "\r" in words:
         shown = _line_breaks(words)
         lengths = [len(part) for part in re.findall(r"\r\n|[\s\S]", words)]  # of each character that was shown

@@ -249,8 +249,7 @@ function note(text) {
 function showBanner(message) {
   $("banner-text").textContent = `${message} What you type here is not kept.`;
   $("banner").hidden = false;
-  editor.readOnly = true;
-  $("banner-take").focus();
+  editor.readOnly = true; // the focus stays: a button that took it would take the next key too
 }
 
 function hideBanner() {
@@ -340,23 +339,24 @@ function reset() {
 
 // --- dialogs ---
 
+const chosenReason = () => document.querySelector("#reasons input:checked");
+
 function openSkip() {
   if (busy || editor.readOnly) return;
   $("skip-problem").textContent = "";
   $("detail").value = shown.outcome && shown.outcome !== "edited" ? shown.comment : "";
-  const checked = document.querySelector(`#reasons input[value="${shown.outcome}"]`);
-  (checked || document.querySelector("#reasons input")).checked = true;
+  for (const input of document.querySelectorAll("#reasons input")) input.checked = input.value === shown.outcome;
   $("skip-dialog").showModal();
-  document.querySelector("#reasons input:checked").focus();
+  (chosenReason() || document.querySelector("#reasons input")).focus();
 }
 
 async function skip(event) {
   event.preventDefault();
-  const reason = document.querySelector("#reasons input:checked").value;
+  const reason = chosenReason()?.value;
   const detail = $("detail").value;
-  if (reason === "other" && !detail.trim()) {
-    $("skip-problem").textContent = "Say what the reason is.";
-    $("detail").focus();
+  if (!reason || (reason === "other" && !detail.trim())) {
+    $("skip-problem").textContent = reason ? "Say what the reason is." : "Choose a reason.";
+    if (reason) $("detail").focus();
     return;
   }
   $("skip-dialog").close();
