@@ -241,6 +241,22 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
     assert [line["row"] for line in EditLog(log.path, {"a": 1}, ("row",)).lines] == [2, 3]
 
 
+def test_a_full_disk_is_said_and_nothing_counts_as_saved(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("disk full")
+
+    with opened(pairs(*ANSWERS), tmp_path / "out") as store, serving(store) as url:
+        store.show("ada", "t")
+        body = {"annotator": "ada", "tab": "t", "row": 0, "text": "the answer number 0 is very good indeed"}
+        with monkeypatch.context() as patch:
+            patch.setattr("trl_tokenreward.editing.os.fsync", fail)
+            status, answer, _ = ask(f"{url}/api/save", body)
+        assert (status, answer["error"]) == (500, "It could not be written down: disk full")
+        assert store.progress("ada")["mine"] == 0
+        assert ask(f"{url}/api/save", body)[0] == 200 and store.progress("ada")["mine"] == 1
+    assert len(read_annotations(tmp_path / "out").decisions) == 1
+
+
 def test_a_folder_is_one_servers_and_one_data_sets(tmp_path):
     dataset = pairs(*ANSWERS)
     with opened(dataset, tmp_path / "out", limit=2) as store:

@@ -328,3 +328,7 @@ def test_what_is_typed_while_the_server_is_slow_is_kept(site, open_page, monkeyp
     page.keyboard.press("Control+Enter")
     expect(page.locator("#editor")).to_have_value(ANSWERS[1])
     assert decisions(store) == {(0, "Ada"): ("edited", "the answer number 0 is slowly bad indeed")}
+    page.wait_for_timeout(400)
+    page.keyboard.press("Alt+PageUp")  # no check that came late has made a draft of what was typed before
+    expect(page.locator("#editor")).to_have_value("the answer number 0 is slowly bad indeed")
+    expect(page.locator("#row-state")).to_have_text("row 0 · saved before")

@@ -207,8 +207,7 @@ class EditLog:
             changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
             if changed:
                 raise ValueError(
-                    f"{path} was begun with other settings ({', '.join(changed)}). Name another output, or delete the log "
-                    "to start again."
+                    f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another output."
                 )
         self.lines = lines[1:]
 
