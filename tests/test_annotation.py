@@ -496,7 +496,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
 def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
     pairs("a").to_json(tmp_path / "pairs.jsonl")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "trl_tokenreward.annotation_server")
+    monkeypatch.delitem(sys.modules, "trl_tokenreward.annotation_server", raising=False)
     assert cli.main(["annotate", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")]) == 2
     assert "uvicorn is missing: pip install 'trl-tokenreward[annotate]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -291,9 +291,23 @@ class Command:
         return self.process.returncode, output
 
 
-def test_a_killed_server_has_lost_nothing(tmp_path, open_page):
+@pytest.fixture
+def start(tmp_path):
+    servers = []
+
+    def start(*options):
+        servers.append(Command(tmp_path, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_a_killed_server_has_lost_nothing(tmp_path, open_page, start):
     pairs(*ANSWERS).to_json(tmp_path / "pairs.jsonl")
-    server = Command(tmp_path, "--port", "0", "--limit", "3")
+    server = start("--port", "0", "--limit", "3")
     assert server.lines[0] == "3 of 3 rows can be annotated." and server.url.startswith("http://127.0.0.1:")
     port = server.url.rpartition(":")[2]
     page = open_page(server.url)
@@ -304,7 +318,7 @@ def test_a_killed_server_has_lost_nothing(tmp_path, open_page):
     server.end(signal.SIGKILL)
     replace(page, GOOD[1])
     expect(gate(page)).to_contain_text("The server does not answer. What you typed is kept in this browser.")
-    server = Command(tmp_path, "--port", port, "--limit", "3")
+    server = start("--port", port, "--limit", "3")
     expect(gate(page)).to_have_text("Small enough to save.")  # it has tried again by itself
     page.keyboard.press("Control+Enter")
     expect(page.locator("#editor")).to_have_value(ANSWERS[2])
