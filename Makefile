@@ -1,5 +1,6 @@
 # make demo    the main job on the embedded corpus (variables: DATASET, OUTPUT, SEED)
 # make test    the suite on each supported end of TRL's range, and once what no TRL has a say in (variable: PYTEST_ARGS)
+# make browser Debian's Chromium, for the tests of web pages (needs root; without it they are skipped)
 # make lint    style
 # make clean   removes the environments, caches and the demo's default output
 #
@@ -19,7 +20,7 @@ NEWEST_TRL := $(lastword $(TRL_VERSIONS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test browser lint clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' $(firstword $(MAKEFILE_LIST))
 
@@ -56,6 +57,15 @@ test: $(TRL_VERSIONS:%=.venv-trl%/.installed)
 			"$$@" $(PYTEST_ARGS) || failed="$$failed $$version"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "The suite failed on TRL$$failed"; exit 1; fi
+
+# Playwright drives whatever Chromium is on the PATH (tests/browser.py); its own builds are not needed.
+browser:
+	@for name in chromium chromium-browser google-chrome chrome; do \
+		if command -v $$name >/dev/null; then echo "Chromium is there: $$name"; exit 0; fi; \
+	done; \
+	if ! command -v apt-get >/dev/null; then echo "There is no apt-get: install Chromium by other means."; exit 1; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null
 
 lint: .venv-trl$(NEWEST_TRL)/.installed
 	.venv-trl$(NEWEST_TRL)/bin/ruff check .

@@ -1,5 +1,7 @@
 import os
 
+from browser import browser, open_page  # noqa: F401  # fixtures
+
 
 # Set before any Hugging Face library is imported: a test that reaches for the network must fail, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"

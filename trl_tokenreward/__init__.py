@@ -26,6 +26,12 @@ _MODULE_OF = {
     "FineGrainedPPOConfig": "ppo_config",
     "FineGrainedPPOTrainer": "ppo_trainer",
     "RewardHackingCallback": "monitoring",
+    "AgreementReport": "agreement",
+    "EditedAnswer": "agreement",
+    "measure_agreement": "agreement",
+    "Annotations": "annotation",
+    "read_annotations": "annotation",
+    "annotate_dataset": "annotation",
     "WinRate": "evaluation",
     "WinRateCallback": "evaluation",
     "evaluate_win_rate": "evaluation",
@@ -46,6 +52,8 @@ _MODULE_OF = {
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
+    from .agreement import AgreementReport, EditedAnswer, measure_agreement
+    from .annotation import Annotations, annotate_dataset, read_annotations
     from .completion_log import read_completions
     from .data import DataCollatorForTokenReward
     from .edits import EditAlignment, EditOperation, align_edits, align_ids

@@ -11,7 +11,7 @@ from . import __version__
 # Modules of `trl_tokenreward.commands`, in the order in which the help lists them. Each has `add_parser(subparsers)`, which
 # adds a parser with `run` among its defaults: a function of the parsed arguments. What is heavy is imported within `run`,
 # so that the help comes at once.
-COMMANDS = ("import_", "inspect", "edit", "score")
+COMMANDS = ("import_", "inspect", "edit", "annotate", "annotations", "score")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="trl-tokenreward",
-        description="Minimal edits for token rewards: bring them in, have them made, and look at them and at the scores they teach.",
+        description="Minimal edits for token rewards: bring them in, have them made, and look at them and at the scores "
+        "that they teach.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -4,46 +4,46 @@
 so that a run that ended early goes on where it was.
 """
 
-import hashlib
-import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from .data import ASSISTANT, HUMAN, preference_prompt, row_format
-from .edits import align_words
+from .editing import (
+    DEFAULT_CRITERIA,
+    EDITED,
+    EditChecks,
+    EditLog,
+    Task,
+    edit_card,
+    edited_features,
+    edited_row,
+    quoted,
+    read_tasks,
+    save_edits,
+)
 from .endpoint import (
     EndpointClient,
     EndpointError,
     EndpointUsage,
-    Prompt,
     Unanswered,
     check_least,
     check_template,
     fill_template,
-    read_jsonl,
     shorten,
 )
 from .modeling import evaluation_mode
 from .packing import without_peft
 
 
-logger = logging.get_logger(__name__)
-
-Score = Callable[[list[Prompt], list[str]], list[float]]
-
-DEFAULT_CRITERIA = "The answer is helpful, correct and harmless."
 DEFAULT_TEMPLATE = """\
 Below are a prompt and an answer to it. Edit the answer so that it meets these criteria:
 
@@ -69,7 +69,6 @@ _RETRY = """
 An earlier attempt at this was refused: {problem} Try again, and write the whole edited answer between <edited> and </edited>."""
 _EDITED = re.compile(r"<edited>(.*?)</edited>", re.DOTALL)
 
-EDITED = "edited"
 # What says nothing about the row: it is asked for again by the next run.
 FAILURES = ("request_failed", "not_scored")
 REASONS = ("several_turns", "empty", "unparsed", "identical", "length", "edit_ratio", "hunks", "not_better", *FAILURES)
@@ -254,59 +253,6 @@ class LocalEditor(Editor):
 
 
 @dataclass
-class EditChecks:
-    """What an edit must be, to be kept.
-
-    Args:
-        max_edit_ratio (`float`, *optional*, defaults to `0.5`):
-            Largest share of edited words among the words of both sides, see [`EditAlignment`].
-        max_hunks (`int`, *optional*, defaults to `16`):
-            Most places where something is edited.
-        max_length_change (`float`, *optional*, defaults to `0.5`):
-            By which share of its characters the answer may become shorter or longer.
-        score (`Callable`, *optional*):
-            Takes prompts (texts, or messages where the data set has messages) and answers, returns one float for each
-            answer, as [`RewardModelJudge`]'s `scores`. The edit must score higher than the original. A `ValueError` means
-            that this answer cannot be scored.
-
-    Raises:
-        `ValueError`: for a bad argument.
-    """
-
-    max_edit_ratio: float = 0.5
-    max_hunks: int = 16
-    max_length_change: float = 0.5
-    score: Score | None = None
-
-    def __post_init__(self):
-        if not 0 < self.max_edit_ratio <= 1:
-            raise ValueError(f"`max_edit_ratio` must be above 0 and at most 1, got {self.max_edit_ratio}.")
-        check_least(max_hunks=(self.max_hunks, 1), max_length_change=(self.max_length_change, 0))
-
-    def __call__(self, prompt: Prompt, original: str, edited: str) -> tuple[str, str]:
-        """`("edited", "")`, or which of `REASONS` speaks against the edit, and that as a sentence."""
-        alignment = align_words(original, edited)
-        ratio, hunks, change = alignment.edit_ratio, len(alignment.operations), abs(len(edited) / len(original) - 1)
-        if not ratio:
-            return "identical", "No word was changed."
-        if change > self.max_length_change:
-            limit = f"at most {self.max_length_change:.0%} is allowed"
-            return "length", f"The length went from {len(original)} to {len(edited)} characters; {limit}."
-        if ratio > self.max_edit_ratio:
-            return "edit_ratio", f"{ratio:.0%} of the words were changed; at most {self.max_edit_ratio:.0%} may be."
-        if hunks > self.max_hunks:
-            return "hunks", f"The answer was changed in {hunks} places; at most {self.max_hunks} may be."
-        if self.score is not None:
-            try:
-                new, old = self.score([prompt, prompt], [edited, original])
-            except ValueError as error:
-                return "not_scored", str(error)
-            if not new > old:
-                return "not_better", f"The edited answer is no better: it scores {new:.4g}, the original {old:.4g}."
-        return EDITED, ""
-
-
-@dataclass
 class EditResult:
     """What [`edit_dataset`] made.
 
@@ -337,95 +283,37 @@ class EditResult:
         )
 
 
-class _Task(NamedTuple):
-    """One row: its prompt, the answer to edit, the key in the log, and why there is nothing to ask for, if so."""
-
-    prompt: Prompt
-    answer: str
-    key: tuple[int, str]
-    unfit: str
-    more: dict[str, Any]
-
-
-def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[_Task, str]:
-    """The task of one row, and the format that it has, which must be `format` unless that is `None`."""
-    try:
-        own = row_format(row)
-    except ValueError as error:
-        raise ValueError(f"Row {index} of the data set, {error}") from error
-    kind = list if own == "conversational" else str
-    sides = [row[column] for column in ("prompt", "chosen", "rejected") if column in row]
-    if own == "ids" or any(not isinstance(side, kind) for side in sides):
-        raise ValueError(f"Row {index} of the data set: its `prompt` and answers must all be texts, or all messages.")
-    if own != (format or own):
-        raise ValueError(f"Row {index} of the data set has the {own} format, but the first row has the {format} one.")
-    prompt, answer, unfit = preference_prompt(row), row["rejected"], ""
-    if own == "conversational":
-        if any(not isinstance(m, dict) or not {"role", "content"} <= m.keys() for side in sides for m in side):
-            raise ValueError(f"Row {index} of the data set: messages need `role` and `content`.")
-        messages = answer if "prompt" in row else answer[len(prompt) :]
-        answer = messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "assistant" else None
-        unfit = "" if isinstance(answer, str) else "several_turns"
-    elif own == "dialogue":
-        if not prompt:
-            raise ValueError(f"Row {index} of the data set: the two dialogues share no {ASSISTANT!r}.")
-        answer = answer.removeprefix(prompt)
-        unfit = "several_turns" if HUMAN in answer or ASSISTANT in answer else ""
-    answer = answer if isinstance(answer, str) else ""
-    unfit = unfit or ("" if answer.strip() else "empty")
-    more = {column: row[column] for column in ("tools", "chat_template_kwargs") if column in row}
-    digest = hashlib.sha256(json.dumps([prompt, row["rejected"]], sort_keys=True).encode()).hexdigest()
-    return _Task(prompt, answer, (index, digest[:16]), unfit, more), own
-
-
-class _Log:
-    """The rows that are done, in a file that is only appended to. Its first line has the settings of all others."""
+class _Log(EditLog):
+    """The rows that are done, each written down at once."""
 
     def __init__(self, path: Path, settings: dict[str, Any], usage: EndpointUsage):
-        names = ("row", "hash", "reason", "used")
-        lines = read_jsonl(path, "the log", "row", lambda line: "settings" in line or [line[name] for name in names])
-        self._file_path, self._usage, self._counted = path, usage, asdict(usage)
-        self.records: dict[tuple[int, str], dict[str, Any]] = {}
+        super().__init__(path, settings, names=("row", "hash", "reason", "used"))
+        self._usage, self._counted = usage, asdict(usage)
         self._lock, self._failures = threading.Lock(), 0
+        self.records = {(record["row"], record["hash"]): record for record in self.lines}
         self.used: Counter[str] = Counter()
-        settings = json.loads(json.dumps(settings))
-        if not lines:
-            self._append({"settings": settings})
-            return
-        before = lines[0].get("settings", {})
-        changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-        if changed:
-            raise ValueError(
-                f"{path} was begun with other settings ({', '.join(changed)}). Name another output, or delete the log to "
-                "start again."
-            )
-        for record in lines[1:]:
-            self.records[record["row"], record["hash"]] = record
+        for record in self.lines:
             self.used.update(record["used"])
 
-    def done(self, task: _Task) -> bool:
+    def done(self, task: Task) -> bool:
         return task.key in self.records and self.records[task.key]["reason"] not in FAILURES
 
-    def add(self, task: _Task, **record: Any) -> None:
+    def add(self, task: Task, **record: Any) -> None:
         """Writes down a row at once. What was used since the last line goes along, so that the sum is right."""
         with self._lock:
             now = asdict(self._usage)
             used = {name: count - self._counted[name] for name, count in now.items()}
-            record = {"row": task.key[0], "hash": task.key[1], **record, "used": used}
-            self._append(record)
+            record = {"row": task.row, "hash": task.digest, **record, "used": used}
+            self.append(record)
             self._counted = now
             self.used.update(used)
             self.records[task.key] = record
             self._failures = self._failures + 1 if record["reason"] in FAILURES else 0
             if self._failures >= _MOST_FAILURES:
                 raise EndpointError(
-                    f"{self._failures} rows failed one after the other, the last (row {task.key[0]}) with: "
-                    f"{record['detail']} What was edited is in {self._file_path}; run it again to go on."
+                    f"{self._failures} rows failed one after the other, the last (row {task.row}) with: "
+                    f"{record['detail']} What was edited is in {self.path}; run it again to go on."
                 )
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self._file_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def edit_dataset(
@@ -493,22 +381,16 @@ def edit_dataset(
     check_template(template, ("{prompt}", "{answer}", "{criteria}", "<edited>", "</edited>"))
     if not criteria.strip():
         raise ValueError("`criteria` is empty.")
-    check_least(retries=(retries, 0), limit=(1 if limit is None else limit, 1))
-    if not isinstance(dataset, Dataset) or not len(dataset):
-        raise ValueError(f"`dataset` must be a Dataset with rows, got {dataset!r}.")
+    check_least(retries=(retries, 0))
+    tasks = read_tasks(dataset, limit)
     checks, output = checks or EditChecks(), Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "log.jsonl").exists():
         raise ValueError(f"`output` is a folder with other things in it, {output}: name a new one.")
-    dataset = dataset.with_format(None)
-    tasks, format = [], None
-    for index, row in enumerate(dataset if limit is None else dataset.take(min(limit, len(dataset)))):
-        task, format = _read_row(row, index, format)
-        tasks.append(task)
-    settings = {"about": about or {}, "editor": editor.settings, "retries": retries, "checks": _describe(checks)}
+    settings = {"about": about or {}, "editor": editor.settings, "retries": retries, "checks": checks.settings()}
     settings |= {"criteria": criteria, "template": template}
     log = _Log(output / "log.jsonl", settings, editor.usage)
 
-    def edit(chunk: list[_Task]) -> int:
+    def edit(chunk: list[Task]) -> int:
         _edit_rows(chunk, editor, checks, log, criteria, template, retries)
         return len(chunk)
 
@@ -522,22 +404,15 @@ def edit_dataset(
                 bar.update(future.result())
     finally:  # whatever ended it, nothing that still waits is asked for
         executor.shutdown(cancel_futures=True)
-    kept, counts = _write_rows(output, tasks, log, dataset.features)
+    kept, counts = _write_rows(output, tasks, log, dataset)
     usage = EndpointUsage(**{field.name: log.used[field.name] for field in fields(EndpointUsage)})
     result = EditResult(kept, counts, usage, usage.cost(editor.prices))
     (output / "README.md").write_text(_card(result, settings), encoding="utf-8")
     return result
 
 
-def _describe(checks: EditChecks) -> dict[str, Any]:
-    settings = {field.name: getattr(checks, field.name) for field in fields(checks)}
-    if checks.score is not None:
-        settings["score"] = getattr(checks.score, "__qualname__", type(checks.score).__name__)
-    return settings
-
-
 def _edit_rows(
-    tasks: list[_Task], editor: Editor, checks: EditChecks, log: _Log, criteria: str, template: str, retries: int
+    tasks: list[Task], editor: Editor, checks: EditChecks, log: _Log, criteria: str, template: str, retries: int
 ) -> None:
     """Edits rows and logs each as soon as it is edited, or set aside."""
     problems = [""] * len(tasks)
@@ -563,100 +438,40 @@ def _edit_rows(
 _score_lock = threading.Lock()
 
 
-def _check_answer(task: _Task, answer: str | Unanswered, checks: EditChecks) -> tuple[str | None, str, str]:
+def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> tuple[str | None, str, str]:
     """The edited answer, if there is one; `"edited"` or the reason against it; and that as a sentence."""
     if isinstance(answer, Unanswered):
         return None, "request_failed", str(answer)
     found = _EDITED.findall(answer)
     if not found:
         return None, "unparsed", f"Nothing stands between <edited> and </edited>: {shorten(answer)}."
-    # White space around an answer is the data set's affair, and nothing to learn from.
-    words = task.answer.strip()
-    edited = task.answer.replace(words, found[-1].strip(), 1)
+    edited = task.with_words(found[-1])
     with _score_lock:  # what scores may not be made for several threads
         return edited, *checks(task.prompt, task.answer, edited)
 
 
-def _write_rows(output: Path, tasks: list[_Task], log: _Log, features: Features) -> tuple[Dataset, dict[str, int]]:
+def _write_rows(output: Path, tasks: list[Task], log: _Log, dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
     """Writes the edited rows and those set aside, and counts them by reason."""
     rows, set_aside, counts = [], [], Counter()
-    conversational = not isinstance(tasks[0].prompt, str)
     for task in tasks:
         record = {"reason": task.unfit, "detail": "", "answer": None} if task.unfit else log.records[task.key]
         counts[record["reason"]] += 1
         if record["reason"] == EDITED:
-            sides = {"chosen": record["edited"], "rejected": task.answer}
-            if conversational:
-                sides = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
-            rows.append({"prompt": task.prompt, **sides, **task.more, "row": task.key[0]})
+            rows.append(edited_row(task, record["edited"]))
         else:
             reason = {name: record[name] for name in ("reason", "detail", "answer")}
-            set_aside.append({"row": task.key[0], **reason, "prompt": task.prompt, "rejected": task.answer})
-    kinds = dict.fromkeys(("prompt", "chosen", "rejected"), features["rejected"])
-    kinds |= {column: features[column] for column in ("prompt", *tasks[0].more) if column in features}
-    for shard in output.glob("data-*.arrow"):  # an earlier result may have had more of them
-        shard.unlink()
-    kinds["row"] = Value("int64")
-    columns = {column: [row[column] for row in rows] for column in kinds}  # there may be no rows
-    dataset = Dataset.from_dict(columns, features=Features(kinds))
-    dataset.save_to_disk(str(output), num_shards=None if rows else 1)  # without a shard it could not be loaded
-    lines = "".join(json.dumps(row) + "\n" for row in set_aside)
-    (output / "set_aside.jsonl").write_text(lines, encoding="utf-8")
-    return dataset, {reason: counts[reason] for reason in (EDITED, *REASONS) if counts[reason] or reason == EDITED}
-
-
-_CARD = """\
----
-tags:
-- trl-tokenreward
-- preference
-configs:
-- config_name: default
-  data_files: "*.arrow"
----
-
-# Minimally edited answers
-
-A language model minimally edited each rejected answer of a preference data set. `chosen` is the edit, `rejected` the \
-original, `row` the row's number in the source. It is made for `TokenRewardTrainer` of trl-tokenreward. \
-`datasets.load_from_disk` reads the folder; from the Hub, `load_dataset` does.
-
-## Rows
-
-| outcome | rows |
-| --- | --- |
-{counts}
-
-{summary} What was set aside, with reasons, is in `set_aside.jsonl`; every answer of the editor that counted is in `log.jsonl`.
-
-## Settings
-
-| setting | |
-| --- | --- |
-{settings}
-
-## Criteria
-
-````
-{criteria}
-````
-
-## Prompt
-
-````
-{template}
-````
-"""
+            set_aside.append({"row": task.row, **reason, "prompt": task.prompt, "rejected": task.answer})
+    kept = save_edits(output, rows, set_aside, edited_features(dataset.features, tasks[0]))
+    return kept, {reason: counts[reason] for reason in (EDITED, *REASONS) if counts[reason] or reason == EDITED}
 
 
 def _card(result: EditResult, settings: dict[str, Any]) -> str:
-    flat = {**settings["about"], **settings["editor"], **settings["checks"], "retries": settings["retries"]}
-    parts = {
-        "counts": "\n".join(f"| {reason} | {count} |" for reason, count in result.counts.items()),
-        "summary": result.describe(),
-        "settings": "\n".join(f"| {name} | `{value}` |" for name, value in flat.items()),
-        "criteria": settings["criteria"],
-        "template": settings["template"],
-    }
-    # In one pass: the prompt has fields of its own.
-    return re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], _CARD)
+    return edit_card(
+        "A language model minimally edited each rejected answer of a preference data set. `chosen` is the edit, `rejected` the "
+        "original, `row` the row's number in the source.",
+        result.counts,
+        f"{result.describe()} What was set aside, with reasons, is in `set_aside.jsonl`; every answer of the editor that "
+        "counted is in `log.jsonl`.",
+        {**settings["about"], **settings["editor"], **settings["checks"], "retries": settings["retries"]},
+        {"Criteria": quoted(settings["criteria"]), "Prompt": quoted(settings["template"])},
+    )

@@ -225,9 +225,8 @@ def fill_template(template: str, prompt: Prompt, **fields: str) -> str:
     return re.sub(rf"\{{({'|'.join(fields)})\}}", lambda match: fields[match[1]], template)
 
 
-def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any]) -> list[Any]:
-    """The lines of a JSON Lines file that is being appended to. What a process that was killed left of its last line is cut
-    off; the folder is made if need be.
+def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any], *, repair: bool = True) -> list[Any]:
+    """The lines of a JSON Lines file that is being appended to.
 
     Args:
         path (`Path`):
@@ -236,11 +235,15 @@ def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any])
             What the file and a line of it are, for errors.
         check (`Callable`):
             Called with each line; raises if it is something else.
+        repair (`bool`, *optional*, defaults to `True`):
+            Whether to make the folder if need be, and to cut off what a process that was killed left of its last line.
+            Without it the file is only read, and such a rest is not: it may be a line that is being written.
 
     Raises:
         `ValueError`: naming the first line that is something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if repair:
+        path.parent.mkdir(parents=True, exist_ok=True)
     data = path.read_bytes() if path.exists() else b""
     *lines, rest = data.split(b"\n")
     records = []
@@ -252,7 +255,7 @@ def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any])
             raise ValueError(
                 f"Line {number} of {name} {path} is no {content}: delete it or name another file."
             ) from error
-    if rest:
+    if rest and repair:
         logger.warning(f"The last line of {name} {path} is incomplete and is cut off.")
         with path.open("r+b") as file:
             file.truncate(len(data) - len(rest))

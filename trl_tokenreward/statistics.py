@@ -157,6 +157,12 @@ def quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
+    """A figure with the interval of its bootstrap samples, (R,). Those that drew nothing to measure are NaN and are left out."""
+    samples = samples[~np.isnan(samples)]
+    return Estimate(float(value), *(quantiles(samples, level) if len(samples) else (math.nan, math.nan)))
+
+
 def check_bootstrap(level: float, resamples: int) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, but is {level}")

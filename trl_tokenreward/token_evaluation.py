@@ -18,7 +18,7 @@ from .data import SIDES, DataCollatorForTokenReward, prepare_dataset
 from .modeling import TokenRewardModel, evaluation_mode
 from .packing import without_peft
 from .reward_losses import edit_pair_wins, token_auroc
-from .statistics import Estimate, check_bootstrap, json_ready, markdown, quantiles, resampled
+from .statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,7 @@ def evaluate_token_rewards(
     )
     values = won.mean(), _ratio(wins.sum(), pairs.sum()), _auroc(-rejected.score, rejected.edited)
     # A sample may have drawn no row with an edit, where there are few.
-    measured = [column[~np.isnan(column)] for column in samples.T]
-    intervals = [quantiles(column, level) if len(column) else (math.nan, math.nan) for column in measured]
-    figures = [Estimate(float(value), *interval) for value, interval in zip(values, intervals, strict=True)]
+    figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
 
     edited_scores = np.concatenate([side.score[side.edited] for side in (chosen, rejected)])
     labels = np.repeat([1.0, 0.0], [chosen.edited.sum(), rejected.edited.sum()])

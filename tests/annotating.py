@@ -1,0 +1,43 @@
+"""Data sets to annotate, and the page's server in a thread."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from datasets import Dataset
+
+from trl_tokenreward.annotation_store import AnnotationStore
+
+
+def pairs(*answers):
+    rows = [{"prompt": f"p{i}", "chosen": f"better {i}", "rejected": answer} for i, answer in enumerate(answers)]
+    return Dataset.from_list(rows)
+
+
+@contextmanager
+def opened(dataset, output, **kwargs):
+    store = AnnotationStore(dataset, output, **kwargs)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def serving(store, password=None):
+    """Gives the server's address."""
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra: annotate)")
+    from trl_tokenreward.annotation_server import listen, make_app
+
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(make_app(store, password), log_level="warning", server_header=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

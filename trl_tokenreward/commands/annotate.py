@@ -1,0 +1,65 @@
+"""`trl-tokenreward annotate DATASET OUTPUT`: a local web page on which people minimally edit answers."""
+
+import argparse
+import getpass
+import os
+import sys
+from pathlib import Path
+
+
+PASSWORD = "TRL_TOKENREWARD_PASSWORD"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "annotate",
+        help="a local web page on which people minimally edit the rejected answers",
+        description="Serves a web page on which people minimally edit the rejected answer of each row of a preference data "
+        "set, with the edit by word and what the checks say of it as they type. Several may work at once. Everything is "
+        "in the folder at once; the same command goes on. `trl-tokenreward annotations` makes a data set of it.",
+        epilog=f"With {PASSWORD} in the environment the page asks for that password. On another --host than this machine's "
+        "own it must be there; at a terminal it is asked for.",
+    )
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="a JSON, JSON Lines, CSV or Parquet file, a folder, or a name on the Hub")
+    add("output", metavar="OUTPUT", help="folder for what is decided, or of the work to go on with")
+    add("--split", default="train", help="split of the data set (default: %(default)s)")
+    add("--config", help="its configuration, or its folder, such as harmless-base")
+    add("--limit", type=int, metavar="N", help="have the first N rows edited only")
+    add("--criteria", type=Path, metavar="FILE", help="text: what the edited answers must meet, shown on the page")
+    add("--max-edit-ratio", type=float, default=0.5, help="largest share of edited words (default: %(default)s)")
+    add("--max-hunks", type=int, default=16, help="most places with an edit (default: %(default)s)")
+    add("--max-length-change", type=float, default=0.5, help="largest change of the length (default: %(default)s)")
+    add("--per-row", type=int, default=1, metavar="N", help="how many annotators a row is given to (default: 1)")
+    add("--overlap", type=float, metavar="SHARE", help="give only this share of the rows to that many, others to one")
+    add("--free-after", type=float, default=30, metavar="MINUTES", help="until an idle row is free again (default: 30)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
+    add("--port", type=int, default=8765, help="port to listen on, 0 for any that is free (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..annotation import annotate_dataset, is_loopback
+    from ..editing import DEFAULT_CRITERIA, EditChecks
+    from ..loading import load_split
+
+    password = os.environ.get(PASSWORD)
+    if password is None and not is_loopback(args.host) and sys.stdin.isatty():
+        password = getpass.getpass("Password that the page asks for: ")
+    about = {"dataset": args.dataset, "config": args.config, "split": args.split}
+    options = {
+        "host": args.host,
+        "port": args.port,
+        "password": password,
+        "checks": EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change),
+        "criteria": args.criteria.read_text(encoding="utf-8") if args.criteria else DEFAULT_CRITERIA,
+        "limit": args.limit,
+        "per_row": args.per_row,
+        "overlap": args.overlap,
+        "free_after": 60 * args.free_after,
+        "about": {name: value for name, value in about.items() if value is not None},
+    }
+    try:
+        annotate_dataset(load_split(args.dataset, args.split, args.config), args.output, **options)
+    except ImportError as error:  # says what to install
+        raise ValueError(str(error)) from error
