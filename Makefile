@@ -1,7 +1,7 @@
 # make demo    the main job on the embedded corpus (variables: DATASET, OUTPUT, SEED)
 # make test    the suite on each supported end of TRL's range, and once what no TRL has a say in (variable: PYTEST_ARGS)
-# make docs    the documentation site, in site/: open site/index.html
 # make lint    style
+# make docs    the documentation site, in site/: open site/index.html
 # make clean   removes the environments, caches and the demo's default output
 #
 # Every environment is made on first use and again only when pyproject.toml or constraints.txt change.
@@ -20,7 +20,7 @@ NEWEST_TRL := $(lastword $(TRL_VERSIONS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test docs lint clean
+.PHONY: help demo test lint clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' $(firstword $(MAKEFILE_LIST))
 
@@ -58,13 +58,14 @@ test: $(TRL_VERSIONS:%=.venv-trl%/.installed)
 	done; \
 	if [ -n "$$failed" ]; then echo "The suite failed on TRL$$failed"; exit 1; fi
 
-docs: .venv-trl$(NEWEST_TRL)/.installed
-	NO_MKDOCS_2_WARNING=1 .venv-trl$(NEWEST_TRL)/bin/python -m mkdocs build --strict --quiet
-	@echo "The site is in site/; open site/index.html."
-
 lint: .venv-trl$(NEWEST_TRL)/.installed
 	.venv-trl$(NEWEST_TRL)/bin/ruff check .
 	.venv-trl$(NEWEST_TRL)/bin/ruff format --check .
+
+.PHONY: docs
+docs: .venv-trl$(NEWEST_TRL)/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-trl$(NEWEST_TRL)/bin/python -m mkdocs build --strict --quiet
+	@echo "The site is in site/; open site/index.html."
 
 clean:
 	rm -rf .venv .venv-trl* .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info demo-output

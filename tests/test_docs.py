@@ -41,7 +41,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Commands that no test here runs: how they begin or what they contain, and why.
 NOT_RUN = {
     r"pip install ": "installs what the tests run with",
-    r"make (demo|test|docs)\b": "make test runs this, make demo is examples/demo.py, make docs the build of the tests below",
+    r"make (demo|test)\b": "make test runs this; make demo is examples/demo.py",
     r"vllm serve ": "needs a GPU, and serves until it is ended",
     r".* --use_vllm ": "needs a GPU; tests/test_vllm_engine.py runs TRL's code for vLLM on a stand-in",
     r"python train\.py": "stands for a script of the reader's, with vLLM on a server",
