@@ -53,7 +53,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return f"]({os.path.relpath(_uri(target), folder)}{match['anchor'] or ''})"
 
-    return LINK.sub(moved, markdown).replace(HELP, "\n".join(command_line_help()))
+    markdown = LINK.sub(moved, markdown)
+    return markdown.replace(HELP, "\n".join(command_line_help())) if HELP in markdown else markdown
 
 
 def _targets(page: Path) -> Iterator[Path]:
