@@ -182,6 +182,7 @@ def test_what_a_page_says_runs(page, workplace, tmp_path, monkeypatch):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which pages add
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     if not page.name.startswith(("tutorial", "README")):  # Python that loads a data set of the Hub by its name
         hub = Dataset.from_list(make_corpus(16, seed=0))
