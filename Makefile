@@ -2,6 +2,7 @@
 # make test    the suite on each supported end of TRL's range, and once what no TRL has a say in (variable: PYTEST_ARGS)
 # make browser Debian's Chromium, for the tests of web pages (needs root; without it they are skipped)
 # make lint    style
+# make docs    the documentation site, in site/: open site/index.html
 # make clean   removes the environments, caches and the demo's default output
 #
 # Every environment is made on first use and again only when pyproject.toml or constraints.txt change.
@@ -71,6 +72,11 @@ lint: .venv-trl$(NEWEST_TRL)/.installed
 	.venv-trl$(NEWEST_TRL)/bin/ruff check .
 	.venv-trl$(NEWEST_TRL)/bin/ruff format --check .
 
+.PHONY: docs
+docs: .venv-trl$(NEWEST_TRL)/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-trl$(NEWEST_TRL)/bin/python -m mkdocs build --strict --quiet
+	@echo "The site is in site/; open site/index.html."
+
 clean:
-	rm -rf .venv .venv-trl* .pytest_cache .ruff_cache .hypothesis build dist *.egg-info demo-output
+	rm -rf .venv .venv-trl* .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -246,7 +246,7 @@ def response_length(dataset: Dataset, most: int = 96) -> int:
 
 def common_settings(run: Run, name: str) -> dict[str, Any]:
     return {
-        "output_dir": str(run.output / name.replace(" ", "_")),
+        "output_dir": str(run.output / name),
         "seed": run.seed,
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
@@ -256,7 +256,9 @@ def common_settings(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -> PreTrainedModel:
+def train_policy(
+    tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run, name: str = "start_policy"
+) -> PreTrainedModel:
     """A small Llama, trained from scratch to answer as the unedited answers do."""
     sizes = run.sizes
     config = LlamaConfig(
@@ -276,7 +278,7 @@ def train_policy(tokenizer: PreTrainedTokenizerFast, train: Dataset, run: Run) -
     trainer = SFTTrainer(
         model=LlamaForCausalLM(config),
         args=SFTConfig(
-            **common_settings(run, "start_policy"),
+            **common_settings(run, name),
             num_train_epochs=sizes.sft_epochs,
             completion_only_loss=True,
             per_device_train_batch_size=16,
@@ -366,7 +368,7 @@ def run_ppo(
     sizes = run.sizes
     trainer = FineGrainedPPOTrainer(
         args=FineGrainedPPOConfig(
-            **common_settings(run, name),
+            **common_settings(run, name.replace(" ", "_")),
             per_device_train_batch_size=sizes.batch_size,
             num_ppo_epochs=2,
             num_mini_batches=2,

@@ -7,14 +7,21 @@ doubled or left out) and `chosen` is the same answer with those places put right
 
 The facts stand in tables, so that [`judge`] can tell right from wrong for any text that a policy writes. It is the gold
 standard of the demo: nothing that is trained ever sees it.
+
+Run as a script, it writes the corpus to `train.jsonl` and `test.jsonl` in a folder:
+
+    python examples/demo_corpus.py --output pairs
 """
 
+import argparse
 import hashlib
+import json
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 
@@ -613,3 +620,25 @@ def _take_out(words: list[str], phrases: tuple[str, ...]) -> tuple[list[str], in
             found += 1
             i += len(target)
     return kept, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the corpus to files, in HH-RLHF's format.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for train.jsonl and test.jsonl")
+    parser.add_argument("--rows", type=int, default=2500, help="rows to train on (default: %(default)s)")
+    parser.add_argument("--evaluation-rows", type=int, default=256, help="held-out rows (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    parts = {
+        "train": make_corpus(arguments.rows, arguments.seed),
+        "test": make_corpus(arguments.evaluation_rows, arguments.seed, split="evaluation"),
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, rows in parts.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (arguments.output / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    print(f"{len(parts['train'])} rows to train on and {len(parts['test'])} held-out ones are in {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ def annotate_dataset(
     """Serves a local web page on which people minimally edit the rejected answer of each row, until it is interrupted.
 
     The page shows prompt, preferred and rejected answer, and while someone types the edit by word, its size, and what
-    [`EditChecks`] says of it. What is typed and what is decided is in the folder `output` before the page says so.
+    [`~editing.EditChecks`] says of it. What is typed and what is decided is in the folder `output` before the page says so.
     [`read_annotations`] reads it.
 
     Args:

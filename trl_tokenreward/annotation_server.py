@@ -161,7 +161,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
     """The page and what it asks for.
 
     Args:
-        store ([`~annotation.AnnotationStore`]):
+        store ([`~annotation_store.AnnotationStore`]):
             What it writes to.
         password (`str`, *optional*):
             Without one, only requests to this machine's own names are answered.

@@ -14,6 +14,20 @@ from . import __version__
 COMMANDS = ("import_", "inspect", "edit", "annotate", "annotations", "score")
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="trl-tokenreward",
+        description="Minimal edits for token rewards: bring them in, have them made, and look at them and at the scores "
+        "that they teach.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(f".commands.{name}", __package__).add_parser(subparsers)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand.
 
@@ -25,15 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `int`: the exit status, 0 or, for input that cannot be worked with, 2 after one line on stderr. An error of another
         kind is a bug and keeps its traceback.
     """
-    parser = argparse.ArgumentParser(
-        prog="trl-tokenreward",
-        description="Minimal edits for token rewards: bring them in, have them made, and look at them and at the scores "
-        "that they teach.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        import_module(f".commands.{name}", __package__).add_parser(subparsers)
+    parser = build_parser()
     parsed = parser.parse_args(arguments)
     try:
         parsed.run(parsed)
