@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -392,56 +391,42 @@ class TestCommand:
         assert error.startswith("trl-tokenreward score: error: ") and message in error
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def test_the_page_in_a_browser(tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def test_the_page_in_a_browser(tmp_path, open_page):
     texts = [
         ScoredText([" a", " b"], {"score": [2.0, -4.0], "KL": [-1.0, 1.0]}),
         ScoredText([" c"], {"score": [1.0], "KL": [0.0]}),
     ]
     rows = [ScoredRow(f"step {step}", prompt, texts, step) for step in (4, 8) for prompt in ("p", f"q{step}")]
     path = ScoredRows("run", rows).write_page(tmp_path / "run.html")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        view = browser.new_page(color_scheme="dark")
-        errors = []
-        view.on("pageerror", lambda error: errors.append(str(error)))
-        view.on("console", lambda message: errors.append(message.text))
-        view.goto(path.resolve().as_uri())
+    view = open_page(path.resolve().as_uri(), color_scheme="dark")
 
-        def shown():
-            return view.locator("article:not([hidden]) h2").all_text_contents()
+    def shown():
+        return view.locator("article:not([hidden]) h2").all_text_contents()
 
-        assert shown() == ["step 8", "step 8"]
-        view.locator("input[name=step]").focus()
-        view.keyboard.press("ArrowLeft")
-        assert shown() == ["step 4", "step 4"]
-        view.select_option("select[name=prompt]", label="2 × p")
-        assert shown() == ["step 4", "step 8"]
+    assert shown() == ["step 8", "step 8"]
+    view.locator("input[name=step]").focus()
+    view.keyboard.press("ArrowLeft")
+    assert shown() == ["step 4", "step 4"]
+    view.select_option("select[name=prompt]", label="2 × p")
+    assert shown() == ["step 4", "step 8"]
 
-        view.locator("article:not([hidden]) .text").first.focus()
-        view.keyboard.press("ArrowRight")
-        view.keyboard.press("ArrowRight")
-        assert view.locator(".tip").inner_text().split("\n") == ["b", "score -4.000", "KL +1.000"]
-        view.keyboard.press("Escape")
-        assert view.locator(".tip").is_hidden()
-        token = view.locator("article:not([hidden]) [data-v]").first
-        token.hover()
-        assert "score +2.000" in view.locator(".tip").inner_text()
+    view.locator("article:not([hidden]) .text").first.focus()
+    view.keyboard.press("ArrowRight")
+    view.keyboard.press("ArrowRight")
+    assert view.locator(".tip").inner_text().split("\n") == ["b", "score -4.000", "KL +1.000"]
+    view.keyboard.press("Escape")
+    assert view.locator(".tip").is_hidden()
+    token = view.locator("article:not([hidden]) [data-v]").first
+    token.hover()
+    assert "score +2.000" in view.locator(".tip").inner_text()
 
-        orange = "230, 97, 1"
-        assert orange not in token.get_attribute("style")
-        view.select_option("select[name=series]", label="KL")
-        assert orange in token.get_attribute("style") and "low" in token.get_attribute("class")
-        assert "likelier now" in view.locator(".legend").inner_text()
-        view.select_option("select[name=scale]", "own")
-        assert "its mean" in view.locator(".legend").inner_text()
-        view.select_option("select[name=prompt]", "")
-        view.select_option("select[name=order]", "lowest")
-        assert shown() == ["step 4"] * 2
-        browser.close()
-    assert not errors
+    orange = "230, 97, 1"
+    assert orange not in token.get_attribute("style")
+    view.select_option("select[name=series]", label="KL")
+    assert orange in token.get_attribute("style") and "low" in token.get_attribute("class")
+    assert "likelier now" in view.locator(".legend").inner_text()
+    view.select_option("select[name=scale]", "own")
+    assert "its mean" in view.locator(".legend").inner_text()
+    view.select_option("select[name=prompt]", "")
+    view.select_option("select[name=order]", "lowest")
+    assert shown() == ["step 4"] * 2
