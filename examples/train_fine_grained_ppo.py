@@ -54,7 +54,7 @@ from transformers import (
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
-from trl_tokenreward.loading import load_split
+from trl_tokenreward.loading import check_source, load_split
 from trl_tokenreward.prompts import prepare_prompts
 
 
@@ -90,6 +90,9 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
     policy = AutoModelForCausalLM.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, **kwargs
     )
+    if training_args.reward_model_path == FineGrainedPPOConfig.reward_model_path:  # TRL's default is no reward model
+        raise ValueError("`--reward_model_path` is needed: a reward model's folder, or its name on the Hub.")
+    check_source(training_args.reward_model_path, "reward model")
     reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path)
 
     def prompts(split: str) -> Dataset:

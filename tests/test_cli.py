@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trl_tokenreward import __version__, cli
+from trl_tokenreward.loading import load_tokenizer
 
 
 pytestmark = pytest.mark.any_trl
@@ -96,3 +97,32 @@ def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, 
     monkeypatch.setattr("trl_tokenreward.commands.inspect.run", fail(KeyError("bug")))
     with pytest.raises(KeyError):
         cli.main(["inspect", "x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nofile.jsonl"], "There is no data set at nofile.jsonl."),
+        (["inspect", "here/nosuch"], "There is no data set at here/nosuch."),
+        (["inspect", "here/rows.jsonl", "--tokenizer", "here/nosuch"], "There is no tokenizer at here/nosuch."),
+        (["inspect", "here/rows.jsonl", "--output", "page"], "page: a page's name must end in .html."),
+        (["inspect", "here/rows.jsonl"], "column `chosen`: is missing; the row has"),
+        (["score", "here/nosuch", "--text", "a"], "There is no model at here/nosuch."),
+        (["score", "here", "--file", "nofile.csv"], "There is no data set at nofile.csv."),
+        (["score", "here", "--text", "a", "--output", "a.txt"], "a.txt: a page's name must end in .html."),
+        (["edit", "here/rows.jsonl", "out", "--local", "./no/model"], "There is no model at ./no/model."),
+        (["import", "columns", "here/rows.jsonl", "out"], "--chosen COLUMN --rejected COLUMN"),
+    ],
+)
+def test_what_is_not_there_is_named_at_once(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/rows.jsonl").write_text('{"good": "a b", "bad": "a c"}\n', encoding="utf-8")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"No tokenizer could be loaded from {tmp_path}"):
+        load_tokenizer(tmp_path)

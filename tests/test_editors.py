@@ -425,6 +425,19 @@ def test_the_command_with_an_endpoint_and_a_reward_model(server, tmp_path, capsy
     assert sorted(kept) == [0, 2]
 
 
+def test_the_command_fails_where_no_request_is_answered(server, tmp_path):
+    server.respond = lambda *_: (400, "too long")
+    pairs("it is bad", "all bad again").to_json(tmp_path / "pairs.jsonl")
+    (tmp_path / "template.txt").write_text(TEMPLATE)
+    arguments = [tmp_path / "pairs.jsonl", tmp_path / "out", "--endpoint", server.url, "--model", "m"]
+    arguments += ["--prompt-template", tmp_path / "template.txt"]
+    with pytest.raises(ValueError, match="No request was answered. The last, for row 1: .*status 400: 'too long'"):
+        run(*arguments)
+    server.respond = good_for_bad
+    run(*arguments)
+    assert load_from_disk(str(tmp_path / "out"))["chosen"][:] == ["it is good", "all good again"]
+
+
 def test_the_command_with_a_local_model(tmp_path, capsys):
     model, tokenizer = speaker({"a": {"b": 1.0}, "b": {"</edited>": 1.0}})
     model.save_pretrained(tmp_path / "model")

@@ -92,7 +92,7 @@ class TestFigures:
         ("dataset", "message"),
         [
             (Dataset.from_dict({"chosen": []}), "The data set has no rows"),
-            (pair(chosen=None), "Row 0 .*: the columns must all be texts.*'chosen': 'NoneType'"),
+            (pair(chosen=None), "Row 0 .*: column `chosen`: must be a text or a list of messages, but is None"),
             (pair(prompt=[{"role": "user", "content": "x"}]), "Row 0 .*: the columns must all be texts"),
             (pair(rejected_spans=[[0, 9]]), r"Row 0 .*: the span \[0, 9\)"),
             (pair(chosen_ids=[1], rejected_ids=[2]), "Row 0 .*: has token ids"),

@@ -127,7 +127,7 @@ def import_dataset(
         if not {"chosen", "rejected"} <= columns.keys() <= NAMES.keys():
             raise ValueError(
                 f"The format 'columns' needs the columns `chosen` and `rejected`, and may have `prompt` and `spans`; "
-                f"given are {sorted(columns)}."
+                f"given are {sorted(columns)}. On the command line: --chosen COLUMN --rejected COLUMN."
             )
     elif columns:
         raise ValueError(f"The format {format!r} has columns of its own: {sorted(columns)} are for 'columns' alone.")

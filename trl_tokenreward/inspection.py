@@ -180,6 +180,7 @@ def _texts(row: dict[str, Any], index: int) -> _Texts:
         if all(f"{side}_ids" in row for side in SIDES):
             raise ValueError("has token ids, and there is no text to show: inspect the data set before it is prepared.")
         names = [name for name in ("prompt", *SIDES) if name in row or name in SIDES]
+        row_format(row)  # says what is missing
         kinds = {name: type(row.get(name)).__name__ for name in names}
         if set(kinds.values()) not in ({"str"}, {"list"}):
             raise ValueError(f"the columns must all be texts, or all lists of messages, but are {kinds}.")

@@ -1,7 +1,7 @@
 """Data sets by path or by name."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import (
     Dataset,
@@ -15,8 +15,49 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
+
+
+def check_source(name: str | Path, what: str) -> None:
+    """Whether something lies at a path, or else the name could be one on the Hub: to say so without asking the Hub.
+
+    Args:
+        name (`str` or `Path`):
+            A path, or a name on the Hub, `name` or `owner/name`.
+        what (`str`):
+            What it should be, for the error.
+
+    Raises:
+        ValueError: If nothing is there, and it is no name on the Hub either: it ends as a data file does, has other parts
+            than those two, or lies in a folder that is there.
+    """
+    path = Path(name)
+    if path.exists():
+        return
+    is_file = path.suffix in {*_FORMATS, *_COMPRESSION, ".tsv", ".txt"}
+    is_path = str(name).startswith((".", "/", "~")) or len(path.parts) > 2
+    if is_file or is_path or (len(path.parts) == 2 and path.parent.exists()):
+        raise ValueError(f"There is no {what} at {name}.")
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, or of a name on the Hub.
+
+    Raises:
+        ValueError: If there is none, or it cannot be loaded. The error names it.
+    """
+    from transformers import AutoTokenizer
+
+    check_source(name, "tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:  # which may be about a connection, or a package, and name nothing
+        raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
 
 
 def load_split(
@@ -37,7 +78,7 @@ def load_split(
             Whether to read it as a stream.
 
     Raises:
-        ValueError: If a file has an unknown ending, is asked for a configuration or cannot be read, or the data set has no
+        ValueError: If there is no such file or folder, a file has an unknown ending, is asked for a configuration or cannot be read, or the data set has no
             such split.
     """
     path = Path(name)
@@ -53,6 +94,7 @@ def load_split(
         if not suffixes or suffixes[-1] not in _FORMATS:
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")
         return _load(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
+    check_source(name, "data set")
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         dataset = load_from_disk(str(path))
     else:

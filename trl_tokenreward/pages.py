@@ -50,8 +50,15 @@ def page(title: str, body: str, *, style: str = "", script: str | None = None, i
     )
 
 
+def check_page(path: str | Path) -> None:
+    """Raises a `ValueError` if a page's name does not end as browsers want it."""
+    if Path(path).suffix not in (".html", ".htm"):
+        raise ValueError(f"{path}: a page's name must end in .html.")
+
+
 def write(path: str | Path, page: str) -> Path:
     """Writes a page, whose folder is made if it does not exist, and returns its path."""
+    check_page(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

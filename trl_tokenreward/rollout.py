@@ -1,6 +1,7 @@
 """Collecting completions: sampling, and what the policy, the reference and the value model say of the samples."""
 
 import copy
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from .lm_head import HeadLoss, TokenLoss, head_loss, states_and_head, token_logps
-from .packing import right_packed, state_columns
+from .packing import right_packed, state_columns, without_peft
 from .prompts import Prompts
 from .rewards import packed_prefix_scores
 from .sharding import layer_classes
@@ -188,6 +189,11 @@ def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
     return cache
 
 
+def _cache_argument(model: PreTrainedModel) -> str:
+    """Transformers has called it `cache` since 5.24, and takes the old name no longer from 5.40 on."""
+    return "cache" if "cache" in signature(without_peft(model).forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -230,6 +236,7 @@ def generate(
 
     active = torch.arange(batch_size, device=device)
     cache = _cache(model, prompts.ids.shape[1] + length)
+    cache_argument = _cache_argument(model)
     step_ids, attention_mask = prompts.ids * prompts.mask, prompts.mask
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
     padded = not bool(attention_mask.all())
@@ -238,7 +245,7 @@ def generate(
             input_ids=step_ids,
             attention_mask=attention_mask if padded else None,
             position_ids=positions,
-            past_key_values=cache,
+            **{cache_argument: cache},
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

@@ -21,10 +21,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from .data import SIDES, RowPreparer, row_format
 from .inspection import visible
+from .loading import check_source, load_tokenizer
 from .model_config import TokenRewardModelConfig
 from .modeling import TextScores, TokenRewardModel, scores_of_ids
 from .packing import without_peft
@@ -292,12 +293,13 @@ class TokenScorer:
             kwargs:
                 Arguments of [`TokenRewardModel.from_pretrained`].
         """
+        check_source(name_or_path, "model")
         model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
         config = AutoConfig.from_pretrained(name_or_path)
         classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
         return cls(
             model,
-            AutoTokenizer.from_pretrained(name_or_path if tokenizer is None else tokenizer),
+            load_tokenizer(name_or_path if tokenizer is None else tokenizer),
             name=str(name_or_path),
             signal=signal,
             has_sequence_score=isinstance(config, TokenRewardModelConfig) or classifies_sequences,

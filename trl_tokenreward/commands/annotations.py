@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> None:
     annotations = read_annotations(args.folder)
     tokenizer = None
     if args.tokenizer is not None:
-        from transformers import AutoTokenizer
+        from ..loading import load_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+        tokenizer = load_tokenizer(args.tokenizer)
     agreement = annotations.agreement(tokenizer)
     if args.save is not None:
         dataset = annotations.save(args.save, agreement)

@@ -1,6 +1,7 @@
 """`trl-tokenreward edit`: have a language model minimally edit the rejected answers of a preference data set."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--endpoint needs --model, the endpoint's name of the model.")
     if args.local and args.model:
         raise ValueError("--model goes with --endpoint; --local names its model itself.")
-    from ..editors import DEFAULT_CRITERIA, DEFAULT_TEMPLATE, EditChecks, edit_dataset
+    from ..editors import DEFAULT_CRITERIA, DEFAULT_TEMPLATE, FAILURES, EditChecks, edit_dataset
     from ..loading import load_split
 
     checks = EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change)
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> None:
         about=about,
     )
     print(result.describe())
+    if all(reason in FAILURES for reason, number in result.counts.items() if number):
+        last = json.loads(Path(args.output, "set_aside.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        raise ValueError(f"No request was answered. The last, for row {last['row']}: {last['detail']}")
     print(f"They are in {args.output}; see its README.md.")
 
 
@@ -85,19 +89,24 @@ def _editor(args: argparse.Namespace) -> Any:
         settings = {"max_tokens": args.max_new_tokens} if args.max_new_tokens else None
         prices = tuple(args.prices) if args.prices else None
         return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=args.concurrency, prices=prices)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    from ..loading import check_source, load_tokenizer
+
+    check_source(args.local, "model")
     model = AutoModelForCausalLM.from_pretrained(args.local, dtype="auto", device_map="auto", use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(args.local)
-    return LocalEditor(model, tokenizer, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens or 1024)
+    return LocalEditor(
+        model, load_tokenizer(args.local), batch_size=args.batch_size, max_new_tokens=args.max_new_tokens or 1024
+    )
 
 
 def _score(path: str) -> Any:
     import torch
-    from transformers import AutoTokenizer
 
     from ..judges import RewardModelJudge
+    from ..loading import check_source, load_tokenizer
     from ..modeling import TokenRewardModel
 
+    check_source(path, "reward model")
     model = TokenRewardModel.from_pretrained(path).to("cuda" if torch.cuda.is_available() else "cpu")
-    return RewardModelJudge(model, AutoTokenizer.from_pretrained(path)).scores
+    return RewardModelJudge(model, load_tokenizer(path)).scores

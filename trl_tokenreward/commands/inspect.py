@@ -24,15 +24,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..inspection import inspect_dataset, print_inspection
     from ..inspection_page import write_page
-    from ..loading import load_split
+    from ..loading import load_split, load_tokenizer
+    from ..pages import check_page
 
     if arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1, but is {arguments.limit}.")
+    if arguments.output is not None:
+        check_page(arguments.output)
     tokenizer = None
     if arguments.tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        tokenizer = load_tokenizer(arguments.tokenizer)
     inspection = inspect_dataset(
         load_split(arguments.dataset, arguments.split, arguments.config),
         tokenizer,

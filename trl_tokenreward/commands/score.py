@@ -62,6 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from ..pages import check_page
+
+    if arguments.output is not None:
+        check_page(arguments.output)
     if arguments.show < 1:
         raise ValueError(f"--show must be at least 1, but is {arguments.show}.")
     defaults = {"prompt": "", "split": "train", "batch_size": 8}
@@ -85,9 +89,11 @@ def _score(arguments: argparse.Namespace) -> Any:
 
     import torch
 
-    from ..loading import load_split
+    from ..loading import check_source, load_split
     from ..scoring import TokenScorer, score_dataset
 
+    if arguments.file:  # before the models are loaded
+        check_source(arguments.file, "data set")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [(arguments.model, arguments.tokenizer)]
     if arguments.other is not None:
@@ -96,7 +102,7 @@ def _score(arguments: argparse.Namespace) -> Any:
     for scorer in scorers:
         scorer.model.to(device)
     if arguments.text:
-        texts = [sys.stdin.read() if text == "-" else text for text in arguments.text]
+        texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in arguments.text]
         dataset = [{"prompt": arguments.prompt, "text": text} for text in texts]
     else:
         dataset = load_split(arguments.file, arguments.split, arguments.config)
