@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from density import (
 RESULTS = Path(__file__).resolve().parent / "results"
 # The 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
 STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+KL_LEVELS = (0.5, 2, 4)
 COLOURS = [
     "#000000",
     "#999999",
@@ -113,6 +115,8 @@ def write_results(
         "",
         *_speed(of_arm),
         "",
+        *_at_equal_kl(of_arm),
+        "",
         *_long_runs(long),
         "",
         *_ablation_table(ablations, human),
@@ -145,8 +149,7 @@ def _speed(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
     """When the token arm first does as well as other arms do at the end, both as means over the seeds."""
     curve = _mean_curve(of_arm["token"], "win_rate")
     lines = [
-        "How soon the token arm's mean win rate is what another arm's is at the end. (Around updates 10 to 20 the answers of "
-        "several arms are shorter than people's by more than a fifth: see the picture.)",
+        "How soon the token arm's mean win rate is what another arm's is at the end:",
         "",
     ]
     for other, runs in of_arm.items():
@@ -155,6 +158,35 @@ def _speed(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
             reached = [update for update, value in curve if value >= end]
             lines.append(f"- {other} ({end:.3f}): {f'update {reached[0]} of {UPDATES}' if reached else 'not reached'}")
     return lines
+
+
+def _at_equal_kl(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "## At equal KL",
+        "",
+        "The win rate when a run's KL first comes to so many nats, between two examinations by linear interpolation; mean over "
+        "the seeds that come so far, with their number where it is not all.",
+        "",
+        f"| arm | {' | '.join(f'{level} nats' for level in KL_LEVELS)} |",
+        f"| --- |{' --- |' * len(KL_LEVELS)}",
+    ]
+    for arm, runs in of_arm.items():
+        cells = []
+        for level in KL_LEVELS:
+            rates = [rate for run in runs if (rate := win_rate_at_kl(run["curve"], level)) is not None]
+            number = "" if len(rates) in (0, len(runs)) else f", {len(rates)} seeds"
+            cells.append(interval(rates, 3) + number if rates else "–")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
+def win_rate_at_kl(curve: list[dict[str, Any]], level: float) -> float | None:
+    """The win rate where the KL first reaches a level, interpolated; `None` if it never does."""
+    for before, after in pairwise(curve):
+        if before["kl"] < level <= after["kl"]:
+            share = (level - before["kl"]) / (after["kl"] - before["kl"])
+            return before["win_rate"] + share * (after["win_rate"] - before["win_rate"])
+    return None
 
 
 def _long_runs(long: list[dict[str, Any]]) -> list[str]:

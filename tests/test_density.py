@@ -146,3 +146,10 @@ def test_the_demos_figures_over_seeds_by_hand():
     assert "| 4 | 0.500 | 0.600 |" in lines and "| 7 | 0.400 | 0.700 |" in lines
     [rates] = [line for line in lines if line.startswith("| win rate")]
     assert rates.startswith("| win rate against the start policy |  | 0.450 (")
+
+
+def test_the_win_rate_at_a_kl_is_interpolated():
+    curve = [{"kl": kl, "win_rate": rate} for kl, rate in ((0.0, 0.5), (1.0, 0.6), (3.0, 0.8), (2.0, 0.7))]
+    assert density_report.win_rate_at_kl(curve, 0.5) == pytest.approx(0.55)
+    assert density_report.win_rate_at_kl(curve, 2.5) == pytest.approx(0.75)
+    assert density_report.win_rate_at_kl(curve, 3.5) is None
