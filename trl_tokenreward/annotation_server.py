@@ -43,15 +43,7 @@ _HEADERS = {
 }
 
 
-def serve(
-    dataset: Dataset,
-    output: str | Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    password: str | None = None,
-    **kwargs: Any,
-) -> None:
+def serve(dataset: Dataset, output: str | Path, *, host: str, port: int, password: str | None, **kwargs: Any) -> None:
     """[`annotate_dataset`], which says more."""
     _check_password(host, password)
     store = AnnotationStore(dataset, output, on_decision=_say, **kwargs)
