@@ -55,6 +55,7 @@ from trl_tokenreward import (
 from trl_tokenreward.data import prepare_dataset
 from trl_tokenreward.evaluation import AnswerSampler
 from trl_tokenreward.loading import load_split
+from trl_tokenreward.scoring import token_texts
 from trl_tokenreward.statistics import bootstrap_interval, pairwise_outcomes, win_rate
 
 
@@ -528,13 +529,12 @@ def scored_tokens(
     """The tokens of a completion with the reward model's score of each."""
     with torch.no_grad():
         scores = model(torch.tensor([prompt + ids], device=model.device)).token_scores[0, len(prompt) :].tolist()
-    tokens, text = [], ""
-    for position, (score, changed) in enumerate(zip(scores, edited, strict=True)):
-        # Decoding one by one would tear characters of several tokens apart.
-        longer = tokenizer.decode(ids[: position + 1], skip_special_tokens=True)
-        tokens.append(Token(longer.removeprefix(text), score, bool(changed)))
-        text = longer
-    return [token for token in tokens if token.text]
+    texts = token_texts(ids, tokenizer, context=prompt)
+    return [
+        Token(text, score, bool(changed))
+        for i, text, score, changed in zip(ids, texts, scores, edited, strict=True)
+        if text and i not in tokenizer.all_special_ids
+    ]
 
 
 def held_out_pairs(

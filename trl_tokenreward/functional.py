@@ -303,6 +303,11 @@ def length_advantages(completion_mask: Tensor) -> Tensor:
     return mask * (1 + following * after - remaining)
 
 
+def mean_length(completion_mask: Tensor) -> float:
+    """Mean number of tokens of the completions whose mask this is, of shape (B, T)."""
+    return float(completion_mask.sum(1).float().mean())
+
+
 def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float) -> tuple[Tensor, float]:
     """Advantages that leave the mean length of completions where it is, or bring it back to a target.
 
@@ -333,8 +338,7 @@ def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float)
     square = along.square().sum()
     if square == 0:
         return advantages, 0.0
-    length = float(completion_mask.sum(1).float().mean())
-    error = min(max((target - length) / target, -0.3), 0.3)
+    error = min(max((target - mean_length(completion_mask)) / target, -0.3), 0.3)
     centred = _zero_masked(advantages - masked_mean(advantages, completion_mask), completion_mask)
     bonus = 3 * error * (centred.square().sum() / square).sqrt() - (advantages * along).sum() / square
     return advantages + bonus * along, float(bonus)

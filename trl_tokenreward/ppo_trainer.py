@@ -30,6 +30,7 @@ from .functional import (
     masked_mean,
     masked_sum,
     masked_whiten,
+    mean_length,
     policy_losses,
     repeated_ngrams,
     token_level_rewards,
@@ -349,12 +350,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
                     yield {"groups": self._groups(rollout, torch.from_numpy(rows))}
 
     def _adapt(self, rollout: Rollout) -> None:
-        """What later updates take from this one: the length to hold, of the first, and the coefficient of the KL penalty."""
-        mask = rollout.completion_mask
-        if self.args.hold_length and self._length_target is None:
-            self._length_target = _mean_length(mask)
+        """What the next update takes from this one: the coefficient of the KL penalty."""
         if self.args.kl_target is not None:
-            kl = float(masked_sum(rollout.kl, mask, dim=1).mean())
+            kl = float(masked_sum(rollout.kl, rollout.completion_mask, dim=1).mean())
             self._kl_coef = adapted_kl_coef(self._kl_coef, kl, self.args.kl_target, least=self.args.kl_coef)
 
     def _collect_rollout(self, update: int) -> Rollout:
@@ -444,8 +442,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
         bootstrap = final_values * ~completions.ended if args.bootstrap_truncated else None
         advantages, returns = gae(rewards, values, mask, args.gamma, args.lam, bootstrap)
         if args.hold_length:
-            target = self._length_target if self._length_target is not None else _mean_length(mask)
-            advantages, bonus = hold_mean_length(advantages, mask, target)
+            if self._length_target is None:  # the first update's
+                self._length_target = mean_length(mask)
+            advantages, bonus = hold_mean_length(advantages, mask, self._length_target)
             self._metrics["objective/length_bonus"].append(bonus)
         return Rollout(
             *prompts,
@@ -1043,10 +1042,6 @@ def _number_of_updates(args: FineGrainedPPOConfig, dataset: Dataset | IterableDa
     if not isinstance(dataset, Dataset):
         raise ValueError("A stream has no length: set `total_episodes` or `max_steps`.")
     return math.ceil(args.num_train_epochs * len(dataset) / args.batch_size)
-
-
-def _mean_length(completion_mask: Tensor) -> float:
-    return float(completion_mask.sum(1).float().mean())
 
 
 def _pad_right(x: Tensor, width: int, value: int = 0) -> Tensor:

@@ -567,7 +567,7 @@ def _legend(series: str, limit: float) -> Text:
 
 def _row_lines(row: ScoredRow, series: str, limit: float, console: Console, width: int) -> Iterator[Any]:
     yield Text(row.name, style="bold")
-    if prompt := re.sub(r"\n{2,}", "\n", visible(row.prompt.strip())):
+    if prompt := visible(compact(row.prompt)):
         yield from _indented(Text(prompt, style="dim"), console, width)
     cells = [_text_cell(text, series, limit) for text in row.texts]
     if row.columns > 1 and width >= _SIDE_BY_SIDE:
@@ -620,6 +620,11 @@ def _extremes(text: ScoredText, series: str, number: int = 3) -> str:
         tokens = (f'"{shown_blanks(visible(token)).strip()}" {value:+.2f}' for value, token in chosen)
         parts.append(f"{name}: {', '.join(tokens)}")
     return "\n" + "; ".join(parts) if values else ""
+
+
+def compact(prompt: str) -> str:
+    """A prompt without a dialogue's blank lines, which would only take space."""
+    return re.sub(r"\n{2,}", "\n", prompt.strip())
 
 
 def shown_blanks(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .inspection import visible
 from .pages import BAD_RGB, GOOD_RGB, LOW, STRONGEST, escape, legend, page, score_colour, write
-from .scoring import ScoredRow, ScoredRows, ScoredText, Shown, numbers_text, shown_blanks, split_blank
+from .scoring import ScoredRow, ScoredRows, ScoredText, Shown, compact, numbers_text, shown_blanks, split_blank
 
 
 # What the ends of a series' scale are called.
@@ -183,8 +183,8 @@ def _bold(name: str) -> str:
 
 
 def prompt_html(prompt: str) -> str:
-    """A prompt as a dimmed paragraph. A dialogue's blank lines would only take space."""
-    text = re.sub(r"\n{2,}", "\n", prompt.strip())
+    """A prompt as a dimmed paragraph."""
+    text = compact(prompt)
     return f'<p class="prompt" dir="auto">{escape(text)}</p>' if text else ""
 
 

@@ -4,7 +4,8 @@ import argparse
 import getpass
 import os
 import sys
-from pathlib import Path
+
+from .options import about, add_checks, add_split, read_checks
 
 
 PASSWORD = "TRL_TOKENREWARD_PASSWORD"
@@ -23,13 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="a JSON, JSON Lines, CSV or Parquet file, a folder, or a name on the Hub")
     add("output", metavar="OUTPUT", help="folder for what is decided, or of the work to go on with")
-    add("--split", default="train", help="split of the data set (default: %(default)s)")
-    add("--config", help="its configuration, or its folder, such as harmless-base")
+    add_split(parser)
     add("--limit", type=int, metavar="N", help="have the first N rows edited only")
-    add("--criteria", type=Path, metavar="FILE", help="text: what the edited answers must meet, shown on the page")
-    add("--max-edit-ratio", type=float, default=0.5, help="largest share of edited words (default: %(default)s)")
-    add("--max-hunks", type=int, default=16, help="most places with an edit (default: %(default)s)")
-    add("--max-length-change", type=float, default=0.5, help="largest change of the length (default: %(default)s)")
+    add_checks(parser)
     add("--per-row", type=int, default=1, metavar="N", help="how many annotators a row is given to (default: 1)")
     add("--overlap", type=float, metavar="SHARE", help="give only this share of the rows to that many, others to one")
     add("--free-after", type=float, default=30, metavar="MINUTES", help="until an idle row is free again (default: 30)")
@@ -40,24 +37,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..annotation import annotate_dataset, is_loopback
-    from ..editing import DEFAULT_CRITERIA, EditChecks
     from ..loading import load_split
 
     password = os.environ.get(PASSWORD)
     if password is None and not is_loopback(args.host) and sys.stdin.isatty():
         password = getpass.getpass("Password that the page asks for: ")
-    about = {"dataset": args.dataset, "config": args.config, "split": args.split}
+    checks, criteria = read_checks(args)
     options = {
         "host": args.host,
         "port": args.port,
         "password": password,
-        "checks": EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change),
-        "criteria": args.criteria.read_text(encoding="utf-8") if args.criteria else DEFAULT_CRITERIA,
+        "checks": checks,
+        "criteria": criteria,
         "limit": args.limit,
         "per_row": args.per_row,
         "overlap": args.overlap,
         "free_after": 60 * args.free_after,
-        "about": {name: value for name, value in about.items() if value is not None},
+        "about": about(args),
     }
     try:
         annotate_dataset(load_split(args.dataset, args.split, args.config), args.output, **options)

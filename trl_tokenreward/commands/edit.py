@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .options import about, add_checks, add_split, read_checks
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
@@ -25,19 +27,15 @@ def add_parser(subparsers: Any) -> None:
         "--local", metavar="MODEL", help="causal language model to run here: a folder or a name on the Hub"
     )
     add("--model", metavar="NAME", help="the endpoint's name of the model; its key is taken from OPENAI_API_KEY")
-    add("--split", default="train", help="split of the data set (default: %(default)s)")
-    add("--config", help="its configuration, or its folder, such as harmless-base")
+    add_split(parser)
     add("--limit", type=int, metavar="N", help="edit the first N rows only")
-    add("--criteria", type=Path, metavar="FILE", help="text: what the edited answers must meet")
+    add_checks(parser)
     add(
         "--prompt-template",
         type=Path,
         metavar="FILE",
         help="text with {prompt}, {answer}, {criteria}, <edited>, </edited>",
     )
-    add("--max-edit-ratio", type=float, default=0.5, help="largest share of edited words (default: %(default)s)")
-    add("--max-hunks", type=int, default=16, help="most places with an edit (default: %(default)s)")
-    add("--max-length-change", type=float, default=0.5, help="largest change of the length (default: %(default)s)")
     add("--reward-model", metavar="PATH", help="an edit must get a higher score from it than the original")
     add("--retries", type=int, default=2, help="how often a refused edit is tried again (default: %(default)s)")
     add("--concurrency", type=int, default=8, help="most requests to the endpoint at a time (default: %(default)s)")
@@ -52,16 +50,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--endpoint needs --model, the endpoint's name of the model.")
     if args.local and args.model:
         raise ValueError("--model goes with --endpoint; --local names its model itself.")
-    from ..editors import DEFAULT_CRITERIA, DEFAULT_TEMPLATE, FAILURES, EditChecks, edit_dataset
+    from ..editors import DEFAULT_TEMPLATE, FAILURES, edit_dataset
     from ..loading import load_split
 
-    checks = EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change)
+    checks, criteria = read_checks(args)
     template = args.prompt_template.read_text(encoding="utf-8") if args.prompt_template else DEFAULT_TEMPLATE
-    criteria = args.criteria.read_text(encoding="utf-8") if args.criteria else DEFAULT_CRITERIA
     dataset = load_split(args.dataset, args.split, args.config)
     editor = _editor(args)
-    about = {"dataset": args.dataset, "config": args.config, "split": args.split, "reward model": args.reward_model}
-    about = {name: value for name, value in about.items() if value is not None}
     if args.reward_model:
         checks.score = _score(args.reward_model)
     result = edit_dataset(
@@ -73,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         checks=checks,
         retries=args.retries,
         limit=args.limit,
-        about=about,
+        about=about(args, **{"reward model": args.reward_model}),
     )
     print(result.describe())
     if all(reason in FAILURES for reason, number in result.counts.items() if number):

@@ -3,6 +3,7 @@
 import argparse
 
 from ..importers import FORMATS, NAMES
+from .options import add_split
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -16,8 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))
     parser.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name on the Hub")
     parser.add_argument("output", metavar="OUTPUT", help="a .jsonl or .parquet file, or a folder for save_to_disk")
-    parser.add_argument("--split", default="train", help="split to take (default: train)")
-    parser.add_argument("--config", help="configuration, or folder, of a data set on the Hub")
+    add_split(parser)
     columns = parser.add_argument_group("columns of the format `columns`")
     for name in NAMES:
         columns.add_argument(f"--{name}", metavar="COLUMN", help=f"column with the {NAMES[name]}")

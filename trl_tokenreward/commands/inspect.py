@@ -2,6 +2,8 @@
 
 import argparse
 
+from .options import add_split
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
@@ -11,8 +13,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "through the rows. Without a tokenizer, words are counted.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a file, a folder, or a name on the Hub: preference pairs")
-    parser.add_argument("--split", default="train", help="split to take (default: train)")
-    parser.add_argument("--config", help="configuration, or folder, of a data set on the Hub")
+    add_split(parser)
     parser.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="count its tokens, as TokenRewardTrainer does")
     parser.add_argument("--max-length", type=int, help="count the rows that this leaves out; needs a tokenizer")
     parser.add_argument("--max-edit-ratio", type=float, help="count the rows that this leaves out")

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from .options import add_split
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
@@ -32,8 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=("token_scores", "sequence_score"),
         help="score of each token (default), or the difference that it makes to the score of the whole",
     )
-    add("--split", default="train", help="split of --file (default: %(default)s)")
-    add("--config", help="configuration, or folder, of a data set on the Hub")
+    add_split(parser)
     add("--limit", type=int, metavar="N", help="score the first N rows only")
     add("--batch-size", type=int, default=8, help="texts in one forward pass (default: %(default)s)")
     add("--show", type=int, default=10, metavar="N", help="most rows to print here (default: %(default)s)")
@@ -89,11 +90,15 @@ def _score(arguments: argparse.Namespace) -> Any:
 
     import torch
 
-    from ..loading import check_source, load_split
+    from ..loading import load_split
     from ..scoring import TokenScorer, score_dataset
 
-    if arguments.file:  # before the models are loaded
-        check_source(arguments.file, "data set")
+    # Before the models: what is wrong with the rows is said at once.
+    if arguments.text:
+        texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in arguments.text]
+        dataset = [{"prompt": arguments.prompt, "text": text} for text in texts]
+    else:
+        dataset = load_split(arguments.file, arguments.split, arguments.config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [(arguments.model, arguments.tokenizer)]
     if arguments.other is not None:
@@ -101,11 +106,6 @@ def _score(arguments: argparse.Namespace) -> Any:
     scorers = [TokenScorer.from_pretrained(*pair, arguments.signal) for pair in models]
     for scorer in scorers:
         scorer.model.to(device)
-    if arguments.text:
-        texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in arguments.text]
-        dataset = [{"prompt": arguments.prompt, "text": text} for text in texts]
-    else:
-        dataset = load_split(arguments.file, arguments.split, arguments.config)
     return score_dataset(
         dataset,
         *scorers,
