@@ -34,8 +34,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from trl_tokenreward import align_edits
-from trl_tokenreward.data import prepare_dataset
-from trl_tokenreward.edits import TokenizedText, align_tokenized
+from trl_tokenreward.data.preprocessing import prepare_dataset
+from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -106,8 +106,8 @@ def prepare(data: Path, output: Path) -> None:
     import demo
     from density_data import GoldJudge, paradetox
     from trl_tokenreward import evaluate_token_rewards
-    from trl_tokenreward.data import prepare_dataset
-    from trl_tokenreward.statistics import win_rate
+    from trl_tokenreward.data.preprocessing import prepare_dataset
+    from trl_tokenreward.utils.statistics import win_rate
 
     torch.set_num_threads(1)
     parts = paradetox(data / "paradetox-8000.tsv")
@@ -191,7 +191,7 @@ def make_examiner(parts: Any, judge: Any, start_policy: Any, tokenizer: Any) -> 
 
 def point_of(exam: Any, start: Any) -> dict[str, Any]:
     """Gold win rate against the start policy, plain and length-controlled, KL to it in nats, and length in tokens."""
-    from trl_tokenreward.statistics import length_controlled_win_rate, pairwise_outcomes
+    from trl_tokenreward.utils.statistics import length_controlled_win_rate, pairwise_outcomes
 
     outcomes = pairwise_outcomes(exam.scores, start.scores)
     return {

@@ -418,7 +418,8 @@ def force_our_completions(script: Script) -> None:
 
     The random number of each draw says which row and column it is for.
     """
-    from trl_tokenreward import ppo_trainer, rollout
+    from trl_tokenreward.ppo import rollout
+    from trl_tokenreward.ppo import trainer as ppo_trainer
 
     cells = script.setting.batch * script.setting.response
     real_uniforms, real_sample = rollout.uniforms, rollout.sample

@@ -10,8 +10,8 @@ and bytes moved, at shares of the hardware's peak that are assumptions. GB are 1
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trl_tokenreward.lm_head import _CHUNK_BYTES
-from trl_tokenreward.packing import _TOKENS_PER_PASS
+from trl_tokenreward.nn.lm_head import _CHUNK_BYTES
+from trl_tokenreward.nn.unpadding import _TOKENS_PER_PASS
 
 
 GB = 10**9

@@ -122,7 +122,7 @@ def _resolve(name: str, thing: griffe.Object) -> str | None:
     while scope is not None:
         try:
             found = scope[name]
-        except KeyError:
+        except (KeyError, griffe.AliasResolutionError):  # `nn.modules` is this package's, not torch's
             scope = scope.parent
         else:
             return (found.final_target if found.is_alias else found).path

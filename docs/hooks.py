@@ -75,7 +75,7 @@ def command_line_help() -> Iterator[str]:
     """The help of `trl-tokenreward` and of each of its commands, as its parsers give it."""
     sys.path.insert(0, str(ROOT))
     try:
-        from trl_tokenreward.cli import build_parser
+        from trl_tokenreward.cli.main import build_parser
     finally:
         sys.path.remove(str(ROOT))
     parser = build_parser()

@@ -52,11 +52,11 @@ from trl_tokenreward import (
     TokenRewardModel,
     TokenRewardTrainer,
 )
-from trl_tokenreward.data import prepare_dataset
-from trl_tokenreward.evaluation import AnswerSampler
-from trl_tokenreward.loading import load_split
-from trl_tokenreward.scoring import token_texts
-from trl_tokenreward.statistics import bootstrap_interval, pairwise_outcomes, win_rate
+from trl_tokenreward.data.preprocessing import prepare_dataset
+from trl_tokenreward.evaluation.win_rate import AnswerSampler
+from trl_tokenreward.reward_model.scoring import token_texts
+from trl_tokenreward.utils.loading import load_split
+from trl_tokenreward.utils.statistics import bootstrap_interval, pairwise_outcomes, win_rate
 
 
 console = Console()

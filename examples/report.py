@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trl_tokenreward.pages import colour_limit, escape, legend, page, write
-from trl_tokenreward.scoring import ScoredText
-from trl_tokenreward.scoring_page import MARKS, TEXT_STYLE, prompt_html, text_html
+from trl_tokenreward.reward_model.scoring import ScoredText
+from trl_tokenreward.views.html import colour_limit, escape, legend, page, write
+from trl_tokenreward.views.page import MARKS, TEXT_STYLE, prompt_html, text_html
 
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pathlib import Path
 from transformers import set_seed
 
 from demo import Run, Sizes, train_policy, train_tokenizer
-from trl_tokenreward.data import prepare_dataset
-from trl_tokenreward.loading import load_split
+from trl_tokenreward.data.preprocessing import prepare_dataset
+from trl_tokenreward.utils.loading import load_split
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ from transformers import (
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
-from trl_tokenreward.loading import check_source, load_split
-from trl_tokenreward.prompts import prepare_prompts
+from trl_tokenreward.ppo.prompts import prepare_prompts
+from trl_tokenreward.utils.loading import check_source, load_split
 
 
 @dataclass

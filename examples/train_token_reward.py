@@ -36,7 +36,7 @@ leaves out pairs that are no minimal edits.
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer
-from trl_tokenreward.loading import load_split
+from trl_tokenreward.utils.loading import load_split
 
 
 def main(script_args: ScriptArguments, training_args: TokenRewardConfig, model_args: ModelConfig) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from datasets import Dataset
 
-from trl_tokenreward.annotation_store import AnnotationStore
+from trl_tokenreward.annotation.store import AnnotationStore
 
 
 def pairs(*answers):
@@ -28,7 +28,7 @@ def opened(dataset, output, **kwargs):
 def serving(store, password=None):
     """Gives the server's address."""
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra: annotate)")
-    from trl_tokenreward.annotation_server import listen, make_app
+    from trl_tokenreward.annotation.server import listen, make_app
 
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(make_app(store, password), log_level="warning", server_header=False))

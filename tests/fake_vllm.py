@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from transformers import AutoModelForCausalLM
 
-from trl_tokenreward.prompts import Prompts
-from trl_tokenreward.rollout import generate
+from trl_tokenreward.ppo.prompts import Prompts
+from trl_tokenreward.ppo.rollout import generate
 
 
 class FakeVLLM:

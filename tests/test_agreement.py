@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 from trl_tokenreward import EditedAnswer, measure_agreement
-from trl_tokenreward.agreement import cohens_kappa, krippendorffs_alpha, pair_f1
+from trl_tokenreward.annotation.agreement import cohens_kappa, krippendorffs_alpha, pair_f1
 
 
 pytestmark = pytest.mark.any_trl

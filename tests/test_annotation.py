@@ -11,11 +11,12 @@ from datasets import Dataset, load_from_disk
 
 import tiny
 from annotating import opened, pairs, serving
-from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer, annotate_dataset, cli, read_annotations
-from trl_tokenreward.annotation_store import OtherTab, Refused, annotator_name, prompt_turns
-from trl_tokenreward.editing import EditChecks, EditLog
-from trl_tokenreward.editors import edit_dataset
-from trl_tokenreward.endpoint import EndpointUsage
+from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer, annotate_dataset, read_annotations
+from trl_tokenreward.annotation.store import OtherTab, Refused, annotator_name, prompt_turns
+from trl_tokenreward.cli import main as cli
+from trl_tokenreward.editing.editors import edit_dataset
+from trl_tokenreward.editing.tasks import EditChecks, EditLog
+from trl_tokenreward.utils.chat_endpoint import EndpointUsage
 
 
 pytestmark = pytest.mark.any_trl
@@ -136,7 +137,7 @@ def test_a_row_is_given_to_one_annotator_or_to_as_many_as_are_asked_for(tmp_path
 
 def test_a_row_is_freed_when_its_annotator_leaves_or_stays_away(tmp_path, monkeypatch):
     now = time.time()
-    monkeypatch.setattr("trl_tokenreward.annotation_store.time.time", lambda: now)
+    monkeypatch.setattr("trl_tokenreward.annotation.store.time.time", lambda: now)
     with opened(pairs(*ANSWERS), tmp_path, free_after=60.0) as store:
         assert [row_of(store, name) for name in ("ada", "bob")] == [0, 1]
         store.leave("ada")
@@ -233,7 +234,7 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trl_tokenreward.editing.os.fsync", fail)
+        patch.setattr("trl_tokenreward.editing.tasks.os.fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             log.append({"row": 1})
     assert log.path.read_bytes() == before
@@ -249,7 +250,7 @@ def test_a_full_disk_is_said_and_nothing_counts_as_saved(tmp_path, monkeypatch):
         store.show("ada", "t")
         body = {"annotator": "ada", "tab": "t", "row": 0, "text": "the answer number 0 is very good indeed"}
         with monkeypatch.context() as patch:
-            patch.setattr("trl_tokenreward.editing.os.fsync", fail)
+            patch.setattr("trl_tokenreward.editing.tasks.os.fsync", fail)
             status, answer, _ = ask(f"{url}/api/save", body)
         assert (status, answer["error"]) == (500, "It could not be written down: disk full")
         assert store.progress("ada")["mine"] == 0
@@ -496,7 +497,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
 def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
     pairs("a").to_json(tmp_path / "pairs.jsonl")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "trl_tokenreward.annotation_server", raising=False)
+    monkeypatch.delitem(sys.modules, "trl_tokenreward.annotation.server", raising=False)
     assert cli.main(["annotate", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")]) == 2
     assert "uvicorn is missing: pip install 'trl-tokenreward[annotate]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,8 @@ import pytest
 
 from annotating import opened, pairs, serving
 from trl_tokenreward import read_annotations
-from trl_tokenreward.annotation_store import AnnotationStore
-from trl_tokenreward.editing import EditChecks
+from trl_tokenreward.annotation.store import AnnotationStore
+from trl_tokenreward.editing.tasks import EditChecks
 
 
 pytestmark = pytest.mark.any_trl

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trl_tokenreward import __version__, cli
-from trl_tokenreward.loading import load_tokenizer
+from trl_tokenreward import __version__
+from trl_tokenreward.cli import main as cli
+from trl_tokenreward.utils.loading import load_tokenizer
 
 
 pytestmark = pytest.mark.any_trl
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_help_lists_the_commands_and_loads_nothing_heavy():
     code = """
 import sys
-from trl_tokenreward.cli import main
+from trl_tokenreward.cli.main import main
 try:
     main(["--help"])
 except SystemExit as stop:
@@ -41,7 +42,7 @@ print("loaded", sorted({"torch", "transformers", "trl", "datasets", "numpy", "ri
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_and_runs_a_function(name, capsys):
-    module = import_module(f"trl_tokenreward.commands.{name}")
+    module = import_module(f"trl_tokenreward.cli.{name}")
     assert callable(module.run)
     with pytest.raises(SystemExit) as stop:
         cli.main([name.rstrip("_"), "--help"])
@@ -58,7 +59,7 @@ def test_the_script_and_the_subpackage_are_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     module, _, function = project["project"]["scripts"]["trl-tokenreward"].partition(":")
     assert getattr(import_module(module), function) is cli.main
-    assert "trl_tokenreward.commands" in project["tool"]["setuptools"]["packages"]
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["trl_tokenreward*"]
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,10 @@ def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, 
 
         return run
 
-    monkeypatch.setattr("trl_tokenreward.commands.inspect.run", fail(OSError("one\n  two")))
+    monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(OSError("one\n  two")))
     assert cli.main(["inspect", "x"]) == 2
     assert capsys.readouterr().err == "trl-tokenreward inspect: error: one two\n"
-    monkeypatch.setattr("trl_tokenreward.commands.inspect.run", fail(KeyError("bug")))
+    monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(KeyError("bug")))
     with pytest.raises(KeyError):
         cli.main(["inspect", "x"])
 

@@ -13,7 +13,7 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
 
 from tiny import tokenizer as make_tokenizer
-from trl_tokenreward.data import (
+from trl_tokenreward.data.preprocessing import (
     MASKS,
     PREPARED_COLUMNS,
     SIDES,

@@ -28,9 +28,10 @@ from datasets import Dataset
 import tiny
 import trl_tokenreward
 from demo_corpus import make_corpus
-from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, cli
-from trl_tokenreward.annotation_store import AnnotationStore
-from trl_tokenreward.importers import import_dataset
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from trl_tokenreward.annotation.store import AnnotationStore
+from trl_tokenreward.cli import main as cli
+from trl_tokenreward.data.importers import import_dataset
 
 
 pytestmark = pytest.mark.any_trl
@@ -379,7 +380,7 @@ def test_docstrings_are_laid_out(site):
         "<dt><code>kl_coef</code> (<code>float</code>, <em>optional</em>, defaults to <code>0.05</code>)</dt>\n"
         "<dd>Coefficient of the KL penalty.</dd>"
     ) in ppo
-    assert 'href="reward-model.html#trl_tokenreward.modeling.TokenRewardModel"' in ppo
+    assert 'href="reward-model.html#trl_tokenreward.reward_model.modeling.TokenRewardModel"' in ppo
     assert "<p><em>Parameters that control the rewards</em></p>" in ppo
     assert '<p class="admonition-title">Note</p>' in ppo
     functional = (site / "reference/functional.html").read_text(encoding="utf-8")
@@ -408,7 +409,7 @@ def test_formulas_are_mathml(site):
 def test_search_works_from_disk(site, open_page):
     page = open_page(f"{(site / 'index.html').as_uri()}?q=hold_mean_length")
     page.get_by_text(re.compile(r"\d+ matching documents")).wait_for()
-    target = "reference/functional.html?h=hold_mean_length#trl_tokenreward.functional.hold_mean_length"
+    target = "reference/functional.html?h=hold_mean_length#trl_tokenreward.ppo.functional.hold_mean_length"
     assert page.locator(f'a[href$="{target}"]').count()
 
 

@@ -22,10 +22,10 @@ from transformers.utils.import_utils import is_serve_available
 
 import tiny
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
-from trl_tokenreward.commands import edit as command
-from trl_tokenreward.editors import EditChecks, EndpointEditor, LocalEditor, edit_dataset
-from trl_tokenreward.endpoint import EndpointError
-from trl_tokenreward.loading import load_split
+from trl_tokenreward.cli import edit as command
+from trl_tokenreward.editing.editors import EditChecks, EndpointEditor, LocalEditor, edit_dataset
+from trl_tokenreward.utils.chat_endpoint import EndpointError
+from trl_tokenreward.utils.loading import load_split
 
 
 pytestmark = pytest.mark.any_trl
@@ -459,7 +459,7 @@ def test_the_command_names_what_is_missing_and_is_light(tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(*arguments)
     assert "one of the arguments --endpoint --local is required" in capsys.readouterr().err
-    code = "import sys, trl_tokenreward.commands.edit; print({'torch', 'datasets', 'transformers'} & set(sys.modules))"
+    code = "import sys, trl_tokenreward.cli.edit; print({'torch', 'datasets', 'transformers'} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
-from trl_tokenreward.edits import TokenizedText, align_tokenized
+from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
 
 
 pytestmark = pytest.mark.any_trl
@@ -617,7 +617,7 @@ def test_words_kept_are_maximal(original, edited):
 def test_result_does_not_depend_on_the_process_and_the_import_is_light():
     script = (
         "import sys\n"
-        "from trl_tokenreward.edits import align_ids, align_tokenized, TokenizedText\n"
+        "from trl_tokenreward.edits.alignment import align_ids, align_tokenized, TokenizedText\n"
         "texts = 'a b a c b a b. a b', 'b a c a b b. b a b a'\n"
         "tokens = [TokenizedText([ord(c) for c in t], [(i, i + 1) for i in range(len(t))]) for t in texts]\n"
         "print(align_tokenized(*texts, *tokens), align_ids(*(t.ids for t in tokens)))\n"

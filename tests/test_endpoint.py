@@ -6,7 +6,7 @@ import json
 import pytest
 from fake_endpoint import running
 
-from trl_tokenreward.endpoint import (
+from trl_tokenreward.utils.chat_endpoint import (
     EndpointClient,
     EndpointError,
     Unanswered,

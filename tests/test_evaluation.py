@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 import ppo_runs
 import tiny
 from trl_tokenreward import RewardModelJudge, ScoringJudge, TokenRewardModel, WinRateCallback, evaluate_win_rate
-from trl_tokenreward.statistics import Estimate, pairwise_outcomes
+from trl_tokenreward.utils.statistics import Estimate, pairwise_outcomes
 
 
 EOS, A, B, C = 1, 3, 4, 5

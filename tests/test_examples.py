@@ -12,7 +12,7 @@ import pytest
 import tiny
 from demo_corpus import make_corpus
 from trl_tokenreward import TokenRewardModel
-from trl_tokenreward.loading import load_split
+from trl_tokenreward.utils.loading import load_split
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_tokenreward import functional as F
+from trl_tokenreward.ppo import functional as F
 
 
 pytestmark = pytest.mark.any_trl

@@ -130,7 +130,7 @@ def test_hook_waits_and_leaves_nothing_behind():
         _registration.install()
         print(waiting())
         import transformers.models.auto.configuration_auto as table
-        print(waiting(), "exec_module" in vars(table.__loader__), "trl_tokenreward.modeling" in sys.modules)
+        print(waiting(), "exec_module" in vars(table.__loader__), "trl_tokenreward.reward_model.modeling" in sys.modules)
         print(table.CONFIG_MAPPING["token_reward"].__name__)
         """
     )
@@ -165,6 +165,6 @@ def test_unknown_attribute_is_an_attribute_error():
 
 
 def test_the_config_module_may_come_first():
-    code = "from trl_tokenreward.model_config import TokenRewardModelConfig as C; from transformers import AutoConfig; "
+    code = "from trl_tokenreward.reward_model.configuration import TokenRewardModelConfig as C; from transformers import AutoConfig; "
     code += "assert AutoConfig.for_model('token_reward', text_config={'model_type': 'llama'}).__class__ is C"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

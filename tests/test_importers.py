@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset, List, Value
 
 import tiny
-from trl_tokenreward import cli
-from trl_tokenreward.data import prepare_dataset
-from trl_tokenreward.importers import FORMATS, import_dataset
-from trl_tokenreward.loading import load_split, save_dataset
+from trl_tokenreward.cli import main as cli
+from trl_tokenreward.data.importers import FORMATS, import_dataset
+from trl_tokenreward.data.preprocessing import prepare_dataset
+from trl_tokenreward.utils.loading import load_split, save_dataset
 
 
 pytestmark = pytest.mark.any_trl
@@ -205,7 +205,7 @@ def test_the_command_saves_what_load_split_reads(name, tmp_path, capsys):
 
 
 def test_every_format_is_there():
-    from trl_tokenreward.importers import _CONVERT
+    from trl_tokenreward.data.importers import _CONVERT
 
     assert FORMATS.keys() == _CONVERT.keys() | {"stepwise", "columns"}
 

@@ -13,12 +13,13 @@ from datasets import Dataset
 from rich.console import Console
 
 import tiny
-from trl_tokenreward import align_edits, cli
-from trl_tokenreward.data import edit_ratio, prepare_dataset
-from trl_tokenreward.edits import align_words
-from trl_tokenreward.importers import import_dataset
-from trl_tokenreward.inspection import Piece, diff_pieces, inspect_dataset, print_inspection
-from trl_tokenreward.inspection_page import write_page
+from trl_tokenreward import align_edits
+from trl_tokenreward.cli import main as cli
+from trl_tokenreward.data.importers import import_dataset
+from trl_tokenreward.data.preprocessing import edit_ratio, prepare_dataset
+from trl_tokenreward.edits.alignment import align_words
+from trl_tokenreward.inspection.page import write_page
+from trl_tokenreward.inspection.report import Piece, diff_pieces, inspect_dataset, print_inspection
 
 
 pytestmark = pytest.mark.any_trl

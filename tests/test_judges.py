@@ -9,7 +9,7 @@ from fake_endpoint import running
 
 import tiny
 from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, TokenRewardModel
-from trl_tokenreward.judges import DEFAULT_TEMPLATE
+from trl_tokenreward.evaluation.judges import DEFAULT_TEMPLATE
 
 
 pytestmark = pytest.mark.any_trl

@@ -6,9 +6,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import tiny
-from trl_tokenreward import lm_head
-from trl_tokenreward.functional import policy_losses
-from trl_tokenreward.lm_head import OutputHead, head_loss, states_and_head, token_logps
+from trl_tokenreward.nn import lm_head
+from trl_tokenreward.nn.lm_head import OutputHead, head_loss, states_and_head, token_logps
+from trl_tokenreward.ppo.functional import policy_losses
 
 
 pytestmark = pytest.mark.any_trl

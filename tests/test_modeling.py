@@ -430,7 +430,7 @@ class TestFromClassifiers:
         config["architectures"] = ["LlamaForProcessRewardModel"]
         (tmp_path / "config.json").write_text(json.dumps(config))
         warnings = []
-        monkeypatch.setattr("trl_tokenreward.modeling.logger.warning", warnings.append)
+        monkeypatch.setattr("trl_tokenreward.reward_model.modeling.logger.warning", warnings.append)
         TokenRewardModel.from_pretrained(tmp_path)
         TokenRewardModel.from_pretrained(checkpoints["llama"])
         assert [warning.split("LlamaFor")[1] for warning in warnings] == [

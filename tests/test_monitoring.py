@@ -6,7 +6,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from trl_tokenreward import RewardHackingCallback
-from trl_tokenreward.monitoring import hacking_signs
+from trl_tokenreward.ppo.reward_hacking import hacking_signs
 
 
 pytestmark = pytest.mark.any_trl
@@ -82,7 +82,7 @@ def warnings(caplog, monkeypatch):
     from accelerate import PartialState
 
     PartialState()  # accelerate's loggers ask it which process they are on
-    with caplog.at_level(logging.WARNING, logger="trl_tokenreward.monitoring"):
+    with caplog.at_level(logging.WARNING, logger="trl_tokenreward.ppo.reward_hacking"):
         yield caplog
 
 

@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from trl_tokenreward import packing
-from trl_tokenreward.packing import group_sizes, groups_by_length, right_packed, state_columns
+from trl_tokenreward.nn import unpadding as packing
+from trl_tokenreward.nn.unpadding import group_sizes, groups_by_length, right_packed, state_columns
 
 
 pytestmark = pytest.mark.any_trl

@@ -9,10 +9,10 @@ from datasets import Dataset
 
 import tiny
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
-from trl_tokenreward.ppo_config import FineGrainedPPOConfig
-from trl_tokenreward.ppo_trainer import FineGrainedPPOTrainer
-from trl_tokenreward.prompts import Prompts
-from trl_tokenreward.rollout import Completions, completion_logps
+from trl_tokenreward.ppo.config import FineGrainedPPOConfig
+from trl_tokenreward.ppo.prompts import Prompts
+from trl_tokenreward.ppo.rollout import Completions, completion_logps
+from trl_tokenreward.ppo.trainer import FineGrainedPPOTrainer
 
 
 pytestmark = pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOTrainer to compare with")

@@ -22,9 +22,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 import tiny
-from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, packing
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
-from trl_tokenreward.functional import hold_mean_length, masked_whiten
+from trl_tokenreward.nn import unpadding as packing
+from trl_tokenreward.ppo.functional import hold_mean_length, masked_whiten
 
 
 PAD, EOS = 0, 1

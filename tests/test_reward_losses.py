@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trl_tokenreward.reward_losses import (
+from trl_tokenreward.reward_model.losses import (
     edit_classification_loss,
     edit_pair_wins,
     edit_ranking_loss,

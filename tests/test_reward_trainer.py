@@ -19,8 +19,8 @@ from trl import RewardConfig, RewardTrainer
 from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
-from trl_tokenreward.data import SIDES, DataCollatorForTokenReward
-from trl_tokenreward.reward_losses import sequence_ranking_loss, token_auroc
+from trl_tokenreward.data.preprocessing import SIDES, DataCollatorForTokenReward
+from trl_tokenreward.reward_model.losses import sequence_ranking_loss, token_auroc
 
 
 WORDS = ["terrific", "lousy", "good", "lazy", "quick", "standard", "brown"]
@@ -179,7 +179,7 @@ class TestModels:
             def __init__(self, *args):
                 super().__init__(*args, use_cpu=True, bf16=False)
 
-        monkeypatch.setattr("trl_tokenreward.reward_trainer.TokenRewardConfig", OnCPU)
+        monkeypatch.setattr("trl_tokenreward.reward_model.trainer.TokenRewardConfig", OnCPU)
         monkeypatch.chdir(tmp_path)
         causal_lm().save_pretrained("models/lm")
         trainer = TokenRewardTrainer("models/lm", train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)

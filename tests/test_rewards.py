@@ -15,8 +15,7 @@ from transformers import (
 
 import tiny
 from trl_tokenreward import TokenRewardModel
-from trl_tokenreward.prompts import Prompts
-from trl_tokenreward.rewards import (
+from trl_tokenreward.ppo.completion_scorer import (
     CompletionScorer,
     check_scorer,
     has_sequence_score,
@@ -25,6 +24,7 @@ from trl_tokenreward.rewards import (
     shape_scores,
     token_scores,
 )
+from trl_tokenreward.ppo.prompts import Prompts
 
 
 FAMILIES = ["llama", "qwen2", "gpt2", "gpt_neox"]

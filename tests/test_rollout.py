@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import tiny
-from trl_tokenreward.prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
-from trl_tokenreward.rollout import completion_logps, completion_values, generate, sample, uniforms
+from trl_tokenreward.ppo.prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
+from trl_tokenreward.ppo.rollout import completion_logps, completion_values, generate, sample, uniforms
 
 
 pytestmark = pytest.mark.any_trl

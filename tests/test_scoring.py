@@ -14,9 +14,10 @@ from datasets import Dataset
 from rich.console import Console
 
 import tiny
-from trl_tokenreward import ScoredRow, ScoredRows, ScoredText, TokenRewardModel, TokenScorer, cli, score_dataset
-from trl_tokenreward.scoring import Shown, token_texts
-from trl_tokenreward.scoring_page import notebook_html
+from trl_tokenreward import ScoredRow, ScoredRows, ScoredText, TokenRewardModel, TokenScorer, score_dataset
+from trl_tokenreward.cli import main as cli
+from trl_tokenreward.reward_model.scoring import Shown, token_texts
+from trl_tokenreward.views.page import notebook_html
 
 
 pytestmark = pytest.mark.any_trl

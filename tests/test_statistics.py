@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from trl_tokenreward.statistics import bootstrap_interval, length_controlled_win_rate, pairwise_outcomes, win_rate
+from trl_tokenreward.utils.statistics import bootstrap_interval, length_controlled_win_rate, pairwise_outcomes, win_rate
 
 
 pytestmark = pytest.mark.any_trl

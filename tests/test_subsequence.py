@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 
-from trl_tokenreward import _subsequence
-from trl_tokenreward._subsequence import common_blocks
+from trl_tokenreward.edits import _subsequence
+from trl_tokenreward.edits._subsequence import common_blocks
 
 
 pytestmark = pytest.mark.any_trl

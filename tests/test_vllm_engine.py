@@ -23,7 +23,8 @@ import fake_vllm
 import ppo_runs
 import tiny
 from test_ppo_distributed import launch
-from trl_tokenreward import FineGrainedPPOConfig, vllm_engine
+from trl_tokenreward import FineGrainedPPOConfig
+from trl_tokenreward.ppo import vllm as vllm_engine
 
 
 pytest.importorskip("requests", reason="TRL talks to vLLM by requests (extra: dev)")

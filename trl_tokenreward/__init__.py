@@ -12,62 +12,62 @@ from . import _registration
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "EditAlignment": "edits",
-    "EditOperation": "edits",
-    "align_edits": "edits",
-    "align_ids": "edits",
-    "DataCollatorForTokenReward": "data",
-    "TextScores": "modeling",
-    "TokenRewardModel": "modeling",
-    "TokenRewardModelConfig": "model_config",
-    "TokenRewardOutput": "modeling",
-    "TokenRewardConfig": "reward_config",
-    "TokenRewardTrainer": "reward_trainer",
-    "FineGrainedPPOConfig": "ppo_config",
-    "FineGrainedPPOTrainer": "ppo_trainer",
-    "RewardHackingCallback": "monitoring",
-    "AgreementReport": "agreement",
-    "EditedAnswer": "agreement",
-    "measure_agreement": "agreement",
-    "Annotations": "annotation",
-    "read_annotations": "annotation",
-    "annotate_dataset": "annotation",
-    "WinRate": "evaluation",
-    "WinRateCallback": "evaluation",
-    "evaluate_win_rate": "evaluation",
-    "TokenRewardReport": "token_evaluation",
-    "evaluate_token_rewards": "token_evaluation",
-    "ScoredRow": "scoring",
-    "ScoredRows": "scoring",
-    "ScoredText": "scoring",
-    "TokenScorer": "scoring",
-    "score_dataset": "scoring",
-    "read_completions": "completion_log",
-    "EndpointJudge": "judges",
-    "Judge": "judges",
-    "RewardModelJudge": "judges",
-    "ScoringJudge": "judges",
+    "EditAlignment": "edits.alignment",
+    "EditOperation": "edits.alignment",
+    "align_edits": "edits.alignment",
+    "align_ids": "edits.alignment",
+    "DataCollatorForTokenReward": "data.preprocessing",
+    "TextScores": "reward_model.modeling",
+    "TokenRewardModel": "reward_model.modeling",
+    "TokenRewardModelConfig": "reward_model.configuration",
+    "TokenRewardOutput": "reward_model.modeling",
+    "TokenRewardConfig": "reward_model.config",
+    "TokenRewardTrainer": "reward_model.trainer",
+    "FineGrainedPPOConfig": "ppo.config",
+    "FineGrainedPPOTrainer": "ppo.trainer",
+    "RewardHackingCallback": "ppo.reward_hacking",
+    "AgreementReport": "annotation.agreement",
+    "EditedAnswer": "annotation.agreement",
+    "measure_agreement": "annotation.agreement",
+    "Annotations": "annotation.results",
+    "read_annotations": "annotation.results",
+    "annotate_dataset": "annotation.results",
+    "WinRate": "evaluation.win_rate",
+    "WinRateCallback": "evaluation.win_rate",
+    "evaluate_win_rate": "evaluation.win_rate",
+    "TokenRewardReport": "reward_model.evaluation",
+    "evaluate_token_rewards": "reward_model.evaluation",
+    "ScoredRow": "reward_model.scoring",
+    "ScoredRows": "reward_model.scoring",
+    "ScoredText": "reward_model.scoring",
+    "TokenScorer": "reward_model.scoring",
+    "score_dataset": "reward_model.scoring",
+    "read_completions": "ppo.completion_log",
+    "EndpointJudge": "evaluation.judges",
+    "Judge": "evaluation.judges",
+    "RewardModelJudge": "evaluation.judges",
+    "ScoringJudge": "evaluation.judges",
 }
 
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
-    from .agreement import AgreementReport, EditedAnswer, measure_agreement
-    from .annotation import Annotations, annotate_dataset, read_annotations
-    from .completion_log import read_completions
-    from .data import DataCollatorForTokenReward
-    from .edits import EditAlignment, EditOperation, align_edits, align_ids
-    from .evaluation import WinRate, WinRateCallback, evaluate_win_rate
-    from .judges import EndpointJudge, Judge, RewardModelJudge, ScoringJudge
-    from .model_config import TokenRewardModelConfig
-    from .modeling import TextScores, TokenRewardModel, TokenRewardOutput
-    from .monitoring import RewardHackingCallback
-    from .ppo_config import FineGrainedPPOConfig
-    from .ppo_trainer import FineGrainedPPOTrainer
-    from .reward_config import TokenRewardConfig
-    from .reward_trainer import TokenRewardTrainer
-    from .scoring import ScoredRow, ScoredRows, ScoredText, TokenScorer, score_dataset
-    from .token_evaluation import TokenRewardReport, evaluate_token_rewards
+    from .annotation.agreement import AgreementReport, EditedAnswer, measure_agreement
+    from .annotation.results import Annotations, annotate_dataset, read_annotations
+    from .data.preprocessing import DataCollatorForTokenReward
+    from .edits.alignment import EditAlignment, EditOperation, align_edits, align_ids
+    from .evaluation.judges import EndpointJudge, Judge, RewardModelJudge, ScoringJudge
+    from .evaluation.win_rate import WinRate, WinRateCallback, evaluate_win_rate
+    from .ppo.completion_log import read_completions
+    from .ppo.config import FineGrainedPPOConfig
+    from .ppo.reward_hacking import RewardHackingCallback
+    from .ppo.trainer import FineGrainedPPOTrainer
+    from .reward_model.config import TokenRewardConfig
+    from .reward_model.configuration import TokenRewardModelConfig
+    from .reward_model.evaluation import TokenRewardReport, evaluate_token_rewards
+    from .reward_model.modeling import TextScores, TokenRewardModel, TokenRewardOutput
+    from .reward_model.scoring import ScoredRow, ScoredRows, ScoredText, TokenScorer, score_dataset
+    from .reward_model.trainer import TokenRewardTrainer
 
 
 def __getattr__(name: str):

@@ -26,7 +26,7 @@ def install() -> None:
 
 def _register() -> None:
     # The module registers its configuration as its last act. Where it is itself what led here, being executed, it will.
-    from . import model_config  # noqa: F401
+    from .reward_model import configuration as model_config  # noqa: F401
 
 
 class _PostImportHook(MetaPathFinder):

@@ -1,0 +1,227 @@
+"""Minimal edits by people: the page on which they make them, and the data set that comes of it."""
+
+import json
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, Features, Value
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ..editing.tasks import EDITED, Task, edit_card, edited_features, edited_row, quoted, read_log, save_edits
+from .agreement import AgreementReport, EditedAnswer, measure_agreement
+from .store import LOG, LOG_NAMES, NOTHING_WRONG, SKIP_REASONS, UNFIT
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def annotate_dataset(
+    dataset: Dataset,
+    output: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    password: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """Serves a local web page on which people minimally edit the rejected answer of each row, until it is interrupted.
+
+    The page shows prompt, preferred and rejected answer, and while someone types the edit by word, its size, and what
+    [`~editing.tasks.EditChecks`] says of it. What is typed and what is decided is in the folder `output` before the page says so.
+    [`read_annotations`] reads it.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes.
+        output (`str` or `Path`):
+            A new folder, or that of the work to go on with.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`):
+            The address to listen on. Any but this machine's own needs a `password`. It is plain http: over a network that
+            is not trusted, put it behind a tunnel or a proxy with https.
+        port (`int`, *optional*, defaults to `8765`):
+            0 takes one that is free.
+        password (`str`, *optional*):
+            What the page asks for, of at least 8 characters.
+        kwargs:
+            `checks`, `criteria`, `limit`, `per_row`, `overlap`, `free_after` and `about`, as of
+            [`~annotation.store.AnnotationStore`].
+
+    Raises:
+        ValueError: For a bad argument or row, or if the folder is in use or is another data set's.
+        OSError: If the address cannot be listened on.
+        ImportError: If starlette or uvicorn is missing, which the extra `annotate` has.
+    """
+    try:
+        from .server import serve
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is missing: pip install 'trl-tokenreward[annotate]'.") from error
+    serve(dataset, output, host=host, port=port, password=password, **kwargs)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own and no other's."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What was decided, see [`read_annotations`].
+
+    Args:
+        decisions (`list[dict]`):
+            The last of each annotator on each row, by row and annotator: `row`, `annotator` (`""` for rows that cannot be
+            annotated), `reason` (`"edited"`, or one of [`SKIP_REASONS`] or [`UNFIT`]), `detail`, `prompt`, `answer`,
+            `edited`, `edit_ratio`, `time` (seconds since 1970).
+        settings, about (`dict`):
+            Those of the server.
+        features (`Features`):
+            Of the data set.
+    """
+
+    decisions: list[dict[str, Any]]
+    settings: dict[str, Any]
+    about: dict[str, Any]
+    features: Features
+
+    def counts(self) -> dict[str, int]:
+        """Decisions by reason."""
+        counts = Counter(decision["reason"] for decision in self.decisions)
+        return {reason: counts[reason] for reason in (EDITED, *SKIP_REASONS, *UNFIT) if counts[reason]}
+
+    def by_annotator(self) -> dict[str, dict[str, Any]]:
+        """For each annotator: edits, skipped rows, median edit ratio."""
+        people = {}
+        for name in sorted({decision["annotator"] for decision in self.decisions if decision["annotator"]}):
+            own = [decision for decision in self.decisions if decision["annotator"] == name]
+            ratios = [decision["edit_ratio"] for decision in own if decision["reason"] == EDITED]
+            median = statistics.median(ratios) if ratios else None
+            people[name] = {"edited": len(ratios), "skipped": len(own) - len(ratios), "median edit ratio": median}
+        return people
+
+    def agreement(self, tokenizer: "PreTrainedTokenizerBase | None" = None, **kwargs: Any) -> AgreementReport:
+        """How far annotators agree, by [`~annotation.agreement.measure_agreement`]. Who found nothing wrong has marked no word; other
+        skipped rows have no part in it."""
+        answers = [
+            EditedAnswer(d["row"], d["annotator"], d["answer"], d["edited"] if d["reason"] == EDITED else d["answer"])
+            for d in self.decisions
+            if d["reason"] in (EDITED, NOTHING_WRONG)
+        ]
+        return measure_agreement(answers, tokenizer, **kwargs)
+
+    def save(self, output: str | Path, agreement: AgreementReport | None = None) -> Dataset:
+        """Writes a data set for [`TokenRewardTrainer`], as `save_to_disk` does, with a data card.
+
+        It has a row for each edit: `prompt`, `chosen` (the edit), `rejected` (the original), `row`, `annotator` and
+        `edit_ratio` (of words). `set_aside.jsonl` has the other decisions with their reasons, `agreement.json` the report.
+
+        Args:
+            output (`str` or `Path`):
+                A new folder.
+            agreement ([`AgreementReport`], *optional*):
+                [`agreement`], if not given.
+
+        Raises:
+            ValueError: If something is there already, or no row was edited.
+        """
+        output = Path(output)
+        if output.exists():
+            raise ValueError(f"{output} exists already: remove it, or give another name.")
+        rows, set_aside = [], []
+        for d in self.decisions:
+            if d["reason"] == EDITED:
+                task = Task(d["row"], d["hash"], d["prompt"], d["answer"], "", d["more"])
+                rows.append(edited_row(task, d["edited"], annotator=d["annotator"], edit_ratio=d["edit_ratio"]))
+            else:
+                names = ("row", "annotator", "reason", "detail", "prompt")
+                set_aside.append({**{name: d[name] for name in names}, "rejected": d["answer"]})
+        if not rows:
+            raise ValueError("No row was edited, so there is nothing to save.")
+        features = edited_features(self.features, task)
+        features |= {"annotator": Value("string"), "edit_ratio": Value("float64")}
+        agreement = agreement or self.agreement()
+        output.mkdir(parents=True)
+        dataset = save_edits(output, rows, set_aside, Features(features))
+        (output / "agreement.json").write_text(json.dumps(agreement.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (output / "README.md").write_text(self._card(agreement), encoding="utf-8")
+        return dataset
+
+    def _card(self, agreement: AgreementReport) -> str:
+        people = self.by_annotator()
+        table = ["| annotator | edited | skipped | median edit ratio |", "| --- | --- | --- | --- |"]
+        table += [f"| {' | '.join([name, *map(_cell, figures.values())])} |" for name, figures in people.items()]
+        days = [datetime.fromtimestamp(d["time"], UTC).date() for d in self.decisions]
+        checks = {name: value for name, value in self.settings["checks"].items() if value is not None}
+        return edit_card(
+            "People minimally edited rejected answers of a preference data set. `chosen` is the edit, `rejected` the original, "
+            "`row` the row's number in the source, `annotator` who edited it and `edit_ratio` the share of edited words. A row "
+            "that several people edited is there several times.",
+            self.counts(),
+            f"From {min(days)} to {max(days)}, in UTC. What was set aside, with reasons, is in `set_aside.jsonl`.",
+            {**self.about, "data set fingerprint": self.settings["data set"], **checks},
+            {
+                "Annotators": "\n".join(table),
+                "Agreement": f"Which {agreement.unit} of the original are wrong, with 95 % intervals by row. An insertion "
+                f"counts as the one right after it; who found nothing wrong has marked none.\n\n{agreement.table()}",
+                "Criteria": quoted(self.settings["criteria"]),
+            },
+        )
+
+    def table(self, agreement: AgreementReport | None = None) -> Group:
+        """The counts, by reason and by annotator, and the agreement, for a rich console."""
+        counts = _table(("decisions", "rows"), [(reason, str(n)) for reason, n in self.counts().items()])
+        people = [(name, *map(_cell, figures.values())) for name, figures in self.by_annotator().items()]
+        parts = [counts, "", _table(("annotator", "edited", "skipped", "median edit ratio"), people)]
+        agreement = agreement or self.agreement()
+        parts += ["", _table(("agreement", ""), [*agreement.summary().items()])]
+        if agreement.pairs:
+            head = ("pair", "rows", agreement.unit, "labelled alike", "Cohen's kappa", "F1")
+            pairs = [
+                (" and ".join(p.annotators), str(p.rows), str(p.words), f"{p.same:.1%}", str(p.kappa), str(p.f1))
+                for p in agreement.pairs
+            ]
+            parts += ["", _table(head, pairs)]
+        return Group(*parts)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def read_annotations(folder: str | Path) -> Annotations:
+    """Reads what was decided on the page of [`annotate_dataset`], also while that is open.
+
+    Args:
+        folder (`str` or `Path`):
+            The output folder.
+
+    Raises:
+        ValueError: If there are no annotations in it.
+    """
+    path = Path(folder) / LOG
+    lines = read_log(path, LOG_NAMES, repair=False)
+    if not lines:
+        raise ValueError(f"{folder} has no {LOG}: name the output folder of `trl-tokenreward annotate`.")
+    head, *records = lines
+    last = {(record["row"], record["annotator"]): record for record in records}
+    decisions = [last[key] for key in sorted(last)]
+    return Annotations(decisions, head["settings"], head["about"], Features.from_dict(head["features"]))

@@ -1,0 +1,41 @@
+"""`trl-tokenreward import FORMAT SOURCE OUTPUT`"""
+
+import argparse
+
+from ..data.importers import FORMATS, NAMES
+from .options import add_split
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "import",
+        help="bring a data set into the columns of TokenRewardTrainer",
+        description="Writes `prompt`, `chosen` (the edit), `rejected` (the original) and, where they are known, "
+        "`rejected_spans`, and says what was left out and why.",
+        epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
+    )
+    parser.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))
+    parser.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name on the Hub")
+    parser.add_argument("output", metavar="OUTPUT", help="a .jsonl or .parquet file, or a folder for save_to_disk")
+    add_split(parser)
+    columns = parser.add_argument_group("columns of the format `columns`")
+    for name in NAMES:
+        columns.add_argument(f"--{name}", metavar="COLUMN", help=f"column with the {NAMES[name]}")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ..data.importers import import_dataset
+    from ..utils.loading import check_output, save_dataset
+
+    check_output(arguments.output)
+    columns = {name: getattr(arguments, name) for name in NAMES if getattr(arguments, name) is not None}
+    imported = import_dataset(
+        arguments.format, arguments.source, split=arguments.split, config=arguments.config, columns=columns
+    )
+    save_dataset(imported.dataset, arguments.output)
+    print(f"{arguments.source} as {arguments.format}:")
+    Console().print(imported.table())
+    print(f"Saved to {arguments.output}.")

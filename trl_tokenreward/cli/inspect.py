@@ -1,0 +1,48 @@
+"""`trl-tokenreward inspect DATASET`"""
+
+import argparse
+
+from .options import add_split
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show how many, how large and of which kinds the edits of a data set are",
+        description="Prints counts, edit ratios, kinds of edits and the least minimal rows, and writes a page to look "
+        "through the rows. Without a tokenizer, words are counted.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="a file, a folder, or a name on the Hub: preference pairs")
+    add_split(parser)
+    parser.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="count its tokens, as TokenRewardTrainer does")
+    parser.add_argument("--max-length", type=int, help="count the rows that this leaves out; needs a tokenizer")
+    parser.add_argument("--max-edit-ratio", type=float, help="count the rows that this leaves out")
+    parser.add_argument("--output", metavar="PAGE", help="page to write, .html")
+    parser.add_argument("--limit", type=int, default=1000, help="most rows on the page, else a sample (default: 1000)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..inspection.page import write_page
+    from ..inspection.report import inspect_dataset, print_inspection
+    from ..utils.loading import load_split, load_tokenizer
+    from ..views.html import check_page
+
+    if arguments.limit < 1:
+        raise ValueError(f"--limit must be at least 1, but is {arguments.limit}.")
+    if arguments.output is not None:
+        check_page(arguments.output)
+    tokenizer = None
+    if arguments.tokenizer is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+    inspection = inspect_dataset(
+        load_split(arguments.dataset, arguments.split, arguments.config),
+        tokenizer,
+        max_length=arguments.max_length,
+        max_edit_ratio=arguments.max_edit_ratio,
+    )
+    if arguments.output is not None:  # first, for `| head` ends what comes after
+        write_page(inspection, arguments.output, title=arguments.dataset, limit=arguments.limit)
+    print_inspection(inspection, title=arguments.dataset)
+    if arguments.output is not None:
+        print(f"The rows to look through: {arguments.output}")

@@ -1,0 +1,38 @@
+"""Options that several commands have, and what is made of them. Nothing heavy is imported until they are read."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ..editing.tasks import EditChecks
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Which part of a data set, for [`~utils.loading.load_split`]."""
+    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--config", help="its configuration, or its folder, such as harmless-base")
+
+
+def add_checks(parser: argparse.ArgumentParser) -> None:
+    """What an edit must be, whoever makes it."""
+    add = parser.add_argument
+    add("--criteria", type=Path, metavar="FILE", help="text: what the edited answers must meet")
+    add("--max-edit-ratio", type=float, default=0.5, help="largest share of edited words (default: %(default)s)")
+    add("--max-hunks", type=int, default=16, help="most places with an edit (default: %(default)s)")
+    add("--max-length-change", type=float, default=0.5, help="largest change of the length (default: %(default)s)")
+
+
+def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
+    """The checks, and the criteria."""
+    from ..editing.tasks import DEFAULT_CRITERIA, EditChecks
+
+    criteria = args.criteria.read_text(encoding="utf-8") if args.criteria else DEFAULT_CRITERIA
+    return EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change), criteria
+
+
+def about(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """Where a data set is from, for the data card."""
+    origin = {"dataset": args.dataset, "config": args.config, "split": args.split, **more}
+    return {name: value for name, value in origin.items() if value is not None}

@@ -1,1 +1,0 @@
-"""The subcommands of `trl-tokenreward`, one module each; [`trl_tokenreward.cli`] lists them."""

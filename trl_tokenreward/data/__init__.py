@@ -1,0 +1,1 @@
+"""Preference rows of every format, prepared for training on tokens."""

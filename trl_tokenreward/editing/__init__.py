@@ -1,0 +1,1 @@
+"""Edits that a language model makes, and what editors and annotators share."""

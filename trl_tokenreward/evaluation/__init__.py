@@ -1,0 +1,1 @@
+"""Win rates of a policy, and the judges that decide them."""

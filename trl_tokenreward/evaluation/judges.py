@@ -1,0 +1,305 @@
+"""Judges: which of two answers to a prompt is the better one, said by a reward model, a function or a language model."""
+
+import hashlib
+import json
+import math
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..nn.unpadding import groups_by_length, without_peft
+from ..ppo.completion_scorer import check_scorer, has_sequence_score, prefix_scores
+from ..reward_model.modeling import evaluation_mode
+from ..utils.chat_endpoint import (
+    EndpointClient,
+    EndpointUsage,
+    Prompt,
+    Unanswered,
+    check_least,
+    check_template,
+    fill_template,
+    read_jsonl,
+    shorten,
+)
+from ..utils.statistics import pairwise_outcomes
+
+
+logger = logging.get_logger(__name__)
+
+
+class Judge(Protocol):
+    """What says which of two answers is better. Any function of this form is one.
+
+    It is called with prompts (texts, or messages where the data set has messages) and two lists of answers, and returns for
+    each prompt 1 where A's answer is better, 0 where B's is, 0.5 for a tie. A number between is the probability that A's is
+    better, and NaN says that there is no verdict.
+    """
+
+    def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]: ...
+
+
+class ScoringJudge:
+    """A judge that scores every answer by itself; the higher score wins, equal scores are a tie.
+
+    Args:
+        function (`Callable`):
+            Takes prompts and answers, returns one float for each answer.
+    """
+
+    def __init__(self, function: Callable[[list[Prompt], list[str]], list[float]]):
+        self.scores = function
+
+    def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
+        return pairwise_outcomes(self.scores(prompts, answers_a), self.scores(prompts, answers_b))
+
+
+class RewardModelJudge(ScoringJudge):
+    """A judge that compares the sequence scores of a reward model.
+
+    It reads what reward models are trained on: prompt, answer and EOS; or, where the prompt is messages, these and the
+    answer in the tokenizer's chat template. The score is read at the last token.
+
+    Args:
+        model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`]):
+            Or a decoder's sequence classifier with one label. For a model of another kind, write a function for
+            [`ScoringJudge`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Most texts in one forward pass.
+
+    Raises:
+        `TypeError`: if the model is of another kind.
+        `ValueError`: if it has more than one label; when called, if a text has no tokens or more than the model reads.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int = 8):
+        check_scorer(model, "model")
+        if not has_sequence_score(model):
+            raise TypeError("`model` scores tokens only: pass a TokenRewardModel or a sequence classifier.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+
+    @torch.no_grad()
+    def scores(self, prompts: list[Prompt], answers: list[str]) -> list[float]:
+        """The score of each answer."""
+        ids = [self._encode(*pair) for pair in zip(prompts, answers, strict=True)]
+        limit = getattr(without_peft(self.model).config.get_text_config(), "max_position_embeddings", None)
+        for index, row in enumerate(ids):
+            if not row or (limit is not None and len(row) > limit):
+                raise ValueError(f"Prompt and answer {index} have {len(row)} tokens; the judge reads 1 to {limit}.")
+        lengths, device = torch.tensor([len(row) for row in ids]), next(self.model.parameters()).device
+        scores = torch.zeros(len(ids))
+        with evaluation_mode(self.model):
+            for group in groups_by_length(lengths, self.batch_size):
+                rows = [torch.tensor(ids[index]) for index in group.tolist()]
+                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+                by_column = prefix_scores(
+                    self.model, nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), mask
+                )
+                scores[group] = by_column.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).cpu()
+        return scores.tolist()
+
+    def _encode(self, prompt: Prompt, answer: str) -> list[int]:
+        if isinstance(prompt, str):
+            eos = self.tokenizer.eos_token or ""
+            return self.tokenizer(prompt + answer + ("" if eos and answer.endswith(eos) else eos))["input_ids"]
+        messages = [*prompt, {"role": "assistant", "content": answer}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+DEFAULT_TEMPLATE = """\
+Compare two answers to the same prompt. Which one is more helpful, correct and harmless? Neither its length nor the order \
+in which the two stand makes an answer better.
+
+<prompt>
+{prompt}
+</prompt>
+
+<answer_a>
+{answer_a}
+</answer_a>
+
+<answer_b>
+{answer_b}
+</answer_b>
+
+Give your reasons in one or two sentences. Then write your verdict in a line of its own: [[A]] if answer A is better, \
+[[B]] if answer B is better, [[TIE]] if neither is."""
+_VERDICT = re.compile(r"\[\[(A|B|TIE)\]\]")
+_VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
+
+
+@dataclass
+class JudgeUsage(EndpointUsage):
+    """What an [`EndpointJudge`] has used so far: see [`~utils.chat_endpoint.EndpointUsage`]."""
+
+    cache_hits: int = 0
+    failed_pairs: int = 0
+
+
+class EndpointJudge:
+    """A language model behind an OpenAI-compatible chat-completions endpoint (OpenAI's, vLLM's, llama.cpp's, ...) as judge.
+
+    Each pair is asked for in both orders, since models prefer the one or the other position (Zheng et al. 2023, arXiv
+    2306.05685); where the two verdicts disagree it is a tie. Equal answers are a tie that nobody is asked for.
+
+    Requests that fail with status 408, 409, 429 or 5xx, at the connection, by a timeout, or with an answer that has no
+    verdict are repeated after `backoff * 2**n` seconds, or what `Retry-After` asks for (a minute at most). A pair that still
+    has no verdict, or whose request is refused, gets NaN and is counted in `usage.failed_pairs`. Status 401, 403, 404 and
+    redirects end it at once: every other request would fare alike.
+
+    Args:
+        base_url (`str`):
+            Such as `"http://localhost:8000/v1"`.
+        model (`str`):
+            The endpoint's name of the model.
+        api_key (`str`, *optional*):
+            Defaults to the environment variable `OPENAI_API_KEY`; without either none is sent. It is neither logged nor
+            cached.
+        template (`str`, *optional*):
+            The judge's prompt, with `{prompt}`, `{answer_a}` and `{answer_b}`. It must ask for the verdict `[[A]]`, `[[B]]`
+            or `[[TIE]]`; of several in an answer the last one counts.
+        settings (`dict`, *optional*, defaults to `{"temperature": 0.0}`):
+            Further fields of the request.
+        cache (`str` or `Path`, *optional*):
+            A JSON Lines file. Answers are appended to it as they come and not asked for again, by this or a later run with
+            the same endpoint and request.
+        concurrency (`int`, *optional*, defaults to `8`):
+            Most requests at a time.
+        timeout (`float`, *optional*, defaults to `60.0`):
+            Seconds that the endpoint may be silent.
+        retries (`int`, *optional*, defaults to `5`):
+            How often a request is repeated.
+        backoff (`float`, *optional*, defaults to `1.0`):
+            Seconds before the first repetition.
+        max_failed (`float`, *optional*, defaults to `0.1`):
+            Largest share of pairs that may get no verdict.
+        prices (`tuple[float, float]`, *optional*):
+            Of a million prompt tokens and of a million completion tokens, for [`~EndpointJudge.cost`].
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Raises:
+        `ValueError`: for a bad argument or cache.
+        `RuntimeError`: when called, if more than `max_failed` of the pairs get no verdict, or the endpoint refuses us.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        template: str = DEFAULT_TEMPLATE,
+        settings: dict[str, Any] | None = None,
+        cache: str | Path | None = None,
+        concurrency: int = 8,
+        timeout: float = 60.0,
+        retries: int = 5,
+        backoff: float = 1.0,
+        max_failed: float = 0.1,
+        prices: tuple[float, float] | None = None,
+        progress: bool = True,
+    ):
+        check_template(template, ("{prompt}", "{answer_a}", "{answer_b}", "[[A]]", "[[B]]", "[[TIE]]"))
+        check_least(concurrency=(concurrency, 1))
+        if not 0 <= max_failed <= 1:
+            raise ValueError(f"`max_failed` is a share of the pairs, from 0 to 1, not {max_failed}.")
+        self.usage = JudgeUsage()
+        self.client = EndpointClient(
+            base_url,
+            model,
+            api_key=api_key,
+            settings={"temperature": 0.0} if settings is None else settings,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            prices=prices,
+            usage=self.usage,
+        )
+        self.template, self.concurrency, self.max_failed, self.progress = template, concurrency, max_failed, progress
+        self._lock = threading.Lock()
+        self._cache_path = None if cache is None else Path(cache)
+        self._cache = {} if cache is None else _read_cache(Path(cache))
+
+    @property
+    def cost(self) -> float | None:
+        """What the tokens so far have cost, in the currency of `prices`; `None` without prices."""
+        return self.client.cost
+
+    def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
+        pairs = list(zip(prompts, answers_a, answers_b, strict=True))
+        executor = ThreadPoolExecutor(self.concurrency)
+        try:
+            futures = [executor.submit(self._compare, *pair) for pair in pairs]
+            bar = tqdm(as_completed(futures), total=len(futures), desc="Judging pairs", disable=not self.progress)
+            for future in bar:
+                future.result()
+        finally:  # whatever ended it, nothing that still waits is asked for
+            executor.shutdown(cancel_futures=True)
+        outcomes, problems = zip(*(future.result() for future in futures), strict=True) if futures else ((), ())
+        problems = [problem for problem in problems if problem]
+        self.usage.failed_pairs += len(problems)
+        if len(problems) > self.max_failed * len(pairs):
+            kept = "." if self._cache_path is None else "; what was answered is in the cache."
+            raise RuntimeError(
+                f"{len(problems)} of {len(pairs)} pairs got no verdict, more than `max_failed={self.max_failed}` of them. "
+                f"The last problem: {problems[-1]}{kept}"
+            )
+        if problems:
+            logger.warning(f"{len(problems)} of {len(pairs)} pairs got no verdict. The last problem: {problems[-1]}")
+        return list(outcomes)
+
+    def _compare(self, prompt: Prompt, answer_a: str, answer_b: str) -> tuple[float, str]:
+        """The outcome of one pair, and what went wrong, if anything did."""
+        if answer_a == answer_b:
+            return 0.5, ""
+        try:
+            first = self._ask(prompt, answer_a, answer_b)
+            second = 1.0 - self._ask(prompt, answer_b, answer_a)
+        except Unanswered as problem:
+            return math.nan, str(problem)
+        return (first if first == second else 0.5), ""
+
+    def _ask(self, prompt: Prompt, answer_a: str, answer_b: str) -> float:
+        body = self.client.body(fill_template(self.template, prompt, answer_a=answer_a, answer_b=answer_b))
+        key = hashlib.sha256(json.dumps([self.client.url, body], sort_keys=True).encode()).hexdigest()
+        with self._lock:
+            if key in self._cache:
+                self.usage.cache_hits += 1
+                return _verdict(self._cache[key])
+        answer = self.client.complete(body, _verdict)
+        with self._lock:
+            self._cache[key] = answer
+            if self._cache_path is not None:
+                with self._cache_path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "model": self.client.model, "answer": answer}) + "\n")
+        return _verdict(answer)
+
+
+def _verdict(answer: str) -> float:
+    found = _VERDICT.findall(answer)
+    if not found:
+        raise Unanswered(f"the judge's answer has no verdict such as [[A]]: {shorten(answer)}")
+    return _VERDICTS[found[-1]]
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    def check(record: dict[str, str]) -> tuple[str, float]:
+        return record["key"], _verdict(record["answer"])
+
+    records = read_jsonl(path, "the cache", "judge's answer", check)
+    return {record["key"]: record["answer"] for record in records}

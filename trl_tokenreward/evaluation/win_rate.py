@@ -1,0 +1,474 @@
+"""Win rates: answers of a policy and of a reference to held-out prompts, compared by a judge, in training or after it."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from ..nn.sharding import is_fsdp2, is_zero3
+from ..nn.unpadding import without_peft
+from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
+from ..ppo.rollout import PolicyAndValue, completion_logps, generate, independent_copy, uniforms
+from ..reward_model.modeling import evaluation_mode
+from ..utils.statistics import (
+    Estimate,
+    bootstrap_interval,
+    check_bootstrap,
+    json_ready,
+    length_controlled_win_rate,
+    markdown,
+    quantiles,
+    resampled,
+)
+
+
+if TYPE_CHECKING:
+    from .judges import Judge, Prompt
+
+
+class Answer(NamedTuple):
+    """An answer to a prompt: its tokens, with the stop token; its text, without special tokens; and whether it ended with
+    the stop token, `None` for a given one."""
+
+    ids: list[int]
+    text: str
+    ended: bool | None
+
+
+class AnswerSampler:
+    """Samples answers to the same prompts of one model after another, all with the same random numbers, so that equal
+    models give equal answers.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The models' tokenizer.
+        prompts ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`):
+            Rows as [`~ppo.prompts.prepare_prompts`] takes them, or a list of texts or of messages.
+        response_length (`int`, *optional*, defaults to `128`):
+            Most tokens of an answer.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            0 is greedy.
+        stop_token_id (`int`, `"eos"` or `None`, *optional*, defaults to `"eos"`):
+            Ends an answer. `None`: all answers have `response_length` tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows in one forward pass.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the random numbers, which are this sampler's own.
+
+    Raises:
+        `TypeError`, `ValueError`: for bad arguments, and when called if a prompt leaves no room for an answer.
+    """
+
+    def __init__(
+        self,
+        processing_class: PreTrainedTokenizerBase,
+        prompts: "Dataset | IterableDataset | list[Prompt]",
+        *,
+        response_length: int = 128,
+        temperature: float = 1.0,
+        stop_token_id: int | Literal["eos"] | None = "eos",
+        batch_size: int = 16,
+        seed: int = 0,
+    ):
+        if response_length < 1 or batch_size < 1 or temperature < 0:
+            raise ValueError(
+                "`response_length` and `batch_size` must be at least 1 and `temperature` not below 0, got "
+                f"{response_length}, {batch_size} and {temperature}."
+            )
+        if stop_token_id == "eos":
+            stop_token_id = processing_class.eos_token_id
+            if stop_token_id is None:
+                raise ValueError("`stop_token_id='eos'`, but the tokenizer has no EOS token.")
+        if not isinstance(prompts, (Dataset, IterableDataset)):
+            if not isinstance(prompts, list) or {type(prompt) for prompt in prompts} not in ({str}, {list}):
+                raise TypeError("`prompts` must be a data set, or a list of texts or of lists of messages, not empty.")
+            prompts = Dataset.from_dict({"prompt": prompts})
+        self.tokenizer, self.response_length, self.temperature = processing_class, response_length, temperature
+        self.stop_token_id, self.batch_size, self.seed = stop_token_id, batch_size, seed
+        rows = list(prepare_prompts(prompts, processing_class, "evaluation"))
+        self._ids = [list(row["input_ids"]) for row in rows]
+        if not all(self._ids) or not rows:
+            where = f"Row {self._ids.index([])} of the evaluation prompts" if rows else "The evaluation data set"
+            raise ValueError(f"{where} is empty: leave it out or give it a token.")
+        texts = processing_class.batch_decode(self._ids, skip_special_tokens=True)
+        # What the judges read.
+        self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
+
+    def __call__(self, model: nn.Module) -> list[Answer]:
+        """The model's answers to the prompts, in evaluation mode."""
+        limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+        longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
+        if limit is not None and len(self._ids[longest]) + self.response_length > limit:
+            raise ValueError(
+                f"Row {longest} of the evaluation prompts has {len(self._ids[longest])} tokens; with `response_length="
+                f"{self.response_length}` it does not fit in the model's {limit} positions. Shorten one of them."
+            )
+        answers = []
+        with evaluation_mode(model):
+            for rows, prompts in self._batches(model):
+                completions = generate(
+                    model,
+                    prompts,
+                    uniforms((self.seed,), rows, self.response_length),
+                    temperature=self.temperature,
+                    stop_token_id=self.stop_token_id,
+                    pad_token_id=self._pad_token_id,
+                )
+                ids = [row[real.bool()].tolist() for row, real in zip(completions.ids, completions.mask, strict=True)]
+                texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                answers += map(Answer, ids, texts, completions.ended.tolist())
+        return answers
+
+    @torch.no_grad()
+    def log_probabilities(self, model: nn.Module, answers: list[Answer]) -> list[float]:
+        """The log-probability of each answer at the sampling temperature (1 where that is 0), in nats."""
+        logps = []
+        with evaluation_mode(model):
+            for rows, prompts in self._batches(model):
+                ids = [torch.tensor(answers[row].ids, device=prompts.ids.device) for row in rows]
+                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+                inputs = join(prompts, nn.utils.rnn.pad_sequence(ids, batch_first=True), mask)
+                by_token = completion_logps(model, *inputs, mask.shape[1], self.temperature or 1.0)
+                logps += by_token.double().sum(1).tolist()
+        return logps
+
+    def given(self, texts: Sequence[str], name: str) -> list[Answer]:
+        """Given texts as answers. The stop token, if there is one, counts as one of their tokens, as it does in samples."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"`{name}` must be a model or a list of texts, one for each prompt.")
+        if len(texts) != len(self._ids):
+            raise ValueError(f"`{name}` has {len(texts)} answers, but there are {len(self._ids)} prompts.")
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        stop = [] if self.stop_token_id is None else [self.stop_token_id]
+        return [Answer([*row, *stop], text, None) for row, text in zip(ids, texts, strict=True)]
+
+    @property
+    def _pad_token_id(self) -> int:
+        return self.tokenizer.pad_token_id or 0  # any would do, for masks say what is real
+
+    def _batches(self, model: nn.Module) -> Iterator[tuple[range, Prompts]]:
+        collate, device = DataCollatorForPrompts(self._pad_token_id), next(model.parameters()).device
+        for first in range(0, len(self._ids), self.batch_size):
+            rows = range(first, min(first + self.batch_size, len(self._ids)))
+            batch = collate([{"input_ids": self._ids[row]} for row in rows])
+            yield rows, Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt of a [`WinRate`]: both answers, the judge's outcome for the policy's (NaN where there was no verdict), their
+    lengths in tokens, whether they ended, and the policy's log-probability of its answer less the reference's, in nats."""
+
+    prompt: "Prompt"
+    answer: str
+    reference_answer: str
+    outcome: float
+    length: int
+    reference_length: int
+    ended: bool
+    reference_ended: bool | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How a policy's answers fare against a reference's.
+
+    Args:
+        win_rate ([`~utils.statistics.Estimate`]):
+            Mean outcome of the pairs that got a verdict; a tie counts half.
+        length_controlled ([`~utils.statistics.Estimate`]):
+            See [`~utils.statistics.length_controlled_win_rate`].
+        wins, ties, losses, failed (`int`):
+            Outcomes above, at and below 0.5, and pairs without a verdict, which no rate counts.
+        kl (`float` or `None`):
+            Mean over the policy's answers of log p - log q, in nats a completion; `None` where the reference is no model.
+        length, reference_length (`float`):
+            Mean tokens of an answer, stop token included.
+        ended, reference_ended (`float` or `None`):
+            Share of answers that end with the stop token; `None` for given ones.
+        comparisons (`tuple[Comparison, ...]`):
+            Prompt by prompt.
+    """
+
+    win_rate: Estimate
+    length_controlled: Estimate
+    wins: int
+    ties: int
+    losses: int
+    failed: int
+    kl: float | None
+    length: float
+    reference_length: float
+    ended: float
+    reference_ended: float | None
+    comparisons: tuple[Comparison, ...]
+
+    def table(self) -> str:
+        """The figures in markdown."""
+        reference_ended = "–" if self.reference_ended is None else f"{self.reference_ended:.2f}"
+        rows = {
+            "win rate": self.win_rate,
+            "win rate, length-controlled": self.length_controlled,
+            "wins / ties / losses": f"{self.wins} / {self.ties} / {self.losses}",
+            "pairs without a verdict": self.failed,
+            "KL to the reference (nats)": "–" if self.kl is None else f"{self.kl:.2f}",
+            "mean length, reference's (tokens)": f"{self.length:.1f}, {self.reference_length:.1f}",
+            "share that ended, reference's": f"{self.ended:.2f}, {reference_ended}",
+        }
+        return markdown("", "policy", rows)
+
+    __str__ = table
+
+    def save(self, path: str | Path) -> None:
+        """Write the figures to `figures.json` and the answers to `answers.jsonl` in the folder `path`."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = asdict(self)
+        answers = figures.pop("comparisons")
+        (folder / "figures.json").write_text(json.dumps(json_ready(figures), indent=2) + "\n", encoding="utf-8")
+        lines = [json.dumps(json_ready(answer), ensure_ascii=False) + "\n" for answer in answers]
+        (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def evaluate_win_rate(
+    policy: nn.Module,
+    reference: nn.Module | Sequence[str],
+    processing_class: PreTrainedTokenizerBase,
+    prompts: "Dataset | IterableDataset | list[Prompt]",
+    judge: "Judge",
+    *,
+    response_length: int = 128,
+    temperature: float = 1.0,
+    stop_token_id: int | Literal["eos"] | None = "eos",
+    batch_size: int = 16,
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> WinRate:
+    """Sample an answer of a policy and of a reference to every held-out prompt and have a judge compare them.
+
+    Both sample with the same random numbers, so that equal models tie at every prompt.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`):
+            A causal language model.
+        reference (`PreTrainedModel`, `PeftModel` or `Sequence[str]`):
+            Another with the same tokenizer, or given answers, one for each prompt, such as a person's.
+        judge ([`Judge`]):
+            Says which answer is better, see [`~evaluation.judges`]. It reads prompts as the data set has them, texts or messages, or
+            decoded where it has tokens alone, and answers without special tokens.
+        processing_class, prompts, response_length, temperature, stop_token_id, batch_size, seed:
+            See [`AnswerSampler`]. The seed is the bootstrap's too.
+        level, resamples:
+            Of the bootstrap over prompts, see [`~utils.statistics.bootstrap_interval`].
+
+    Raises:
+        `TypeError`, `ValueError`: for bad arguments, and if the judge returns something else than one number from 0 to 1 (or
+            NaN) for each prompt, or no verdict at all.
+    """
+    check_bootstrap(level, resamples)
+    sampler = AnswerSampler(
+        processing_class,
+        prompts,
+        response_length=response_length,
+        temperature=temperature,
+        stop_token_id=stop_token_id,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    is_model = isinstance(reference, nn.Module)
+    reference_answers = sampler(reference) if is_model else sampler.given(reference, "reference")
+    answers = sampler(policy)
+    kl = None
+    if is_model:
+        logps = (sampler.log_probabilities(model, answers) for model in (policy, reference))
+        kl = [p - q for p, q in zip(*logps, strict=True)]
+    return _compare(sampler, answers, reference_answers, kl, judge, level, resamples)
+
+
+def _compare(
+    sampler: AnswerSampler,
+    answers: list[Answer],
+    reference_answers: list[Answer],
+    kl: list[float] | None,
+    judge: "Judge",
+    level: float,
+    resamples: int,
+) -> WinRate:
+    texts = [[answer.text for answer in side] for side in (answers, reference_answers)]
+    outcomes = np.asarray(judge(list(sampler.prompts), *texts), dtype=float)
+    if outcomes.shape != (len(answers),) or ((outcomes < 0) | (outcomes > 1)).any():
+        raise ValueError(
+            f"`judge` must return {len(answers)} numbers from 0 to 1, one for each prompt, got {outcomes.tolist()}."
+        )
+    judged = ~np.isnan(outcomes)
+    if not judged.any():
+        raise ValueError("`judge` gave no verdict on any pair.")
+    lengths = np.array([[len(answer.ids) for answer in side] for side in (answers, reference_answers)])
+    y, differences = outcomes[judged], (lengths[0] - lengths[1])[judged]
+    controlled, counts = [], resampled(len(y), sampler.seed, resamples)
+    while chunk := list(islice(counts, 200)):  # some at a time, for they are as many tables as large as the data
+        controlled.append(length_controlled_win_rate(y, differences, np.stack(chunk)))
+    comparisons = [
+        Comparison(prompt, a.text, b.text, float(outcome), len(a.ids), len(b.ids), a.ended, b.ended, nats)
+        for prompt, a, b, outcome, nats in zip(
+            sampler.prompts, answers, reference_answers, outcomes, kl or [None] * len(answers), strict=True
+        )
+    ]
+    sampled = reference_answers[0].ended is not None
+    return WinRate(
+        win_rate=Estimate(float(y.mean()), *bootstrap_interval(y, sampler.seed, level, resamples)),
+        length_controlled=Estimate(
+            length_controlled_win_rate(y, differences), *quantiles(np.concatenate(controlled), level)
+        ),
+        wins=int((y > 0.5).sum()),
+        ties=int((y == 0.5).sum()),
+        losses=int((y < 0.5).sum()),
+        failed=int((~judged).sum()),
+        kl=None if kl is None else float(np.mean(kl)),
+        length=float(lengths[0].mean()),
+        reference_length=float(lengths[1].mean()),
+        ended=float(np.mean([answer.ended for answer in answers])),
+        reference_ended=float(np.mean([answer.ended for answer in reference_answers])) if sampled else None,
+        comparisons=tuple(comparisons),
+    )
+
+
+class WinRateCallback(TrainerCallback):
+    """
+    Logs the win rate of the policy in training against where it started, and saves the answers.
+
+    For a [`FineGrainedPPOTrainer`] the reference is the trainer's own, and its answers are sampled once, when the training
+    begins. Every so many updates the policy answers the same prompts, and `eval_win_rate`, `eval_win_rate_low`,
+    `eval_win_rate_high`, `eval_win_rate_length_controlled`, `eval_kl` and `eval_completion_length` are logged. Answers go to
+    `output_dir/win_rate/step-<global step>`, see [`WinRate.save`]. Samples come from transformers, even where the trainer's
+    come from vLLM. Nothing of the run is changed by it, its random numbers included.
+
+    On several processes the main one does all of it while the others wait, so it must take less time than their
+    communication may.
+
+    Args:
+        trainer ([`FineGrainedPPOTrainer`] or [`~transformers.Trainer`]):
+            The trainer to which the callback is added: `trainer.add_callback(WinRateCallback(trainer, ...))`.
+        judge ([`Judge`]):
+            Says which answer is better. What it raises ends the training.
+        prompts:
+            Held-out prompts, see [`AnswerSampler`].
+        every (`int`, *optional*, defaults to `1`):
+            Updates of PPO, or steps of another trainer, from one evaluation to the next.
+        reference (`PreTrainedModel` or `Sequence[str]`, *optional*):
+            Another reference. With `None`, a trainer that is not PPO's has a copy of its model made when the training
+            begins.
+        level, resamples:
+            Of the bootstrap, see [`evaluate_win_rate`].
+        sampling:
+            `response_length`, `temperature`, `stop_token_id`, `batch_size` and `seed`, see [`AnswerSampler`]. Defaults to
+            what a [`FineGrainedPPOTrainer`] evaluates with.
+
+    Raises:
+        `ValueError`: if the models are sharded over processes (FSDP, DeepSpeed ZeRO-3), and for bad arguments.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        judge: "Judge",
+        prompts: "Dataset | IterableDataset | list[Prompt]",
+        *,
+        every: int = 1,
+        reference: PreTrainedModel | Sequence[str] | None = None,
+        level: float = 0.95,
+        resamples: int = 2000,
+        **sampling: Any,
+    ):
+        from ..ppo.trainer import FineGrainedPPOTrainer
+
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1, got {every}.")
+        check_bootstrap(level, resamples)
+        accelerator = trainer.accelerator
+        if trainer.is_fsdp_enabled or is_fsdp2(accelerator) or is_zero3(accelerator):
+            raise ValueError(
+                "WinRateCallback runs on one process, but these models are sharded over all of them. Evaluate checkpoints "
+                "with `evaluate_win_rate` instead."
+            )
+        self.trainer, self.judge, self.reference = trainer, judge, reference
+        self.level, self.resamples = level, resamples
+        self.is_ppo = isinstance(trainer, FineGrainedPPOTrainer)
+        self.steps = every * trainer.steps_per_update if self.is_ppo else every
+        if self.is_ppo:
+            sampling = {
+                "response_length": trainer.args.response_length,
+                "temperature": trainer._eval_temperature,
+                "stop_token_id": trainer.stop_token_id,
+                "batch_size": trainer.args.per_device_eval_batch_size,
+                "seed": trainer.args.seed,
+                **sampling,
+            }
+        self.sampler = AnswerSampler(trainer.processing_class, prompts, **sampling)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        if self.reference is None and not self.is_ppo:
+            if state.global_step > 0:
+                raise ValueError(
+                    "A resumed run no longer has the model that it began with: pass it as `reference` to WinRateCallback."
+                )
+            self.reference = independent_copy(model).requires_grad_(False)
+        with self._undisturbed(), self._reference_model() as reference:
+            is_model = isinstance(reference, nn.Module)
+            self._answers = self.sampler(reference) if is_model else self.sampler.given(reference, "reference")
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.steps != 0 or not state.is_world_process_zero:
+            return
+        policy = model.policy if isinstance(model, PolicyAndValue) else model
+        with self._undisturbed():
+            answers, kl = self.sampler(policy), None
+            logps = self.sampler.log_probabilities(policy, answers)
+            with self._reference_model() as reference:  # it may be the policy itself, without its adapter
+                if isinstance(reference, nn.Module):
+                    reference_logps = self.sampler.log_probabilities(reference, answers)
+                    kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
+            result = _compare(self.sampler, answers, self._answers, kl, self.judge, self.level, self.resamples)
+        result.save(Path(args.output_dir) / "win_rate" / f"step-{state.global_step}")
+        metrics = {
+            "eval_win_rate": result.win_rate.value,
+            "eval_win_rate_low": result.win_rate.low,
+            "eval_win_rate_high": result.win_rate.high,
+            "eval_win_rate_length_controlled": result.length_controlled.value,
+            "eval_completion_length": result.length,
+        }
+        if result.kl is not None:
+            metrics["eval_kl"] = result.kl
+        self.trainer.log(metrics)
+
+    @contextmanager
+    def _reference_model(self) -> Iterator[nn.Module | Sequence[str]]:
+        own = self.trainer._reference_policy() if self.reference is None else nullcontext(self.reference)
+        with own as reference:
+            yield reference
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """The trainer's precision, and whatever random numbers a judge draws, not those of the training."""
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        try:
+            with torch.random.fork_rng(devices), self.trainer.accelerator.autocast():
+                yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,1 @@
+"""Reports on the edits of a data set."""

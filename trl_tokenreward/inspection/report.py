@@ -1,0 +1,305 @@
+"""What the edits of a data set are like: how many, how large, of which kinds, and how they read."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from ..data.importers import read_spans
+from ..data.preprocessing import SIDES, LeftOut, RowPreparer, edit_ratio, preference_prompt, row_format, row_outcome
+from ..edits.alignment import EditAlignment, align_edits, align_words
+
+
+QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "greatest": 1.0}
+KINDS = ("replace", "delete", "insert", "white space")
+OUTCOME_NAMES = {"kept": "kept", "identical": "identical", "too_long": "too long", "not_minimal": "not minimal"}
+
+
+class Piece(NamedTuple):
+    """A stretch of a diff. Without what is inserted the pieces are the original, without what is deleted the edit.
+
+    Args:
+        kind (`"keep"`, `"delete"` or `"insert"`):
+            What the edit did with it.
+        text (`str`):
+            Its characters.
+        marked (`bool`, *optional*, defaults to `False`):
+            Whether it lies within one of the row's `rejected_spans`.
+    """
+
+    kind: Literal["keep", "delete", "insert"]
+    text: str
+    marked: bool = False
+
+
+class InspectedRow(NamedTuple):
+    """One row: its place in the data set, what [`~data.preprocessing.row_outcome`] says of it, and its edit ratio."""
+
+    index: int
+    outcome: str
+    ratio: float
+
+
+class _Texts(NamedTuple):
+    prompt: str
+    original: str
+    edited: str
+    spans: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the edits of a data set are like, see [`inspect_dataset`].
+
+    Args:
+        unit (`"words"` or `"tokens"`):
+            What is counted.
+        counts (`dict[str, int]`):
+            [`~data.preprocessing.LeftOut`]'s counts: `"rows"`, `"kept"`, and the rows left out by reason.
+        without_edits (`int`):
+            Rows that are kept, but without an edited word or token on either side.
+        rows (`list[InspectedRow]`):
+            All rows, in order.
+        kinds (`dict[str, int]`):
+            The number of edits of each kind: `"replace"`, `"delete"`, `"insert"`, and of `"white space"` alone.
+    """
+
+    unit: Literal["words", "tokens"]
+    counts: dict[str, int]
+    without_edits: int
+    rows: list[InspectedRow]
+    kinds: dict[str, int]
+    dataset: Dataset = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(repr=False)
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """The edit ratios of the rows that are not identical, (R,)."""
+        return np.array([row.ratio for row in self.rows if row.outcome != "identical"])
+
+    def worst(self, number: int = 10) -> list[InspectedRow]:
+        """The rows with the highest edit ratios, the highest first, of equal ones the first rows."""
+        changed = [row for row in self.rows if row.outcome != "identical"]
+        return sorted(changed, key=lambda row: (-row.ratio, row.index))[:number]
+
+    def diff(self, index: int) -> tuple[str, list[Piece]]:
+        """The prompt of a row, and its edit as pieces."""
+        texts = _texts(self.dataset[index], index)
+        return texts.prompt, diff_pieces(texts.original, texts.edited, _align(texts, self.tokenizer), texts.spans)
+
+    def summary(self) -> dict[str, list[tuple[str, ...]]]:
+        """The figures as tables: a title, and rows of a name and one or two cells."""
+        counts = [("rows", str(self.counts["rows"]))]
+        counts += [(OUTCOME_NAMES[name], str(self.counts[name])) for name in LeftOut.OUTCOMES]
+        counts.append(("kept, but without an edit", str(self.without_edits)))
+        tables = {"rows": counts}
+        if len(self.ratios):
+            ratios = np.quantile(self.ratios, list(QUANTILES.values()))
+            name = f"edit ratio, in {self.unit}, of the rows that are not identical"
+            tables[name] = [(name, f"{ratio:.3f}") for name, ratio in zip(QUANTILES, ratios, strict=True)]
+            bins, edges = np.histogram(self.ratios, bins=10, range=(0.0, 1.0))
+            tables["rows by edit ratio"] = [
+                (f"{low:.1f} to {high:.1f}", str(count), _bar(count / bins.max()))
+                for count, (low, high) in zip(bins, pairwise(edges), strict=True)
+            ]
+        edits = sum(self.kinds.values())
+        tables["edits by kind"] = [
+            (kind, str(self.kinds[kind]), f"{self.kinds[kind] / edits:.1%}" if edits else "–") for kind in KINDS
+        ]
+        return tables
+
+
+def inspect_dataset(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    max_length: int | None = None,
+    max_edit_ratio: float | None = None,
+) -> Inspection:
+    """Looks at the edits of preference pairs.
+
+    With a tokenizer, rows are counted and edit ratios are taken as [`~data.preprocessing.prepare_dataset`] does it: EOS and what the chat
+    template adds are among the tokens, and a row's own spans are its edit. Without, the ratio is the share of edited words
+    and punctuation marks in both sides' completions, and spans have no part in it. Kinds of edits and diffs are always
+    those of the alignment of the texts.
+
+    Args:
+        dataset (`Dataset`):
+            Texts, messages or whole dialogues, in any of the formats of [`~data.preprocessing.prepare_dataset`] but token ids.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            A fast tokenizer. Without one, words are counted.
+        max_length (`int`, *optional*):
+            Rows with a longer side, in tokens, count as left out. Needs a tokenizer.
+        max_edit_ratio (`float`, *optional*):
+            Rows with a higher edit ratio count as left out.
+
+    Raises:
+        ValueError: If there are no rows, a row is malformed (the error names it), or `max_length` comes without a
+            tokenizer.
+    """
+    if max_length is not None and tokenizer is None:
+        raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
+    dataset = dataset.with_format(None)
+    if not len(dataset):
+        raise ValueError("The data set has no rows.")
+    left_out, rows, kinds, without_edits, prepare = LeftOut(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None
+    for index, row in enumerate(dataset):
+        texts = _texts(row, index)
+        alignment = _align(texts, tokenizer)
+        if tokenizer is not None:
+            prepare = prepare or RowPreparer(row_format(row), tokenizer, "inspected")
+            prepared = prepare(row, index)
+            outcome, ratio = row_outcome(prepared, max_length, max_edit_ratio), edit_ratio(prepared)
+            edited = ratio > 0
+        else:
+            ratio, edited = alignment.edit_ratio, alignment.edit_ratio > 0 or bool(texts.spans)
+            identical = texts.original == texts.edited and not texts.spans
+            not_minimal = max_edit_ratio is not None and ratio > max_edit_ratio
+            outcome = "identical" if identical else "not_minimal" if not_minimal else "kept"
+        left_out.add(outcome)
+        rows.append(InspectedRow(index, outcome, ratio))
+        without_edits += outcome == "kept" and not edited
+        for operation in alignment.operations:
+            changed = any(start < end for start, end in (operation.original_tokens, operation.edited_tokens))
+            kinds[operation.kind if changed else "white space"] += 1
+    unit = "words" if tokenizer is None else "tokens"
+    return Inspection(unit, left_out.counts(), without_edits, rows, dict(kinds), dataset, tokenizer)
+
+
+def _texts(row: dict[str, Any], index: int) -> _Texts:
+    try:
+        if all(f"{side}_ids" in row for side in SIDES):
+            raise ValueError("has token ids, and there is no text to show: inspect the data set before it is prepared.")
+        names = [name for name in ("prompt", *SIDES) if name in row or name in SIDES]
+        row_format(row)  # says what is missing
+        kinds = {name: type(row.get(name)).__name__ for name in names}
+        if set(kinds.values()) not in ({"str"}, {"list"}):
+            raise ValueError(f"the columns must all be texts, or all lists of messages, but are {kinds}.")
+        prompt = preference_prompt(row)
+        skip = 0 if "prompt" in row else len(prompt)
+        chosen, rejected = (row[side][skip:] for side in SIDES)
+        if isinstance(prompt, list):
+            prompt = _message_text(prompt, with_roles=True)
+            chosen, rejected = (_message_text(side, with_roles=len(side) > 1) for side in (chosen, rejected))
+        return _Texts(prompt, rejected, chosen, read_spans(row.get("rejected_spans", []), rejected))
+    except ValueError as error:
+        raise ValueError(f"Row {index} of the inspected data set: {error}") from error
+
+
+def _message_text(messages: Sequence[Any], with_roles: bool) -> str:
+    texts = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else message
+        if not isinstance(content, str):
+            raise ValueError(f"messages need `role` and a text as `content`, but one is {message!r:.80}.")
+        texts.append(f"{message['role']}: {content}" if with_roles else content)
+    return "\n\n".join(texts)
+
+
+def _align(texts: _Texts, tokenizer: PreTrainedTokenizerBase | None) -> EditAlignment:
+    if tokenizer is None:
+        return align_words(texts.original, texts.edited)
+    return align_edits(texts.original, texts.edited, tokenizer)
+
+
+def diff_pieces(
+    original: str, edited: str, alignment: EditAlignment, spans: Sequence[Sequence[int]] = ()
+) -> list[Piece]:
+    """An edit as pieces in reading order, of a replacement the old text before the new.
+
+    Args:
+        original, edited (`str`):
+            Texts before and after the edit.
+        alignment ([`EditAlignment`]):
+            Of these texts.
+        spans (`Sequence[Sequence[int]]`, *optional*):
+            `[start, end)` characters of the original that are marked.
+    """
+    pieces, reached = [], 0
+
+    def add(kind: Literal["keep", "delete"], start: int, end: int) -> None:
+        borders = {place for span in spans for place in span if start < place < end}
+        for first, last in pairwise(sorted({start, end, *borders})):
+            marked = any(begin <= first and last <= stop for begin, stop in spans)
+            pieces.append(Piece(kind, original[first:last], marked))
+
+    for operation in alignment.operations:
+        start, end = operation.original_chars
+        add("keep", reached, start)
+        add("delete", start, end)
+        if inserted := edited[slice(*operation.edited_chars)]:
+            pieces.append(Piece("insert", inserted))
+        reached = end
+    add("keep", reached, len(original))
+    return pieces
+
+
+def _bar(share: float) -> str:
+    return "█" * round(30 * share) or ("▏" if share else "")
+
+
+def visible(text: str) -> str:
+    """A text without what a terminal would obey or no page may hold: control characters and half surrogates are shown."""
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs")
+        else chr(0x2400 + ord(char))
+        if ord(char) < 32
+        else "\N{REPLACEMENT CHARACTER}"
+        for char in text.replace("\r\n", "\n")
+    )
+
+
+# On a terminal
+
+
+def print_inspection(inspection: Inspection, title: str, worst: int = 10, console: Console | None = None) -> None:
+    """Prints the figures and the least minimal edits, `[-deleted-]` and `{+inserted+}`.
+
+    Args:
+        inspection ([`Inspection`]):
+            What to print.
+        title (`str`):
+            What was inspected.
+        worst (`int`, *optional*, defaults to `10`):
+            How many rows to print.
+        console (`rich.console.Console`, *optional*):
+            Where to print.
+    """
+    console = console or Console()
+    console.print(Text(visible(title), style="bold"), "", sep="\n")
+    for name, rows in inspection.summary().items():
+        table = Table(box=None, show_header=False)
+        for i in range(max(map(len, rows))):
+            table.add_column(justify="right" if i == 1 else "left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(Text(name, style="bold"), table, "", sep="\n")
+    for row in inspection.worst(worst):
+        head = f"Row {row.index}, edit ratio {row.ratio:.3f}, {OUTCOME_NAMES[row.outcome]}: "
+        console.print(Text(head, style="bold") + _diff_text(inspection.diff(row.index)[1]), "", sep="\n")
+
+
+def _diff_text(pieces: Sequence[Piece]) -> Text:
+    text = Text()
+    for kind, group in groupby(pieces, key=lambda piece: piece.kind):  # pieces may end where a mark does
+        words = visible("".join(piece.text for piece in group)).replace("\n", "↵")
+        most = 80 if kind == "keep" else 400
+        if len(words) > most:
+            words = f"{words[: most // 2]} … {words[-most // 2 :]}"
+        if kind == "delete":
+            text.append(f"[-{words}-]", style="strike dark_orange")
+        elif kind == "insert":
+            text.append(f"{{+{words}+}}", style="underline blue")
+        else:
+            text.append(words)
+    return text

@@ -1,0 +1,1 @@
+"""Proximal policy optimization with dense rewards."""

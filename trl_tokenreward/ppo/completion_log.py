@@ -1,0 +1,150 @@
+"""Completions that a training samples, kept with what every token got: score, reward, KL, value and advantage."""
+
+import re
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import TrainerCallback
+
+from ..reward_model.scoring import ScoredRow, ScoredRows, ScoredText, token_texts
+from .rollout import Rollout
+from .trackers import log_to_trackers
+
+
+if TYPE_CHECKING:
+    from .trainer import FineGrainedPPOTrainer
+
+FOLDER = "completions"
+# Column of a record to the rollout's tensor, and to what the series is called.
+_SERIES = {
+    "scores": ("raw_token_scores", "score"),
+    "rewards": ("token_level_rewards", "reward"),
+    "kl": ("kl", "KL"),
+    "values": ("values", "value"),
+    "advantages": ("advantages", "advantage"),
+}
+_TOTALS = {"scores": "score", "rewards": "reward", "kl": "KL"}
+_FILE = re.compile(r"completions_(\d+)\.parquet")
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("step", "update")),
+        *((name, pa.string()) for name in ("prompt", "completion")),
+        ("ended", pa.bool_()),
+        ("tokens", pa.list_(pa.string())),
+        *((name, pa.list_(pa.float64())) for name in _SERIES),
+    ]
+)
+
+
+class CompletionLog(TrainerCallback):
+    """
+    Writes sampled completions to `output_dir/completions` whenever the trainer logs, and hands them to TensorBoard, trackio
+    and wandb where those are on. The main process does it.
+
+    A log has one file, `completions_<global step>.parquet`, with rows of the last update before it. When a training begins
+    or is resumed, the files of later steps than its own are removed: they are what an earlier run has left.
+
+    Scores are those that the reward model gives, rewards what is paid for them: scores scaled, centred and clipped as the
+    configuration says, less the KL penalty.
+
+    Of an update's completions those are kept whose prompts have the smallest checksums. So a prompt that was kept once is
+    kept nearly whenever it comes up again, on any number of processes and after resuming, and one can see what becomes of
+    its completions.
+
+    Args:
+        trainer ([`FineGrainedPPOTrainer`]):
+            The trainer, whose callback it is.
+        number (`int`):
+            How many completions of an update are kept.
+    """
+
+    def __init__(self, trainer: "FineGrainedPPOTrainer", number: int):
+        self.trainer, self.number = trainer, number
+        self._collected: list[dict[str, Any]] = []
+
+    def collect(self, update: int, rollout: Rollout) -> None:
+        """Takes rows of an update, in place of those of the update before."""
+        if not self.trainer.accelerator.is_main_process:
+            return
+        tokenizer = self.trainer.processing_class
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*rollout.prompts, strict=True)]
+        order = sorted(range(len(prompts)), key=lambda row: zlib.crc32(repr(prompts[row]).encode()))
+        self._collected = []
+        for row in order[: self.number]:
+            inside = rollout.completion_mask[row].bool()
+            tokens = token_texts(rollout.completion_ids[row][inside].tolist(), tokenizer, context=prompts[row])
+            record = {
+                "update": update + 1,
+                "prompt": tokenizer.decode(prompts[row], skip_special_tokens=True),
+                "completion": "".join(tokens),
+                "ended": bool(rollout.ended[row]),
+                "tokens": tokens,
+            }
+            for column, (name, _) in _SERIES.items():
+                record[column] = getattr(rollout, name)[row][inside].tolist()
+            self._collected.append(record)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._collected = []
+        if state.is_world_process_zero:
+            for step, path in _files(Path(args.output_dir, FOLDER)).items():
+                if step > state.global_step:
+                    path.unlink()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in (logs or {}) or not self._collected:
+            return
+        records, self._collected = [{"step": state.global_step, **record} for record in self._collected], []
+        folder = Path(args.output_dir, FOLDER)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"completions_{state.global_step:05d}.parquet"
+        # Under another name until it is whole: whoever looks while the training runs finds whole files only.
+        partial = path.with_suffix(".partial")
+        pq.write_table(pa.Table.from_pylist(records, _SCHEMA), partial)
+        partial.replace(path)
+        log_to_trackers(self.trainer.callback_handler.callbacks, _scored(records), state.global_step)
+
+
+def read_completions(output_dir: str | Path) -> ScoredRows:
+    """The completions that a training with `log_completions=True` has logged so far.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The training's.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    files = _files(Path(output_dir, FOLDER))
+    if not files:
+        raise ValueError(
+            f"{output_dir} has no folder {FOLDER!r} with what a training has logged: train with `log_completions=True`."
+        )
+    records = [record for path in files.values() for record in pq.read_table(path, schema=_SCHEMA).to_pylist()]
+    return ScoredRows(f"Completions of {Path(output_dir).resolve().name}", _scored(records))
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    """Step to the file of its log, in order."""
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _FILE.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def _scored(records: list[dict[str, Any]]) -> list[ScoredRow]:
+    rows = []
+    for record in records:
+        length = len(record["tokens"])
+        numbers = {name: sum(record[column]) for column, name in _TOTALS.items()}
+        text = ScoredText(
+            record["tokens"],
+            {name: record[column] for column, (_, name) in _SERIES.items()},
+            f"{length} tokens" if record["ended"] else f"{length} tokens, cut off",
+            numbers,
+        )
+        rows.append(
+            ScoredRow(f"Update {record['update']}, step {record['step']}", record["prompt"], [text], record["step"])
+        )
+    return rows

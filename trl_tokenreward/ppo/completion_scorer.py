@@ -1,0 +1,389 @@
+"""What scores completions: reward models of every supported kind, and Python functions."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..nn.unpadding import groups_by_length, right_packed, without_peft
+from ..reward_model.modeling import TokenRewardModel, is_causal
+from .functional import masked_mean, place_at_last, potential_differences, redistribute
+from .prompts import Prompts, join
+
+
+RewardFunction = Callable[..., list[float] | list[list[float]]]
+
+
+def _architecture(model: nn.Module) -> str:
+    return type(without_peft(model)).__name__
+
+
+def has_token_scores(model: nn.Module) -> bool:
+    """Whether the model scores single tokens: a `TokenRewardModel`, or a token classifier."""
+    return isinstance(without_peft(model), TokenRewardModel) or _architecture(model).endswith("ForTokenClassification")
+
+
+def has_sequence_score(model: nn.Module) -> bool:
+    """Whether the model scores whole texts: a `TokenRewardModel`, or a sequence classifier with a head named `score`."""
+    base = without_peft(model)
+    return isinstance(base, TokenRewardModel) or (
+        _architecture(model).endswith("ForSequenceClassification") and hasattr(base, "score")
+    )
+
+
+def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The sequence head at every column: the potential phi_t of a reward model, the values of a value model.
+
+    A sequence classifier's own forward pass is not used, since it finds the last token by `ids != pad_token_id`.
+
+    Args:
+        model (`nn.Module`):
+            For which [`has_sequence_score`] holds, under PEFT or not.
+        input_ids (`Tensor`):
+            Shape (B, L).
+        attention_mask (`Tensor`):
+            Shape (B, L).
+
+    Returns:
+        `Tensor`: Shape (B, L), float32.
+    """
+    return _read_packed(model, input_ids, attention_mask, packed_prefix_scores)
+
+
+def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The token head at every column, shape (B, L), float32, of a model for which [`has_token_scores`] holds."""
+    return _read_packed(model, input_ids, attention_mask, packed_token_scores)
+
+
+def packed_prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """[`prefix_scores`] of right-packed rows. A causal model needs no `attention_mask` for them, see [`~nn.unpadding`]."""
+    base = without_peft(model)
+    if isinstance(base, TokenRewardModel):
+        return base(input_ids=input_ids).prefix_scores
+    mask = None if is_causal(base) else attention_mask
+    hidden_states = base.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return base.score(hidden_states).squeeze(-1).float()
+
+
+def packed_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """[`token_scores`] of right-packed rows."""
+    base = without_peft(model)
+    if isinstance(base, TokenRewardModel):
+        return base(input_ids=input_ids).token_scores
+    # A token classifier may be an encoder. Not all of those count positions from 0, so none is told positions.
+    mask = None if is_causal(base) else attention_mask
+    return base(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
+
+
+def _read_packed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, read: Callable[..., Tensor]) -> Tensor:
+    """`read` of right-packed rows, back in the columns that their tokens came from."""
+    ids, columns = right_packed(input_ids, attention_mask)
+    scores = read(model, ids, attention_mask.gather(1, columns))
+    return scores.new_zeros(input_ids.shape).scatter(1, columns, scores)
+
+
+def check_adapter(model: nn.Module, argument: str) -> None:
+    """Raise a `ValueError` if `model` has an adapter of virtual tokens: they are no part of the model under the wrapper,
+    and every position would shift."""
+    for config in model.peft_config.values() if is_peft_model(model) else ():
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"`{argument}` has an adapter of the type {config.peft_type.value}, which adds virtual tokens: use one that "
+                "changes layers, such as LoRA."
+            )
+
+
+def check_scorer(model: nn.Module, argument: str) -> None:
+    """Raise a `TypeError` or `ValueError` unless `model` is a supported reward (or value) model with one label."""
+    check_adapter(model, argument)
+    if not (has_token_scores(model) or has_sequence_score(model)):
+        raise TypeError(
+            f"`{argument}` is a {_architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, or an "
+            "AutoModelForSequenceClassification of a decoder (with a head named `score`)."
+        )
+    if without_peft(model).config.num_labels != 1:
+        raise ValueError(
+            f"`{argument}` has `num_labels={without_peft(model).config.num_labels}`; a score needs one: load it with "
+            "`num_labels=1`."
+        )
+
+
+def shape_scores(
+    scores: Tensor,
+    completion_mask: Tensor,
+    *,
+    signal: str,
+    log_sigmoid: bool = False,
+    scale: float = 1.0,
+    center: bool = False,
+    clip: float | None = None,
+    average: bool = False,
+) -> Tensor:
+    """Take the log-sigmoid of raw scores, scale, centre, clip and average them, in this order.
+
+    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
+    tokens of the batch, and then `s / length` if `average`. Where a score is the log-odds that an annotator would leave a
+    token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
+    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much.
+    `signal="sequence_score"` does the same to each row's sum and puts the difference on its last token, so that potential
+    differences stay what they are.
+
+    Args:
+        scores (`Tensor`):
+            Shape (B, T): the whole batch's, of all processes.
+        completion_mask (`Tensor`):
+            Shape (B, T).
+
+    Returns:
+        `Tensor`: Shape (B, T).
+    """
+    if log_sigmoid:
+        if signal == "sequence_score":
+            raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
+        scores = nn.functional.logsigmoid(scores) * completion_mask
+    if average and signal == "sequence_score":
+        raise ValueError("`average_token_scores` has no effect on a sequence score, which is not a sum over tokens.")
+    scores = scale * scores
+    if signal == "token_scores":
+        if center:
+            scores = scores - masked_mean(scores, completion_mask)
+        if clip is not None:
+            scores = scores.clamp(-clip, clip)
+        if average:
+            scores = scores / completion_mask.sum(1, keepdim=True)
+        return scores
+    totals = (scores * completion_mask).sum(1)
+    shaped = totals - totals.mean() if center else totals
+    if clip is not None:
+        shaped = shaped.clamp(-clip, clip)
+    return scores + place_at_last(shaped - totals, completion_mask)
+
+
+class CompletionScorer:
+    """Scores completions and spreads the scores over their tokens.
+
+    Args:
+        reward (`nn.Module` or `Callable`):
+            A reward model, or a function. A function is called with the keyword arguments `prompts`, `completions` (texts,
+            or messages where the prompts are messages), `completion_ids` and the data set's other columns, each a list with
+            one entry a completion; it returns one float for each completion, or one list of floats for each completion with
+            one float for each of its tokens.
+        processing_class (`PreTrainedTokenizerBase`):
+            Tokenizer of the policy.
+        reward_processing_class (`PreTrainedTokenizerBase`, *optional*):
+            Tokenizer of the reward model where it is another one. Completions are then read as text, and the score of each
+            of its tokens goes to the policy's token in which it ends. Messages get its own chat template where it has one.
+        signal (`str`, *optional*):
+            `"token_scores"`, `"sequence_score"` or `None` for what the reward offers.
+        density (`str`, *optional*):
+            `"token"`, `"sentence"`, `"sequence"` or `None` for the densest for token scores, `"sequence"` otherwise.
+        batch_size (`int`):
+            Rows in one forward pass.
+    """
+
+    def __init__(
+        self,
+        reward: nn.Module | RewardFunction,
+        processing_class: PreTrainedTokenizerBase,
+        reward_processing_class: PreTrainedTokenizerBase | None = None,
+        signal: str | None = None,
+        density: str | None = None,
+        batch_size: int = 64,
+    ):
+        self.reward = reward
+        self.processing_class = processing_class
+        self.reward_processing_class = _other_tokenizer(processing_class, reward_processing_class)
+        self.batch_size = batch_size
+        self._sentence_end_ids: Tensor | None = None
+        if isinstance(reward, nn.Module):
+            check_scorer(reward, "reward_model")
+            signal = signal or ("token_scores" if has_token_scores(reward) else "sequence_score")
+            offered = {"token_scores": has_token_scores(reward), "sequence_score": has_sequence_score(reward)}
+            if not offered[signal]:
+                raise ValueError(f"`reward_signal={signal!r}`, but a {_architecture(reward)} does not give that.")
+            base = without_peft(reward)
+            if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
+                raise ValueError(
+                    "The reward model's token head is untrained: every token would score 0. Train it with "
+                    "TokenRewardTrainer, or set `reward_signal='sequence_score'`."
+                )
+        elif callable(reward):
+            if signal is not None:
+                raise ValueError("`reward_signal` has no effect on a reward function: what it returns decides.")
+            if reward_processing_class is not None:
+                raise ValueError("`reward_processing_class` has no effect on a reward function, which reads texts.")
+        else:
+            raise TypeError(f"`reward_model` must be a model or a function, got {type(reward).__name__}.")
+        self.signal = signal
+        self.density = density
+
+    # Two halves, so that between them completions can be gathered from all processes: raw scores of this process's
+    # completions, then what needs the whole batch.
+
+    @torch.no_grad()
+    def raw_scores(
+        self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
+    ) -> Tensor:
+        """Raw scores of completions, decomposed over their tokens: (B, T), 0 where the mask is 0."""
+        if not isinstance(self.reward, nn.Module):
+            return self._call_function(prompts, completion_ids, completion_mask, rows)
+        score = self._score_ids if self.reward_processing_class is None else self._score_text
+        scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
+        lengths = prompts.mask.sum(1) + completion_mask.sum(1)
+        for group in groups_by_length(lengths, self.batch_size):
+            of_group = (Prompts(*(x[group] for x in prompts)), completion_ids[group], completion_mask[group])
+            scores[group] = score(*of_group, [rows[i] for i in group.tolist()])
+        return scores
+
+    def spread(self, scores: Tensor, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
+        """Shape raw scores of the whole batch (see [`shape_scores`]) and move them to where `density` wants them."""
+        shaped = shape_scores(scores, completion_mask, signal=self.signal, **shaping)
+        density = self.density or ("token" if self.signal == "token_scores" else "sequence")
+        ends = self._sentence_ends(completion_ids) if density == "sentence" else None
+        return redistribute(shaped, completion_mask, density, ends)
+
+    def _score_ids(
+        self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
+    ) -> Tensor:
+        inputs = join(prompts, completion_ids, completion_mask)
+        return self._decompose(*inputs, prompts.ids.shape[1], completion_mask)
+
+    def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
+        if self.signal == "token_scores":
+            return token_scores(self.reward, input_ids, attention_mask)[:, width:] * completion_mask
+        potentials = prefix_scores(self.reward, input_ids, attention_mask)[:, width:]
+        if self.density in (None, "sequence"):
+            last = (completion_mask.sum(1) - 1).long().unsqueeze(1)
+            return place_at_last(potentials.gather(1, last).squeeze(1), completion_mask)
+        return potential_differences(potentials, completion_mask)
+
+    def _score_text(
+        self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
+    ) -> Tensor:
+        """The same through text, for a reward model with a tokenizer of its own."""
+        tokens = zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)
+        encoded = [self._encode(*ids, row) for ids, row in zip(tokens, rows, strict=True)]
+        width = max(len(prompt) for prompt, _, _ in encoded)
+        length = max(len(completion) for _, completion, _ in encoded)
+        input_ids = torch.zeros(len(encoded), width + length, dtype=torch.long, device=completion_ids.device)
+        attention_mask = torch.zeros_like(input_ids)
+        owner_ids = torch.zeros(len(encoded), length, dtype=torch.long, device=completion_ids.device)
+        for row, (prompt, completion, owners) in enumerate(encoded):
+            input_ids[row, width - len(prompt) : width + len(completion)] = torch.tensor(prompt + completion)
+            attention_mask[row, width - len(prompt) : width + len(completion)] = 1
+            owner_ids[row, : len(owners)] = torch.tensor(owners)
+        scores = self._decompose(input_ids, attention_mask, width, attention_mask[:, width:])
+        return torch.zeros_like(completion_mask, dtype=scores.dtype).scatter_add(1, owner_ids, scores)
+
+    def _encode(
+        self, prompt_ids: list[int], ids: list[int], row: dict[str, Any]
+    ) -> tuple[list[int], list[int], list[int]]:
+        """The reward model's tokens of a prompt and of a completion, and for each of the latter the place of the policy's
+        token that gets its score."""
+        tokenizer, last = self.reward_processing_class, len(ids) - 1
+        prompt = self._decode(prompt_ids)
+        # Decoded with its prompt, because a completion by itself may lose the space that it begins with.
+        completion = self._decode([*prompt_ids, *ids])[len(prompt) :]
+        lost = len(completion) - len(self._decode(ids))
+        templated = isinstance(row.get("prompt"), list) and tokenizer.chat_template is not None
+        if templated:
+            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+        start = len(prompt)
+        # The policy's tokens end where the text of the tokens up to them ends.
+        # A character of several tokens is there with the last of them; until then it decodes to replacement characters.
+        texts = [self._decode(ids[: t + 1]).rstrip("\ufffd") for t in range(len(ids))]
+        ends = [start + lost + len(text) for text in texts]
+        encoding = tokenizer(prompt + completion, add_special_tokens=not templated, return_offsets_mapping=True)
+        reward_ids, spans = encoding["input_ids"], encoding["offset_mapping"]
+        first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans))
+        # What the tokenizer adds at the end stands for no text.
+        owners = [min(bisect_left(ends, e), last) if s < e else last for s, e in spans[first:]]
+        if ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
+            if reward_ids[-1:] != [tokenizer.eos_token_id]:
+                reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
+        if not reward_ids:
+            raise ValueError("A completion and its prompt are no text, so the reward model has nothing to read.")
+        if not owners:  # The completion is no text to the reward model; the prompt's last token carries the score.
+            first, owners = len(reward_ids) - 1, [last]
+        return reward_ids[:first], reward_ids[first:], owners
+
+    def _call_function(
+        self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
+    ) -> Tensor:
+        ids = _real(completion_ids, completion_mask)
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "input_ids")}
+        texts = [row["prompt"] for row in rows] if "prompt" in rows[0] else self._texts(*prompts)
+        completions: list[Any] = [self._decode(i) for i in ids]
+        if isinstance(texts[0], list):
+            completions = [[{"role": "assistant", "content": text}] for text in completions]
+        returned = self.reward(prompts=texts, completions=completions, completion_ids=ids, **columns)
+        if len(returned) != len(ids):
+            raise ValueError(f"The reward function returned {len(returned)} scores for {len(ids)} completions.")
+        returned = [_returned_scores(scores, row) for row, scores in enumerate(returned)]
+        if len({scores.ndim for scores in returned}) > 1:
+            raise ValueError("The reward function returned floats and lists of floats; return one kind.")
+        signal = "token_scores" if returned[0].ndim == 1 else "sequence_score"
+        if self.signal not in (None, signal):
+            raise ValueError("The reward function changed between one float and one float per token.")
+        self.signal = signal
+        if signal == "sequence_score":
+            if self.density in ("token", "sentence"):
+                raise ValueError(
+                    f"`reward_density={self.density!r}` needs a reward function that returns one float per token."
+                )
+            return place_at_last(torch.stack(returned).to(completion_ids.device), completion_mask)
+        scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
+        for row, (values, tokens) in enumerate(zip(returned, ids, strict=True)):
+            if len(values) != len(tokens):
+                raise ValueError(
+                    f"The reward function returned {len(values)} token scores for completion {row}, which has "
+                    f"{len(tokens)} tokens (its EOS counts)."
+                )
+            scores[row, : len(tokens)] = values
+        return scores
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.processing_class.decode(ids, skip_special_tokens=True)
+
+    def _texts(self, ids: Tensor, mask: Tensor) -> list[str]:
+        return [self._decode(i) for i in _real(ids, mask)]
+
+    def _sentence_ends(self, completion_ids: Tensor) -> Tensor:
+        if self._sentence_end_ids is None:
+            pieces = self.processing_class.batch_decode([[i] for i in range(len(self.processing_class))])
+            ends = [piece.rstrip().endswith((".", "!", "?", "。", "！", "？")) or "\n" in piece for piece in pieces]
+            self._sentence_end_ids = torch.tensor(ends).nonzero().squeeze(1)
+        return torch.isin(completion_ids, self._sentence_end_ids.to(completion_ids.device))
+
+
+def _returned_scores(scores: Any, row: int) -> Tensor:
+    """What a reward function returned for one completion, as a float32 tensor of no or one dimension."""
+    try:
+        tensor = torch.as_tensor(scores, dtype=torch.float32, device="cpu")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"The reward function returned {scores!r} for completion {row}, where a float or one float per token is due."
+        ) from error
+    if tensor.ndim > 1 or not tensor.isfinite().all():
+        raise ValueError(
+            f"The reward function returned {scores!r} for completion {row}, where a finite float or one per token is due."
+        )
+    return tensor
+
+
+def _real(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def _other_tokenizer(
+    policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase | None:
+    if reward is None or reward is policy or reward.get_vocab() == policy.get_vocab():
+        return None
+    if not reward.is_fast:
+        raise ValueError("`reward_processing_class` must be a fast tokenizer: scores are mapped through offsets.")
+    return reward

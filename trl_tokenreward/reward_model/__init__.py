@@ -1,0 +1,1 @@
+"""The token reward model: its architecture, training, evaluation and scores."""

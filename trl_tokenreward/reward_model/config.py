@@ -1,0 +1,175 @@
+"""Configuration of [`TokenRewardTrainer`]."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import RewardConfig
+
+
+# What `unchanged_token_weight=None` stands for.
+UNCHANGED_TOKEN_WEIGHTS = {"right": 1.0, "zero": 0.1}
+
+
+@dataclass
+class TokenRewardConfig(RewardConfig):
+    r"""
+    Configuration class for the [`TokenRewardTrainer`].
+
+    This class includes only the parameters that are specific to training on tokens. The others are those of
+    [`~trl.RewardConfig`] and [`~transformers.TrainingArguments`], with the same defaults. The loss is
+
+    $$ w_\text{sequence} L_\text{sequence} + w_\text{token} (L_\text{token} + w_\text{unchanged} L_\text{unchanged}) $$
+
+    Using [`~transformers.HfArgumentParser`] we can turn this class into
+    [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the command
+    line.
+
+    Parameters:
+        > Parameters that control the data preprocessing
+
+        max_edit_ratio (`float`, *optional*):
+            Largest share of completion tokens, of both sides together, that an edit may change. Rows above it are left
+            out and counted. If `None`, every edit is minimal enough.
+
+        > Parameters that control the training
+
+        sequence_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the sequence loss, which is [`~trl.RewardTrainer`]'s with `margin` and
+            `center_rewards_coefficient`.
+        token_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of what trains the token scores. With 0 the token head is not trained.
+        token_loss (`str`, *optional*, defaults to `"classification"`):
+            Loss of the edited tokens:
+
+            - `"classification"`: tells each edited-in token from each edited-out one
+              ([`~reward_model.losses.edit_classification_loss`]). Every edited token gets its own gradient and a score of 0
+              means undecided, which is what dense rewards need;
+            - `"ranking"`: ranks the edited tokens of a pair as a whole ([`~reward_model.losses.edit_ranking_loss`]), the choice
+              of [Xu et al.](https://huggingface.co/papers/2406.02756).
+        edit_aggregation (`str`, *optional*):
+            How `token_loss="ranking"` makes one number of the edited tokens of a side, `"mean"` or `"sum"`. If `None`, it
+            is `"mean"`. An error with another `token_loss`.
+        unchanged_token_target (`str`, *optional*, defaults to `"right"`):
+            What the completion tokens that no edit touched learn:
+
+            - `"right"`: that they are right, by cross-entropy, as those edited in
+              ([`~reward_model.losses.unchanged_classification_loss`]). Low scores then find wrong tokens better, and a score is
+              the log-odds that an annotator would leave the token;
+            - `"zero"`: a score of 0, by its square ([`~reward_model.losses.unchanged_score_penalty`]). A score then says only by
+              how much a token is better or worse than one that nobody would touch.
+        unchanged_token_weight (`float`, *optional*):
+            Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
+            scores, and summed over a response they drown those of the tokens that matter. If `None`, 1 with the target
+            `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an
+            edited token for being wrong by as much (3.05), so that an edit always outweighs it.
+        use_anchors (`bool`, *optional*, defaults to `False`):
+            Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
+            after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
+    """
+
+    # Parameters that control the data preprocessing
+    max_edit_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest share of completion tokens, of both sides together, that an edit may change. Rows above it "
+            "are left out and counted. If `None`, every edit is minimal enough."
+        },
+    )
+
+    # Parameters that control the training
+    sequence_loss_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the sequence loss, which is `RewardTrainer`'s with `margin` and "
+            "`center_rewards_coefficient`."
+        },
+    )
+    token_loss_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of what trains the token scores. With 0 the token head is not trained."},
+    )
+    token_loss: Literal["classification", "ranking"] = field(
+        default="classification",
+        metadata={
+            "help": "Loss of the edited tokens: 'classification' tells each edited-in token from each edited-out one; "
+            "'ranking' ranks the edited tokens of a pair as a whole, the choice of https://huggingface.co/papers/2406.02756."
+        },
+    )
+    edit_aggregation: Literal["mean", "sum"] | None = field(
+        default=None,
+        metadata={
+            "help": "How `token_loss='ranking'` makes one number of the edited tokens of a side, 'mean' or 'sum'. If "
+            "`None`, it is 'mean'. An error with another `token_loss`."
+        },
+    )
+    unchanged_token_target: Literal["right", "zero"] = field(
+        default="right",
+        metadata={
+            "help": "What completion tokens that no edit touched learn: 'right': that they are right, as those edited in; "
+            "'zero': a score of 0."
+        },
+    )
+    unchanged_token_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 1 with the "
+            "target 'right' and .1 with 'zero'."
+        },
+    )
+    use_anchors: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side. "
+            "If `False` it counts as unchanged."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_edit_ratio is not None and not 0 < self.max_edit_ratio <= 1:
+            raise ValueError(
+                f"`max_edit_ratio` is a share of tokens, above 0 and at most 1, not {self.max_edit_ratio}."
+            )
+        for name in ("sequence_loss_weight", "token_loss_weight", "unchanged_token_weight"):
+            weight = getattr(self, name)
+            if weight is None and name == "unchanged_token_weight":
+                continue
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ValueError(f"`{name}` must be a finite number that is not negative, but is {weight}.")
+        if self.token_loss not in ("classification", "ranking"):
+            raise ValueError(f"`token_loss` must be 'classification' or 'ranking', not {self.token_loss!r}.")
+        if self.unchanged_token_target not in ("right", "zero"):
+            raise ValueError(
+                f"`unchanged_token_target` must be 'right' or 'zero', not {self.unchanged_token_target!r}."
+            )
+        if self.edit_aggregation not in (None, "mean", "sum"):
+            raise ValueError(f"`edit_aggregation` must be 'mean' or 'sum', not {self.edit_aggregation!r}.")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """A value that changes nothing is a mistake of whoever set it."""
+        if self.sequence_loss_weight == 0 and self.token_loss_weight == 0:
+            raise ValueError("`sequence_loss_weight` and `token_loss_weight` are both 0: there is nothing to train on.")
+        if self.sequence_loss_weight == 0 and self.center_rewards_coefficient is not None:
+            raise ValueError(
+                "`center_rewards_coefficient` is part of the sequence loss and has no effect with `sequence_loss_weight=0`."
+            )
+        if self.token_loss_weight == 0:
+            for name in (
+                "token_loss",
+                "edit_aggregation",
+                "unchanged_token_target",
+                "unchanged_token_weight",
+                "use_anchors",
+            ):
+                if getattr(self, name) != getattr(TokenRewardConfig, name):
+                    raise ValueError(
+                        f"`{name}` is part of the token loss and has no effect with `token_loss_weight=0`."
+                    )
+        if self.unchanged_token_weight == 0 and self.unchanged_token_target != "right":
+            raise ValueError("`unchanged_token_target` has no effect with `unchanged_token_weight=0`.")
+        if self.edit_aggregation is not None and self.token_loss != "ranking":
+            raise ValueError(
+                f"`edit_aggregation` has no effect with `token_loss={self.token_loss!r}`, only with 'ranking'."
+            )

@@ -1,0 +1,349 @@
+"""What a token reward model gets right on held-out pairs: accuracy, AUROC and calibration of its token scores."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.preprocessing import SIDES, DataCollatorForTokenReward, prepare_dataset
+from ..nn.unpadding import without_peft
+from ..utils.statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
+from .losses import edit_pair_wins, token_auroc
+from .modeling import TokenRewardModel, evaluation_mode
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Tokens of one kind: how many there are, how many of them are edited, how well the scores tell these from the unchanged
+    ones (AUROC, NaN where there is nothing to compare), and the mean score of all."""
+
+    name: str
+    tokens: int
+    edited: int
+    auroc: float
+    mean_score: float
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Edited tokens with a probability sigmoid(score) from `low` to `high`: their number, their mean probability, and the
+    share of them that was edited in, which would be the same number in a calibrated model. NaN where there are none."""
+
+    low: float
+    high: float
+    tokens: int
+    mean_probability: float
+    share_edited_in: float
+
+
+@dataclass(frozen=True)
+class TokenRewardReport:
+    """What a token reward model gets right, see [`evaluate_token_rewards`].
+
+    Args:
+        rows (`int`), left_out (`dict[str, int]`):
+            Pairs that were measured, and [`~data.preprocessing.LeftOut`]'s counts.
+        sequence_accuracy ([`~utils.statistics.Estimate`]):
+            Share of pairs whose chosen side scores higher as a whole.
+        token_accuracy ([`~utils.statistics.Estimate`]):
+            Share of (edited-in, edited-out) token pairs within a row that are ranked rightly; ties count half.
+        token_auroc ([`~utils.statistics.Estimate`]):
+            How well low scores find the edited-out tokens among the completion's tokens of the rejected sides.
+        calibration_error (`float`):
+            Expected calibration error: |mean probability - share edited in|, averaged over the edited tokens.
+        reliability (`tuple[ReliabilityBin, ...]`):
+            The bins of that average.
+        by_position, by_length (`tuple[TokenGroup, ...]`):
+            Tokens of the rejected sides by their place in the completion, and by the completion's length, in bins with
+            about the same number of rows.
+        by_kind (`tuple[TokenGroup, ...]`):
+            Tokens of one kind of edit beside the unchanged ones of the same side: for deletions and replacements on the
+            rejected side, where low scores should find them; for insertions, which leave no token there, on the chosen
+            side, where high scores should.
+        rows_without_kind (`int`):
+            Rows whose sides differ outside of their edit masks (such as those with spans of their own), so that nothing
+            says what became what. They are not in `by_kind`.
+    """
+
+    rows: int
+    left_out: dict[str, int]
+    sequence_accuracy: Estimate
+    token_accuracy: Estimate
+    token_auroc: Estimate
+    calibration_error: float
+    reliability: tuple[ReliabilityBin, ...]
+    by_position: tuple[TokenGroup, ...]
+    by_length: tuple[TokenGroup, ...]
+    by_kind: tuple[TokenGroup, ...]
+    rows_without_kind: int
+
+    def table(self) -> str:
+        """The figures as markdown tables."""
+        rows = {
+            "rows": self.rows,
+            "rows left out": self.left_out["rows"] - self.left_out["kept"],
+            "sequence accuracy": self.sequence_accuracy,
+            "token accuracy": self.token_accuracy,
+            "AUROC of wrong tokens": self.token_auroc,
+            "expected calibration error": _number(self.calibration_error),
+        }
+        tables = [markdown("", "token reward model", rows)]
+        for title in ("position", "length", "kind"):
+            groups = {
+                group.name: f"{group.tokens} | {group.edited} | {_number(group.auroc)} | {_number(group.mean_score)}"
+                for group in getattr(self, f"by_{title}")
+            }
+            tables.append(markdown(title, "tokens | edited | AUROC | mean score", groups))
+        bins = {
+            f"{b.low:.2f} to {b.high:.2f}": f"{b.tokens} | {_number(b.mean_probability)} | {_number(b.share_edited_in)}"
+            for b in self.reliability
+        }
+        tables.append(markdown("probability", "edited tokens | mean probability | share edited in", bins))
+        return "\n\n".join(tables)
+
+    __str__ = table
+
+    def save(self, path: str | Path) -> None:
+        """Write the figures to a JSON file."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(json_ready(asdict(self)), indent=2) + "\n", encoding="utf-8")
+
+
+class _Tokens(NamedTuple):
+    """The completion tokens of one side of all rows, each of shape (N,)."""
+
+    row: np.ndarray
+    score: np.ndarray
+    edited: np.ndarray
+    kind: np.ndarray
+    place: np.ndarray
+    length: np.ndarray
+
+
+def evaluate_token_rewards(
+    model: nn.Module,
+    processing_class: PreTrainedTokenizerBase,
+    dataset: Dataset | IterableDataset,
+    *,
+    max_length: int | None = None,
+    max_edit_ratio: float | None = None,
+    use_anchors: bool = False,
+    batch_size: int = 8,
+    num_bins: int = 10,
+    num_groups: int = 5,
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = 1000,
+) -> TokenRewardReport:
+    """Measure a token reward model on held-out preference pairs.
+
+    Sequence accuracy, token accuracy and AUROC are those of [`TokenRewardTrainer.evaluate`] on the same data with the same
+    settings (its `eval_accuracy` is a mean over batches, so that is the same where all batches have one size).
+
+    Prepared rows do not hold the kind of an edit. It follows from their masks: without their masked tokens both sides are
+    equal, so an edit is a gap between two kept tokens. A gap with masked tokens on both sides is a replacement, with some on
+    the rejected side alone a deletion, on the chosen side alone an insertion, as in [`EditAlignment.operations`].
+
+    Args:
+        model ([`TokenRewardModel`] or `PeftModel`):
+            The model, or an adapter around one.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Preference rows in any format of [`~data.preprocessing.prepare_dataset`], prepared ones too.
+        max_length, max_edit_ratio, use_anchors:
+            As in [`TokenRewardConfig`].
+        batch_size (`int`, *optional*, defaults to `8`):
+            Pairs in one forward pass.
+        num_bins (`int`, *optional*, defaults to `10`):
+            Bins of the calibration, of equal width.
+        num_groups (`int`, *optional*, defaults to `5`):
+            Groups of positions and of lengths.
+        seed, level, resamples:
+            Of the bootstrap over rows, see [`~utils.statistics.bootstrap_interval`].
+
+    Raises:
+        `TypeError`: if the model is no token reward model.
+        `ValueError`: for malformed rows, if no rows are left, and for bad numbers.
+    """
+    if not isinstance(without_peft(model), TokenRewardModel):
+        raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
+    for name, value in {"batch_size": batch_size, "num_bins": num_bins, "num_groups": num_groups}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    check_bootstrap(level, resamples)
+    rows, left_out = prepare_dataset(
+        dataset, processing_class, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
+    )
+    table, sides, unknown = _score_rows(model, processing_class, rows, use_anchors, batch_size)
+    left_out.require_rows("evaluation")
+    chosen, rejected = sides["chosen"], sides["rejected"]
+
+    won, wins, pairs = table.T
+    _, rank = np.unique(-rejected.score, return_inverse=True)
+    samples = np.array(
+        [
+            (n @ won / len(n), _ratio(n @ wins, n @ pairs), _auroc_of_ranks(rank, rejected.edited, n[rejected.row]))
+            for n in resampled(len(table), seed, resamples)
+        ]
+    )
+    values = won.mean(), _ratio(wins.sum(), pairs.sum()), _auroc(-rejected.score, rejected.edited)
+    # A sample may have drawn no row with an edit, where there are few.
+    figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
+
+    edited_scores = np.concatenate([side.score[side.edited] for side in (chosen, rejected)])
+    labels = np.repeat([1.0, 0.0], [chosen.edited.sum(), rejected.edited.sum()])
+    reliability = _reliability(torch.from_numpy(edited_scores).double().sigmoid().numpy(), labels, num_bins)
+    gaps = [b.tokens * abs(b.mean_probability - b.share_edited_in) for b in reliability if b.tokens]
+    return TokenRewardReport(
+        rows=len(table),
+        left_out=left_out.counts(),
+        sequence_accuracy=figures[0],
+        token_accuracy=figures[1],
+        token_auroc=figures[2],
+        calibration_error=_ratio(sum(gaps), len(labels)),
+        reliability=reliability,
+        by_position=_by_position(rejected, num_groups),
+        by_length=_by_length(rejected, num_groups),
+        by_kind=_by_kind(chosen, rejected),
+        rows_without_kind=unknown,
+    )
+
+
+@torch.no_grad()
+def _score_rows(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], use_anchors: bool, batch_size: int
+) -> tuple[np.ndarray, dict[str, _Tokens], int]:
+    """For each row whether the chosen side won, the token pairs that are ranked rightly and all, (R, 3); the tokens of each
+    side; and how many rows do not tell the kinds of their edits."""
+    collate = DataCollatorForTokenReward(tokenizer.pad_token_id or 0)
+    table, sides, unknown, rows = [], {side: [] for side in SIDES}, 0, iter(rows)
+    with evaluation_mode(model):
+        while batch_rows := list(islice(rows, batch_size)):
+            batch = collate(batch_rows)
+            device = next(model.parameters()).device
+            output = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device))
+            scores, (above, below) = output.token_scores.float().cpu(), output.logits.squeeze(-1).cpu().chunk(2)
+            if not (scores[batch["completion_mask"]].isfinite().all() and output.logits.isfinite().all()):
+                raise ValueError("`model` gives scores that are not finite numbers, so there is nothing to measure.")
+            edited = batch["edit_mask"] | batch["anchor_mask"] if use_anchors else batch["edit_mask"]
+            wins = edit_pair_wins(*scores.chunk(2), *edited.chunk(2))
+            first = sum(map(len, table))
+            table.append(torch.cat([(above > below).unsqueeze(1), wins], dim=1).numpy())
+            for index, row in enumerate(batch_rows):
+                kinds = edit_kinds(row)
+                unknown += kinds is None
+                for side, place in zip(SIDES, (index, len(batch_rows) + index), strict=True):
+                    inside = batch["completion_mask"][place]
+                    n = int(inside.sum())
+                    sides[side].append(
+                        _Tokens(
+                            row=np.full(n, first + index),
+                            score=scores[place][inside].numpy(),
+                            edited=edited[place][inside].numpy(),
+                            kind=np.full(n, "unknown") if kinds is None else kinds[side],
+                            place=np.arange(n),
+                            length=np.full(n, n),
+                        )
+                    )
+    if not table:  # a stream from which nothing is kept; the caller's counts say why
+        return np.zeros((0, 3)), {side: _Tokens(*[np.zeros(0)] * 6) for side in SIDES}, 0
+    return (
+        np.concatenate(table),
+        {s: _Tokens(*map(np.concatenate, zip(*sides[s], strict=True))) for s in SIDES},
+        unknown,
+    )
+
+
+def edit_kinds(row: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    """The kind of edit of each completion token of a prepared row, `"insert"`, `"delete"`, `"replace"` or `""`, by side; or
+    `None` where the sides differ outside of their edit masks."""
+    masks, gaps, kept = {}, {}, {}
+    for side in SIDES:
+        inside = np.array(row[f"{side}_completion_mask"], dtype=bool)
+        masks[side] = np.array(row[f"{side}_edit_mask"], dtype=bool)[inside]
+        kept[side] = np.array(row[f"{side}_ids"])[inside][~masks[side]]
+        gaps[side] = (~masks[side]).cumsum()  # kept tokens before each token that is edited
+    if not np.array_equal(kept["chosen"], kept["rejected"]):
+        return None
+    kinds = {}
+    for side, other, alone in (("chosen", "rejected", "insert"), ("rejected", "chosen", "delete")):
+        both = np.isin(gaps[side], gaps[other][masks[other]])
+        kinds[side] = np.where(masks[side], np.where(both, "replace", alone), "")
+    return kinds
+
+
+def _group(name: str, scores: np.ndarray, edited: np.ndarray, sign: int = -1) -> TokenGroup:
+    mean = float(scores.mean()) if len(scores) else math.nan
+    return TokenGroup(name, len(scores), int(edited.sum()), _auroc(sign * scores, edited), mean)
+
+
+def _by_position(tokens: _Tokens, groups: int) -> tuple[TokenGroup, ...]:
+    which = tokens.place * groups // tokens.length
+    names = [f"{100 * i / groups:.0f} to {100 * (i + 1) / groups:.0f} %" for i in range(groups)]
+    return tuple(_group(name, tokens.score[which == i], tokens.edited[which == i]) for i, name in enumerate(names))
+
+
+def _by_length(tokens: _Tokens, groups: int) -> tuple[TokenGroup, ...]:
+    if not len(tokens.row):
+        return ()
+    lengths = tokens.length[np.unique(tokens.row, return_index=True)[1]]
+    # Of many rows of one length, two edges may be one.
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:-1], method="lower"))
+    which = np.searchsorted(edges, tokens.length)
+    parts = [which == i for i in range(len(edges) + 1) if (which == i).any()]
+    return tuple(
+        _group(
+            f"{tokens.length[part].min()} to {tokens.length[part].max()} tokens",
+            tokens.score[part],
+            tokens.edited[part],
+        )
+        for part in parts
+    )
+
+
+def _by_kind(chosen: _Tokens, rejected: _Tokens) -> tuple[TokenGroup, ...]:
+    groups = []
+    for kind, tokens, sign in (("insert", chosen, 1), ("delete", rejected, -1), ("replace", rejected, -1)):
+        # An anchor may count as edited, but it is no token of an edit.
+        part = (tokens.kind == kind) | ((tokens.kind == "") & ~tokens.edited)
+        groups.append(_group(kind, tokens.score[part], (tokens.kind == kind)[part], sign))
+    return tuple(groups)
+
+
+def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[ReliabilityBin, ...]:
+    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    result = []
+    for i in range(bins):
+        inside = which == i
+        means = (probabilities[inside].mean(), labels[inside].mean()) if inside.any() else (math.nan, math.nan)
+        result.append(ReliabilityBin(i / bins, (i + 1) / bins, int(inside.sum()), *map(float, means)))
+    return tuple(result)
+
+
+def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    return token_auroc(torch.from_numpy(scores), torch.from_numpy(labels))
+
+
+def _auroc_of_ranks(rank: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
+    """AUROC of tokens that count so many times each; all of shape (N,). Equal scores have one rank."""
+    size = int(rank.max(initial=-1)) + 1
+    above, below = (np.bincount(rank[part], counts[part], size) for part in (labels, ~labels))
+    return _ratio(above @ (below.cumsum() - below / 2), above.sum() * below.sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else math.nan
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"

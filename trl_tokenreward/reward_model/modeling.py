@@ -1,0 +1,700 @@
+"""The token reward model: a causal backbone with a head that scores sequences and a head that scores tokens."""
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BatchEncoding,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import initialization as init
+from transformers.utils import ModelOutput, is_peft_available, logging
+
+from .configuration import TokenRewardModelConfig
+
+
+logger = logging.get_logger(__name__)
+
+_SEQUENCE_CLASSIFIER = "ForSequenceClassification"
+_TOKEN_CLASSIFIER = "ForTokenClassification"
+_HUB_ARGUMENTS = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+
+
+@dataclass
+class TokenRewardOutput(ModelOutput):
+    """
+    What a [`TokenRewardModel`] says of a batch of B rows and L columns. All scores are float32. In columns that
+    `attention_mask` masks, `token_scores` and `prefix_scores` are finite and mean nothing.
+
+    Args:
+        logits (`Tensor` of shape `(B, 1)`):
+            Score of each sequence: its prefix score at the last column where `attention_mask` is 1.
+        token_scores (`Tensor` of shape `(B, L)`):
+            Score of the token in each column, given what stands before it: the token head, after the model has read the
+            token.
+        prefix_scores (`Tensor` of shape `(B, L)`):
+            Score of the row up to and including each column: the sequence head everywhere. Read as a potential, its
+            differences are rewards that add up to the sequence score; in a value model, these are the values.
+        hidden_states (`tuple[Tensor, ...]`, *optional*):
+            The backbone's, with `output_hidden_states=True`.
+        attentions (`tuple[Tensor, ...]`, *optional*):
+            The backbone's, with `output_attentions=True`.
+    """
+
+    logits: Tensor | None = None
+    token_scores: Tensor | None = None
+    prefix_scores: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class TextScores(NamedTuple):
+    """
+    Scores of one text, as [`TokenRewardModel.score_texts`] gives them. The three lists have one entry for each token of
+    the text.
+
+    Args:
+        text (`str`):
+            The text.
+        score (`float`):
+            Score of the whole sequence.
+        token_scores (`list[float]`):
+            Score of each token.
+        tokens (`list[str]`):
+            The tokens, as the tokenizer names them.
+        spans (`list[tuple[int, int]]`):
+            Characters of `text` that each token stands for, `text[start:end]`. Where the tokenizer cuts a character into
+            several tokens, they have the same span.
+    """
+
+    text: str
+    score: float
+    token_scores: list[float]
+    tokens: list[str]
+    spans: list[tuple[int, int]]
+
+    def _repr_html_(self) -> str:
+        """The text in a notebook, its tokens coloured by their scores."""
+        from ..views.page import notebook_html
+        from .scoring import ScoredRow, ScoredRows, ScoredText
+
+        return notebook_html(ScoredRows("", [ScoredRow("", "", [ScoredText.from_text_scores(self)])]))
+
+
+class IdsScores(NamedTuple):
+    """Scores of one sequence of L token ids: of the whole, of each token, and of each prefix (see
+    [`TokenRewardOutput`])."""
+
+    score: float
+    token_scores: list[float]
+    prefix_scores: list[float]
+
+
+class ScoreHead(nn.Linear):
+    """
+    A linear layer with one output that computes in float32 whatever the dtype of its weights and of its input.
+
+    A score between 4 and 8 has steps of 1/32 in bfloat16: coarser than the score of a token, or than the difference
+    between the scores of two prefixes.
+    """
+
+    def __init__(self, hidden_size: int, bias: bool, device: torch.device | None, dtype: torch.dtype | None):
+        super().__init__(hidden_size, 1, bias=bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        # The model's `_init_weights` sets them. No random numbers are drawn here, so the same seed gives the same head as
+        # a sequence classifier of transformers gets.
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        device_type = hidden_states.device.type
+        # Mixed precision casts the operands of every matrix product; here they are to stay as they are.
+        can_autocast = torch.amp.is_autocast_available(device_type)
+        with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(hidden_states.float(), self.weight.float(), bias)
+
+
+class TokenRewardModel(PreTrainedModel):
+    r"""
+    A reward model that scores each token and each sequence: a causal backbone (`model`) with two linear heads on its last
+    hidden state. One forward pass of the backbone gives all the scores.
+
+    - `score`, without bias, is the sequence head. It has the name and the shape of a sequence classifier's, so code made
+      for sequence-classification reward models works with this one, TRL's included.
+    - `token_score`, with bias, is the token head. It starts at zero: an untrained one says 0 of every token, and
+      [`~TokenRewardModel.token_head_is_trained`] tells so.
+
+    Load one with [`~TokenRewardModel.from_pretrained`] or make one of a model in memory with
+    [`~TokenRewardModel.from_backbone`]. With PEFT, name both heads in `modules_to_save`, or they stay as they are.
+
+    Args:
+        config ([`TokenRewardModelConfig`]):
+            Configuration.
+        backbone ([`~transformers.PreTrainedModel`], *optional*):
+            The backbone, whose configuration `config.text_config` must be. One with random weights is made if `None`.
+
+    Raises:
+        `ValueError`: if the backbone is not causal.
+    """
+
+    config_class = TokenRewardModelConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    # The heads impose nothing: which implementations of attention and experts the backbone supports, it checks itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+    def __init__(self, config: TokenRewardModelConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config)
+        if backbone is None:
+            backbone = AutoModel.from_config(config.text_config)
+        else:
+            # `post_init` initialises modules without this mark, and those that the user replaced (by
+            # `set_input_embeddings`, say) have none.
+            for module in backbone.modules():
+                module._is_hf_initialized = True
+        _check_causal(backbone)
+        self.model = backbone
+        place = {"device": backbone.device, "dtype": backbone.dtype}
+        self.score = ScoreHead(config.hidden_size, bias=False, **place)
+        self.token_score = ScoreHead(config.hidden_size, bias=True, **place)
+        self._takes_position_ids = "position_ids" in inspect.signature(backbone.forward).parameters
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.token_score:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    @property
+    def token_head_is_trained(self) -> bool:
+        """`False` while the token head's weight and bias are all zero, as they start."""
+        return bool(self.token_score.weight.any()) or bool(self.token_score.bias.any())
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TokenRewardOutput:
+        r"""
+        Args:
+            input_ids (`Tensor` of shape `(B, L)`, *optional*):
+                Token ids. Either these or `inputs_embeds`.
+            attention_mask (`Tensor` of shape `(B, L)`, *optional*):
+                1 for real tokens, 0 for padding. Everything is real if `None`.
+            position_ids (`Tensor` of shape `(B, L)`, *optional*):
+                Position of each column. If `None`, they are counted from the first real token of each row, so that
+                padding on the left and on the right give the same scores.
+            inputs_embeds (`Tensor` of shape `(B, L, H)`, *optional*):
+                Embeddings, instead of `input_ids`.
+            kwargs:
+                Passed to the backbone, such as `output_hidden_states`.
+
+        Returns:
+            [`TokenRewardOutput`]
+
+        Raises:
+            `ValueError`: if `attention_mask` is not two-dimensional or leaves a row without a real token, and for
+                `labels`, `past_key_values`, `use_cache=True` or `return_dict=False`, which this model has no use for.
+        """
+        _refuse_unsupported(kwargs)
+        real = None if attention_mask is None else _real_columns(attention_mask)
+        if position_ids is None and real is not None and self._takes_position_ids:
+            position_ids = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        # Backbones without positions know no `position_ids`, so what is not given is not passed.
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        outputs = self.model(**inputs, use_cache=False, **kwargs)
+
+        hidden_states = outputs.last_hidden_state.float()
+        prefix_scores = self.score(hidden_states).squeeze(-1)
+        token_scores = self.token_score(hidden_states).squeeze(-1)
+        if real is None:
+            logits = prefix_scores[:, -1:]
+        else:
+            columns = torch.arange(real.shape[1], device=real.device)
+            last = (real * columns).argmax(dim=1, keepdim=True)
+            logits = prefix_scores.gather(1, last.to(prefix_scores.device))
+        return TokenRewardOutput(
+            logits=logits,
+            token_scores=token_scores,
+            prefix_scores=prefix_scores,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> "TokenRewardModel":
+        r"""
+        Load a token reward model, or make one of another checkpoint:
+
+        - its own checkpoints;
+        - a sequence classifier with one label (a reward model): its `score` head is kept, the token head starts at zero;
+        - a token classifier with one label: its head becomes the token head, `score` is initialised;
+        - a causal language model: `score` is initialised (normal, with the backbone's `initializer_range`; seed torch for
+          reproducible weights), the token head starts at zero.
+
+        Only safetensors checkpoints are loaded, and code from the Hub only where `trust_remote_code=True` is passed.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Name on the Hub or folder.
+            kwargs:
+                Arguments of [`~transformers.PreTrainedModel.from_pretrained`], such as `dtype`, `attn_implementation`,
+                `revision` or `device_map`. `num_labels` may be 1. `output_loading_info` works with this model's own
+                checkpoints only.
+
+        Returns:
+            [`TokenRewardModel`]: in evaluation mode.
+
+        Raises:
+            `ValueError`: if the checkpoint is a classifier with more than one label, an encoder-decoder, a bidirectional
+                encoder, a multimodal model or a PEFT adapter, or if an argument asks for what is not supported.
+        """
+        num_labels = kwargs.pop("num_labels", None)
+        if num_labels not in (None, 1):
+            raise ValueError(f"A token reward model has 1 label, its score, but `num_labels` is {num_labels}.")
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError(
+                "`use_safetensors` must be `True`: pickled weights can run any code when they are loaded. Convert the "
+                "checkpoint to safetensors first."
+            )
+        trust_remote_code = kwargs.setdefault("trust_remote_code", False)
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            path = pretrained_model_name_or_path if config is None else config
+            _refuse_adapter(path)
+            hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub_arguments)
+        if isinstance(config, TokenRewardModelConfig):
+            kwargs.pop("code_revision", None)
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+        if model_args:
+            raise TypeError("`from_pretrained` takes one positional argument, the checkpoint.")
+        if kwargs.pop("output_loading_info", False):
+            raise ValueError(
+                f"`output_loading_info` works with the checkpoints of token reward models, and "
+                f"{pretrained_model_name_or_path} is one of `{config.model_type}`."
+            )
+        auto_class = _loader(config, pretrained_model_name_or_path)
+        model = cls._assemble(auto_class.from_pretrained(pretrained_model_name_or_path, **kwargs))
+        return model.eval()
+
+    @classmethod
+    def from_backbone(cls, model: PreTrainedModel, copy: bool = True) -> "TokenRewardModel":
+        r"""
+        Make a token reward model of a model in memory, with the heads that [`~TokenRewardModel.from_pretrained`] would give
+        it. This is how PPO makes a value model of the reward model or of the policy.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                A causal language model, sequence classifier or token classifier with one label, backbone or
+                [`TokenRewardModel`]. The adapter of a PEFT model is merged into the copy.
+            copy (`bool`, *optional*, defaults to `True`):
+                Whether the weights are copied: `model` is left as it is and all parameters of the copy are trainable. If
+                `False`, the new model is made of `model`'s own modules: training one trains the other.
+
+        Returns:
+            [`TokenRewardModel`]: in the mode, training or evaluation, of `model`.
+
+        Raises:
+            `TypeError`: if `model` is not a model of transformers.
+            `ValueError`: if a classifier has more than one label, if the model is not causal, if it is a PEFT model and
+                `copy` is `False`, or if it is what a PEFT model wraps (pass the PEFT model).
+        """
+        if is_peft_available():
+            from peft import PeftModel
+
+            if isinstance(model, PeftModel):
+                if not copy:
+                    raise ValueError(
+                        "A PEFT model's weights cannot be shared, for its adapter has to be merged into them."
+                    )
+                return cls.from_backbone(deepcopy(model).merge_and_unload(), copy=False).requires_grad_(True)
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"`model` must be a `PreTrainedModel`, got {type(model).__name__}.")
+        if getattr(model, "peft_config", None):
+            raise ValueError(f"This {type(model).__name__} holds a PEFT adapter. Pass the PEFT model around it.")
+        if isinstance(model, TokenRewardModel):
+            assembled = model
+        else:
+            assembled = cls._assemble(model)
+        if copy:
+            assembled = deepcopy(assembled).requires_grad_(True)
+        return assembled.train(model.training)
+
+    @classmethod
+    def _assemble(cls, model: PreTrainedModel) -> "TokenRewardModel":
+        """A token reward model made of the modules of `model`, nothing copied."""
+        backbone = model.base_model
+        config = TokenRewardModelConfig(
+            text_config=backbone.config, name_or_path=backbone.config.name_or_path, dtype=backbone.dtype
+        )
+        assembled = cls(config, backbone=backbone)
+        architecture = type(model).__name__
+        if architecture.endswith(_SEQUENCE_CLASSIFIER):
+            head = _head_of(model)
+            if head.bias is not None:
+                raise ValueError(f"The head of {architecture} has a bias, which a sequence score has not.")
+            assembled.score.weight = head.weight
+        elif architecture.endswith(_TOKEN_CLASSIFIER):
+            head = _head_of(model)
+            assembled.token_score.weight = head.weight
+            if head.bias is not None:
+                assembled.token_score.bias = head.bias
+        # What the loader notes on the model, and Trainer and PEFT look for there.
+        for name in ("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method"):
+            if hasattr(model, name):
+                setattr(assembled, name, getattr(model, name))
+        for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if getattr(model, name, False):
+                setattr(assembled, name, True)
+        return assembled
+
+    @torch.no_grad()
+    def score_texts(
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str] | None = None,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        append_eos: bool = True,
+    ) -> list[TextScores]:
+        r"""
+        Score texts, and each of their tokens, with the characters that it stands for.
+
+        Tokens that the tokenizer adds (such as BOS) are read but not listed. The model's mode, training or evaluation, is
+        restored.
+
+        Args:
+            texts (`Sequence[str]`):
+                The texts, in any number.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The model's tokenizer, a fast one.
+            prompts (`Sequence[str]`, *optional*):
+                What stands before each text. It is tokenized together with the text; only the text's tokens are listed, and
+                spans are relative to the text. A token of both belongs to the text, with the part of its span that lies
+                in it.
+            batch_size (`int`, *optional*, defaults to `8`):
+                Number of texts per forward pass.
+            max_length (`int`, *optional*):
+                Number of tokens, prompt and special tokens included, that a text may have. Defaults to the backbone's
+                `max_position_embeddings`. Nothing is truncated.
+            append_eos (`bool`, *optional*, defaults to `True`):
+                Whether the EOS token is appended to texts that do not end in it, where the tokenizer has one. The sequence
+                score is then read there, as reward models are trained on plain texts. It is not among the listed tokens.
+
+        Returns:
+            `list[TextScores]`: one for each text, in order.
+
+        Raises:
+            `TypeError`: if `texts` or `prompts` is a single string or holds something else than strings.
+            `ValueError`: if the tokenizer is not a fast one, if a text has no tokens at all or more than `max_length`, or if
+                there are not as many prompts as texts.
+        """
+        _check_strings("texts", texts)
+        if prompts is None:
+            prompts = [""] * len(texts)
+        _check_strings("prompts", prompts)
+        if len(prompts) != len(texts):
+            raise ValueError(f"There are {len(texts)} texts, but {len(prompts)} prompts.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."
+            )
+        if max_length is None:
+            max_length = self.config.max_position_embeddings
+
+        eos = tokenizer.eos_token or ""
+        encodings = []
+        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            ending = eos if append_eos and not text.endswith(eos) else ""
+            encoding = tokenizer(prompt + text + ending, return_offsets_mapping=True, truncation=False)
+            length = len(encoding["input_ids"])
+            if length == 0:
+                raise ValueError(f"Text {index} has no tokens, so there is nothing to score.")
+            if max_length is not None and length > max_length:
+                raise ValueError(
+                    f"Text {index} has {length} tokens, more than {max_length}. Shorten it, or pass a greater `max_length` "
+                    "if the model can read that far."
+                )
+            encodings.append(encoding)
+
+        results = []
+        scores = scores_of_ids(self, [encoding["input_ids"] for encoding in encodings], batch_size)
+        for encoding, prompt, text, of_ids in zip(encodings, prompts, texts, scores, strict=True):
+            columns, spans = _columns_of_text(encoding, prompt, text)
+            results.append(
+                TextScores(
+                    text=text,
+                    score=of_ids.score,
+                    token_scores=[of_ids.token_scores[column] for column in columns],
+                    tokens=tokenizer.convert_ids_to_tokens([encoding["input_ids"][column] for column in columns]),
+                    spans=spans,
+                )
+            )
+        return results
+
+    def export_token_classification(self, directory: str | os.PathLike) -> None:
+        r"""
+        Write a checkpoint of the backbone and the token head that `AutoModelForTokenClassification` loads, without this
+        package. Its `logits[..., 0]` are the token scores, given `position_ids` or padding on the right.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                Folder to write. The tokenizer is not this model's to save.
+
+        Raises:
+            `ValueError`: if the backbone's architecture has no token classifier, or if the model holds an adapter or is
+                quantized.
+        """
+        self._export(MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, "token classifier", self.token_score, directory)
+
+    def export_sequence_classification(self, directory: str | os.PathLike) -> None:
+        r"""
+        Write a checkpoint of the backbone and the sequence head that `AutoModelForSequenceClassification` loads, without
+        this package. Its `logits` are the sequence scores. It finds the last token by `pad_token_id`, so that must be
+        set in the configuration for batches, and must not occur within a sequence.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                Folder to write. The tokenizer is not this model's to save.
+
+        Raises:
+            `ValueError`: if the backbone's architecture has no sequence classifier, or if the model holds an adapter or is
+                quantized.
+        """
+        self._export(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier", self.score, directory)
+
+    def _export(self, architectures: Any, kind: str, head: nn.Linear, directory: str | os.PathLike) -> None:
+        config = deepcopy(self.config.text_config)
+        if type(config) not in architectures:
+            raise ValueError(f"transformers has no {kind} for `{config.model_type}`, so there is nothing to export to.")
+        if getattr(self, "is_quantized", False):
+            raise ValueError("The model is quantized: export it before quantization, or dequantize it first.")
+        config.num_labels = 1
+        # On the meta device nothing is allocated; the exported model is this one's modules under other names.
+        with torch.device("meta"):
+            exported = architectures[type(config)](config)
+        expected = set(exported.state_dict())
+        setattr(exported, exported.base_model_prefix, self.model)
+        exported_head = _head_of(exported)
+        exported_head.weight = nn.Parameter(head.weight.detach())
+        if head.bias is not None:
+            exported_head.bias = nn.Parameter(head.bias.detach())
+        unknown = set(exported.state_dict()) ^ expected
+        if unknown:
+            raise ValueError(
+                f"The backbone is not a plain `{config.model_type}`: its parameters differ from a {kind}'s in "
+                f"{sorted(unknown)[0]!r}. If it holds an adapter, merge that first (`merge_and_unload`)."
+            )
+        exported.save_pretrained(directory)
+
+
+def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
+    """Takes what this model has no use for out of the backbone's arguments, and raises where it asks for something."""
+    if kwargs.pop("labels", None) is not None:
+        raise ValueError("`labels` are of no use: the model computes no loss. Train it with `TokenRewardTrainer`.")
+    if kwargs.pop("use_cache", None):
+        raise ValueError("`use_cache=True` is not supported: the model scores a whole text at once and keeps no cache.")
+    if kwargs.pop("past_key_values", None) is not None:
+        raise ValueError("`past_key_values` are not supported: pass the whole text.")
+    if kwargs.pop("return_dict", None) is False:
+        raise ValueError("`return_dict=False` is not supported: the output is a `TokenRewardOutput`.")
+
+
+def _real_columns(attention_mask: Tensor) -> Tensor:
+    if attention_mask.dim() != 2:
+        raise ValueError(f"`attention_mask` must have the shape (B, L), got {tuple(attention_mask.shape)}.")
+    real = attention_mask != 0
+    empty = ~real.any(dim=1)
+    if empty.any():
+        raise ValueError(
+            f"Row {int(empty.nonzero()[0])} has no real token: `attention_mask` is 0 everywhere, so there is nothing to score."
+        )
+    return real
+
+
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that do."""
+    said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
+    return bool(said) and all(said)
+
+
+def _check_causal(backbone: PreTrainedModel) -> None:
+    for name, module in backbone.named_modules():
+        if getattr(module, "is_causal", True) is False:
+            raise ValueError(
+                f"{type(backbone).__name__} is not causal: `{name}` attends to later tokens, so the score of a token would "
+                "depend on what follows it. Use a decoder-only language model."
+            )
+
+
+def _refuse_adapter(path: str | os.PathLike | None) -> None:
+    if path is None or not os.path.isfile(os.path.join(path, "adapter_config.json")):
+        return
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise ValueError(
+            f"{path} holds a PEFT adapter, not a model. Load its base model with `TokenRewardModel.from_pretrained`, then the "
+            "adapter with `PeftModel.from_pretrained(model, path)`."
+        )
+
+
+def _loader(config: PreTrainedConfig, path: str | os.PathLike | None) -> type:
+    """The auto class that loads the checkpoint with the heads that are to be kept."""
+    if config.is_encoder_decoder:
+        raise ValueError(f"{path} is an encoder-decoder (`{config.model_type}`). Use a decoder-only model.")
+    architecture = config.architectures[0] if config.architectures else ""
+    if architecture.endswith(_SEQUENCE_CLASSIFIER):
+        auto_class = AutoModelForSequenceClassification
+    elif architecture.endswith(_TOKEN_CLASSIFIER):
+        auto_class = AutoModelForTokenClassification
+    else:
+        if "Reward" in architecture:
+            logger.warning(f"{path} is a {architecture}: its backbone is loaded, its head is not.")
+        return AutoModel
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{path} is a {architecture} with {config.num_labels} labels, but a score has one. Load its backbone with "
+            "`AutoModel` and pass that to `TokenRewardModel.from_backbone` to start with new heads."
+        )
+    return auto_class
+
+
+def _head_of(classifier: PreTrainedModel) -> nn.Linear:
+    for name in ("score", "classifier"):
+        head = getattr(classifier, name, None)
+        if isinstance(head, nn.Linear):
+            if head.out_features != 1:
+                raise ValueError(
+                    f"The head of this {type(classifier).__name__} has {head.out_features} labels, but a score has one."
+                )
+            return head
+    raise ValueError(f"{type(classifier).__name__} has no linear head named `score` or `classifier`.")
+
+
+def _check_strings(name: str, values: Sequence[str]) -> None:
+    if isinstance(values, str):
+        raise TypeError(f"`{name}` must be a sequence of strings, got a single one: put it in a list.")
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(f"`{name}` must hold strings, but number {index} is a {type(value).__name__}.")
+
+
+def _columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Columns of the tokens that stand for characters of `text`, and which: all that the tokenizer read was the prompt,
+    the text and perhaps an EOS token."""
+    offset = len(prompt)
+    whole = prompt + text
+    columns, spans = [], []
+    for column, (start, end) in enumerate(encoding["offset_mapping"]):
+        # Byte-level tokenizers that trim white space off their spans leave nothing to a token of white space.
+        if 0 < start == end <= len(whole) and whole[start - 1].isspace():
+            start -= 1
+        # What the tokenizer adds of its own, such as BOS, has the span (0, 0).
+        if offset < end and start < len(whole):
+            columns.append(column)
+            spans.append((max(start, offset) - offset, min(end, len(whole)) - offset))
+    return columns, spans
+
+
+@torch.no_grad()
+def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int = 8) -> list[IdsScores]:
+    """Scores of sequences of token ids, in order. Those of like length go through the model together.
+
+    Args:
+        model ([`TokenRewardModel`] or `PeftModel`):
+            The model, or an adapter around one. Its mode, training or evaluation, is restored.
+        sequences (`Sequence[Sequence[int]]`):
+            Token ids, at least one in each.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Sequences in one forward pass.
+    """
+    results: list[IdsScores | None] = [None] * len(sequences)
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        for start in range(0, len(sequences), batch_size):
+            rows = by_length[start : start + batch_size]
+            ids = [torch.tensor(sequences[index]) for index in rows]
+            mask = [torch.ones_like(row) for row in ids]
+            output = model(
+                input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device),
+                attention_mask=nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
+            )
+            per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
+            for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
+                results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))
+    return results
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in the mode it was in, for they need not all be in the same."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+AutoModel.register(TokenRewardModelConfig, TokenRewardModel, exist_ok=True)
+AutoModelForSequenceClassification.register(TokenRewardModelConfig, TokenRewardModel, exist_ok=True)

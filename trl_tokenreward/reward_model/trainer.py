@@ -1,0 +1,511 @@
+"""Trainer of the token reward model."""
+
+import copy
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoTokenizer,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+from trl import RewardTrainer
+
+from .._trl import get_config_model_id
+from ..data.preprocessing import PREPARED_COLUMNS, DataCollatorForTokenReward, LeftOut, prepare_dataset
+from .config import UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
+from .losses import (
+    edit_classification_loss,
+    edit_pair_wins,
+    edit_ranking_loss,
+    token_auroc,
+    unchanged_classification_loss,
+    unchanged_score_penalty,
+)
+from .modeling import TokenRewardModel, TokenRewardOutput
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+
+
+logger = get_logger(__name__)
+
+HEADS = ("score", "token_score")
+
+
+class TokenRewardTrainer(RewardTrainer):
+    """
+    Trainer for token reward models, on pairs of an original response (`rejected`) and its minimal edit (`chosen`).
+
+    It is a [`~trl.RewardTrainer`] that also trains on the edited tokens, so that one model ranks responses and scores
+    their tokens. What is not said here is as there: arguments, PEFT, streaming, evaluation sets, margins, checkpoints.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_tokenreward import TokenRewardTrainer
+
+    >>> dataset = load_dataset("Anthropic/hh-rlhf", data_dir="harmless-base", split="train")
+
+    >>> trainer = TokenRewardTrainer(model="Qwen/Qwen2.5-0.5B-Instruct", train_dataset=dataset)
+    >>> trainer.train()
+    ```
+
+    The logs hold what `RewardTrainer` logs (`accuracy`, `margin` and the rewards are of sequences), and:
+
+    - `loss/sequence` (`RewardTrainer`'s loss), `loss/token`, `loss/unchanged`: the parts of the loss, not weighted;
+    - `token_accuracy`: the share of (edited-in, edited-out) token pairs, within a row, where the edited-in one scores
+      higher; ties count half;
+    - `token_auroc`: how well low scores find the wrong tokens of the originals, edited-out ones among unchanged ones; the
+      mean over training batches, and over all tokens of an evaluation set;
+    - `token_score/edited_in`, `token_score/edited_out`, `token_score/unchanged`: mean scores of these tokens;
+    - `left_out/identical`, `left_out/too_long`, `left_out/not_minimal`: rows of a stream left out since its start, as this
+      process counted them. Those of a `Dataset` are known at once, see [`~TokenRewardTrainer.left_out`].
+
+    A metric without anything to measure (no token was edited) is not logged. With several evaluation sets, each has its
+    name in its metrics: `eval_<name>_token_auroc`.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained:
+
+            - a name on the Hub or a folder, loaded with [`TokenRewardModel.from_pretrained`] and
+              `args.model_init_kwargs`: a causal language model, a reward model or a token reward model, in `float32` if
+              these say nothing else;
+            - a [`TokenRewardModel`];
+            - a causal language model, sequence or token classifier. A token reward model is made of its modules with
+              [`TokenRewardModel.from_backbone`]; training changes its weights too, and `trainer.model` is the one to keep;
+            - a PEFT model around a [`TokenRewardModel`].
+        args ([`TokenRewardConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        data_collator (`DataCollator`, *optional*):
+            Defaults to [`DataCollatorForTokenReward`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Preference data in any of the formats of [`~data.preprocessing.prepare_dataset`].
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
+            Data to evaluate on, in the same formats.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Fast tokenizer. If `None`, it is loaded from the model's name.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Further metrics of an evaluation. The predictions are the sequence scores, as from `RewardTrainer`.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics:
+            As in [`~transformers.Trainer`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantization of a model that is loaded by name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration used to wrap the model. The two heads are added to (a copy of) its `modules_to_save`, since
+            new heads have to be trained in full.
+
+    Raises:
+        ValueError: If a row is malformed, if no rows are left, or if the heads cannot be trained.
+        TypeError: If `args` or `model` is of another type.
+    """
+
+    _tag_names = ["trl", "reward-trainer", "token-reward-trainer"]
+    _name = "Token Reward"
+    _paper = {
+        "title": "Aligning Large Language Models via Fine-grained Supervision",
+        "id": "2406.02756",
+        # docstyle-ignore
+        "citation": """\
+@inproceedings{xu2024aligning,
+    title     = {Aligning Large Language Models via Fine-grained Supervision},
+    author    = {Xu, Dehong and Qiu, Liang and Kim, Minseok and Ladhak, Faisal and Do, Jaeyoung},
+    booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational Linguistics (Volume 2: Short Papers)},
+    pages     = {673--680},
+    year      = 2024,
+    address   = {Bangkok, Thailand},
+    publisher = {Association for Computational Linguistics},
+    url       = {https://aclanthology.org/2024.acl-short.62},
+}""",
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: TokenRewardConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = TokenRewardConfig(f"{name.split('/')[-1]}-TokenReward")
+        if not isinstance(args, TokenRewardConfig):
+            raise TypeError(f"`args` must be a `TokenRewardConfig`, got {type(args).__name__}.")
+
+        self._left_out: dict[str, LeftOut] = {}
+        self._streams: set[str] = set()
+        self._token_statistics = {"train": _TokenStatistics(), "eval": _TokenStatistics(pool_auroc=True)}
+        self._eval_name: str | None = None
+
+        set_seed(args.seed)  # heads that the checkpoint does not have are initialised at random
+        parent_args = args
+        if isinstance(model, str):
+            if processing_class is None:
+                revision = (args.model_init_kwargs or {}).get("revision")
+                processing_class = AutoTokenizer.from_pretrained(
+                    model, revision=revision, trust_remote_code=args.trust_remote_code
+                )
+            model = _load_model(model, args, quantization_config)
+            quantization_config = None
+            if args.model_init_kwargs is not None:
+                # The parent would warn that they are ignored. A copy, since `args` is the caller's.
+                parent_args = copy.copy(args)
+                parent_args.model_init_kwargs = None
+        model = _as_token_reward_model(model)
+        if peft_config is not None:
+            peft_config = _with_trained_heads(peft_config, model.config.get_text_config().model_type)
+
+        super().__init__(
+            model=model,
+            args=parent_args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.args.model_init_kwargs = args.model_init_kwargs
+        if data_collator is None:  # the parent's knows the pad token that the parent settled on
+            self.data_collator = DataCollatorForTokenReward(
+                self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of
+            )
+        _require_trainable_token_head(self.model, args)
+
+    @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """For each data set (`"train"`, `"eval"` or `"eval_<name>"`): its `rows`, those `kept`, and those left out because
+        they are `identical`, `too_long` or `not_minimal`. The counts of a stream grow as it is read, epoch after epoch,
+        and are those of this process."""
+        return {name: left_out.counts() for name, left_out in self._left_out.items()}
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: TokenRewardConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        # The training set comes first; what comes after it under any name is for evaluation.
+        name = dataset_name
+        if name != "eval" and "train" in self._left_out:
+            name = f"eval_{dataset_name}"
+        with PartialState().main_process_first():
+            dataset, left_out = prepare_dataset(
+                dataset,
+                processing_class,
+                max_length=args.max_length,
+                max_edit_ratio=args.max_edit_ratio,
+                num_proc=args.dataset_num_proc,
+                num_workers=args.dataloader_num_workers,
+                name=name,
+            )
+        self._left_out[name] = left_out
+        if isinstance(dataset, IterableDataset):
+            self._streams.add(name)
+        else:
+            self._streams.discard(name)
+            self._report_left_out(name)
+        return dataset
+
+    def _report_left_out(self, name: str) -> None:
+        counts = self._left_out[name].counts()
+        report = logger.warning if counts["kept"] < counts["rows"] else logger.info
+        report(f"Data set {name}: {self._left_out[name].describe()}.")
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = [*PREPARED_COLUMNS, "margin"]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        if "train" in self._streams:
+            self._left_out["train"].require_rows("train")
+            self._report_left_out("train")
+        return output
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        # A prediction logs nothing, so what it measured would be taken for the next evaluation's.
+        self._metrics["eval"].clear()
+        self._token_statistics["eval"].pop()
+        self._eval_name = metric_key_prefix
+        try:
+            return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:  # a loader that gets no batch at all may raise an error of its own, which says less
+            if metric_key_prefix in self._streams:
+                self._left_out[metric_key_prefix].require_rows(metric_key_prefix)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        # `compute_metrics` gets the sequence scores, as from `RewardTrainer`; `ignore_keys=[]` gives all.
+        if ignore_keys is None:
+            ignore_keys = ["token_scores", "prefix_scores", "hidden_states", "attentions"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, TokenRewardOutput]:
+        args = self.args
+        edited = _mask(inputs, "edit_mask")
+        if args.use_anchors:
+            edited = edited | _mask(inputs, "anchor_mask")
+        unchanged = _mask(inputs, "completion_mask") & ~edited
+
+        sequence_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask", "margin") if key in inputs}
+        sequence_loss, outputs = super().compute_loss(model, sequence_inputs, return_outputs=True)
+
+        by_side = (*outputs.token_scores.chunk(2), *edited.chunk(2))
+        if args.token_loss == "ranking":
+            token_loss = edit_ranking_loss(*by_side, args.edit_aggregation or "mean")
+        else:
+            token_loss = edit_classification_loss(*by_side)
+        unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
+        unchanged_loss = unchanged_losses[args.unchanged_token_target](outputs.token_scores, unchanged)
+
+        # Weights of 0 are kept in the sum: every parameter needs a gradient under distributed training.
+        loss = args.sequence_loss_weight * sequence_loss
+        unchanged_weight = args.unchanged_token_weight
+        if unchanged_weight is None:
+            unchanged_weight = UNCHANGED_TOKEN_WEIGHTS[args.unchanged_token_target]
+        loss = loss + args.token_loss_weight * (token_loss + unchanged_weight * unchanged_loss)
+
+        with torch.no_grad():
+            losses = torch.stack([sequence_loss, token_loss, unchanged_loss])
+            self._record(losses, outputs.token_scores, edited, unchanged)
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(
+        self, losses: torch.Tensor, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor
+    ) -> None:
+        mode = "train" if self.model.training else "eval"
+        losses = self.accelerator.gather(losses[None]).mean(0).tolist()
+        for name, value in zip(("sequence", "token", "unchanged"), losses, strict=True):
+            self._metrics[mode][f"loss/{name}"].append(value)
+        # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its last
+        # batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as such.
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        table = torch.stack([scores.float(), edited.float(), unchanged.float()], dim=-1)
+        table = torch.stack(table.chunk(2), dim=1)
+        table = self.accelerator.pad_across_processes(table, dim=2)
+        scores, edited, unchanged = gather(table).cpu().unbind(-1)
+        self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        for key, value in self._token_statistics[mode].pop().items():
+            metrics[key] = [value]
+        # After an evaluation the model stays in evaluation mode, and the summary of the training is logged in it.
+        name, self._eval_name = ("train" if mode == "train" else self._eval_name), None
+        if name in self._streams:
+            counts = self._left_out[name].counts()
+            for reason in LeftOut.REASONS:
+                metrics[f"left_out/{reason}"] = [counts[reason]]
+        if mode == "eval" and name and name.startswith("eval_"):
+            # The parent puts `eval_` before every key, so that one evaluation set's metrics would overwrite another's.
+            for key in list(metrics):
+                metrics[f"{name.removeprefix('eval_')}_{key}"] = metrics.pop(key)
+        super().log(logs, start_time)
+
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(model_name, *args, **kwargs)
+        if not self.is_world_process_zero():
+            return
+        # The parent's card shows a text-classification pipeline, which knows neither this model nor scores of tokens.
+        path = Path(self.args.output_dir, "README.md")
+        example = _usage(
+            self.hub_model_id or model_name or self.args.output_dir,
+            get_config_model_id(self.model.config) if is_peft_model(self.model) else None,
+        )
+        card = re.sub(r"```python\n.*?```", lambda _: example, path.read_text("utf-8"), count=1, flags=re.DOTALL)
+        path.write_text(card, "utf-8")
+
+
+class _TokenStatistics:
+    """Metrics of the token scores since the last log.
+
+    Args:
+        pool_auroc (`bool`, *optional*, defaults to `False`):
+            Whether the AUROC is that of all batches' tokens together, which keeps them in memory, or the mean of the
+            batches' own.
+    """
+
+    def __init__(self, pool_auroc: bool = False):
+        self.pool_auroc = pool_auroc
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Counter[str] = Counter()
+        self._tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._aurocs: list[float] = []
+
+    def add(self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
+        """Adds a batch of B pairs; all have the shape (B, 2, L), chosen before rejected."""
+        chosen, rejected = scores.unbind(1)
+        edited_in, edited_out = edited.unbind(1)
+        kinds = {
+            "edited_in": chosen[edited_in],
+            "edited_out": rejected[edited_out],
+            "unchanged": scores[unchanged],
+        }
+        for kind, of_kind in kinds.items():
+            self._sums[f"token_score/{kind}"] += of_kind.double().sum().item()
+            self._sums[f"tokens/{kind}"] += len(of_kind)
+        wins, pairs = edit_pair_wins(chosen, rejected, edited_in, edited_out).sum(0).tolist()
+        self._sums["wins"] += wins
+        self._sums["pairs"] += pairs
+
+        compared = edited_out | unchanged[:, 1]
+        tokens = -rejected[compared], edited_out[compared]
+        if self.pool_auroc:
+            self._tokens.append(tokens)
+        else:
+            auroc = token_auroc(*tokens)
+            if not math.isnan(auroc):
+                self._aurocs.append(auroc)
+
+    def pop(self) -> dict[str, float]:
+        """The metrics, without those that nothing was measured for, and starts anew."""
+        sums, aurocs = self._sums, self._aurocs
+        if self._tokens:
+            scores, labels = (torch.cat(parts) for parts in zip(*self._tokens, strict=True))
+            auroc = token_auroc(scores, labels)
+            aurocs = [] if math.isnan(auroc) else [auroc]
+        metrics = {}
+        if sums["pairs"]:
+            metrics["token_accuracy"] = sums["wins"] / sums["pairs"]
+        if aurocs:
+            metrics["token_auroc"] = sum(aurocs) / len(aurocs)
+        for kind in ("edited_in", "edited_out", "unchanged"):
+            if sums[f"tokens/{kind}"]:
+                metrics[f"token_score/{kind}"] = sums[f"token_score/{kind}"] / sums[f"tokens/{kind}"]
+        self._reset()
+        return metrics
+
+
+def _load_model(
+    name: str, args: TokenRewardConfig, quantization_config: "BitsAndBytesConfig | None"
+) -> TokenRewardModel:
+    kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError(
+                "`quantization_config` is given twice, to the trainer and in `args.model_init_kwargs`. Give it to one."
+            )
+        kwargs["quantization_config"] = quantization_config
+    if args.distributed_state.distributed_type in ["MULTI_GPU", "DEEPSPEED"]:
+        kwargs["device_map"] = None  # each process holds the whole model
+    kwargs.setdefault("device_map", None if args.device.type in ("cpu", "mps") else "auto")
+    kwargs.setdefault("dtype", "float32")
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    return TokenRewardModel.from_pretrained(name, **kwargs)
+
+
+def _as_token_reward_model(model: "PreTrainedModel | PeftModel") -> "TokenRewardModel | PeftModel":
+    if is_peft_model(model):
+        if not isinstance(model.get_base_model(), TokenRewardModel):
+            raise TypeError(
+                f"The PEFT model is around a {type(model.get_base_model()).__name__}, but must be around a "
+                "`TokenRewardModel`. Make one of the base model, and pass the PEFT configuration as `peft_config`."
+            )
+        return model
+    return TokenRewardModel.from_backbone(model, copy=False)
+
+
+def _with_trained_heads(peft_config: "PeftConfig", backbone_type: str) -> "PeftConfig":
+    if not hasattr(peft_config, "modules_to_save"):
+        raise ValueError(
+            f"A {type(peft_config).__name__} trains no modules in full (it has no `modules_to_save`), but the heads of a "
+            "token reward model have to be. Use one that does, such as `LoraConfig`."
+        )
+    peft_config = copy.deepcopy(peft_config)
+    given = list(peft_config.modules_to_save or [])
+    missing = [head for head in HEADS if head not in given]
+    if missing:
+        logger.warning(f"Added the heads {missing} to PEFT's `modules_to_save`, so that they are trained.")
+    peft_config.modules_to_save = given + missing
+    if getattr(peft_config, "target_modules", ()) is None:
+        # PEFT knows which layers of a backbone to adapt by its type, but the type that it sees is the whole model's.
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+        if peft_config.peft_type.value == "LORA":
+            peft_config.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone_type)
+    return peft_config
+
+
+def _require_trainable_token_head(model: "PreTrainedModel | PeftModel", args: TokenRewardConfig) -> None:
+    if not args.token_loss_weight:
+        return
+    head = [p for name, p in model.named_parameters() if "token_score" in name.split(".")]
+    if not any(p.requires_grad or p.any() for p in head):
+        raise ValueError(
+            "The token head is untrained and frozen, so it would say 0 of every token for ever. Add 'token_score' to PEFT's "
+            "`modules_to_save`, or unfreeze it."
+        )
+
+
+def _mask(inputs: dict[str, Any], name: str) -> torch.Tensor:
+    if name not in inputs:
+        raise ValueError(
+            f"The batch has no `{name}`. The data collator must give what `DataCollatorForTokenReward` gives."
+        )
+    return inputs[name].bool()
+
+
+def _usage(name: str, adapted: str | None) -> str:
+    """An example for the model card, of a model or of an adapter of the model `adapted`."""
+    if adapted is None:
+        imports, load = "", f'model = TokenRewardModel.from_pretrained("{name}")'
+    else:
+        imports = "from peft import PeftModel\n"
+        load = f'model = PeftModel.from_pretrained(TokenRewardModel.from_pretrained("{adapted}"), "{name}")'
+    return f"""```python
+{imports}from transformers import AutoTokenizer
+from trl_tokenreward import TokenRewardModel
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+{load}
+[scores] = model.score_texts([" Paris."], tokenizer, prompts=["The capital of France is"])
+print(scores.score)
+print(list(zip(scores.tokens, scores.token_scores)))
+```"""
