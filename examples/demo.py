@@ -53,7 +53,7 @@ from trl_tokenreward import (
     TokenRewardTrainer,
 )
 from trl_tokenreward.data.preprocessing import prepare_dataset
-from trl_tokenreward.evaluation.win_rate import AnswerSampler
+from trl_tokenreward.evaluation.sampler import AnswerSampler
 from trl_tokenreward.reward_model.scoring import token_texts
 from trl_tokenreward.utils.loading import load_split
 from trl_tokenreward.utils.statistics import bootstrap_interval, pairwise_outcomes, win_rate

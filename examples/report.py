@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trl_tokenreward.reward_model.scoring import ScoredText
-from trl_tokenreward.views.html import colour_limit, escape, legend, page, write
+from trl_tokenreward.views.colours import colour_limit
+from trl_tokenreward.views.html import escape, legend, page, write
 from trl_tokenreward.views.page import MARKS, TEXT_STYLE, prompt_html, text_html
+from trl_tokenreward.views.scored_text import ScoredText
 
 
 if TYPE_CHECKING:

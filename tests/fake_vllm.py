@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trl_tokenreward.ppo.prompts import Prompts
-from trl_tokenreward.ppo.rollout import generate
+from trl_tokenreward.ppo.sampling import generate
 
 
 class FakeVLLM:

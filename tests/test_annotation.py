@@ -14,8 +14,9 @@ from annotating import opened, pairs, serving
 from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer, annotate_dataset, read_annotations
 from trl_tokenreward.annotation.store import OtherTab, Refused, annotator_name, prompt_turns
 from trl_tokenreward.cli import main as cli
-from trl_tokenreward.editing.editors import edit_dataset
-from trl_tokenreward.editing.tasks import EditChecks, EditLog
+from trl_tokenreward.editing.checks import EditChecks
+from trl_tokenreward.editing.edit_dataset import edit_dataset
+from trl_tokenreward.editing.log import EditLog
 from trl_tokenreward.utils.chat_endpoint import EndpointUsage
 
 
@@ -234,7 +235,7 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trl_tokenreward.editing.tasks.os.fsync", fail)
+        patch.setattr("trl_tokenreward.editing.log.os.fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             log.append({"row": 1})
     assert log.path.read_bytes() == before
@@ -250,7 +251,7 @@ def test_a_full_disk_is_said_and_nothing_counts_as_saved(tmp_path, monkeypatch):
         store.show("ada", "t")
         body = {"annotator": "ada", "tab": "t", "row": 0, "text": "the answer number 0 is very good indeed"}
         with monkeypatch.context() as patch:
-            patch.setattr("trl_tokenreward.editing.tasks.os.fsync", fail)
+            patch.setattr("trl_tokenreward.editing.log.os.fsync", fail)
             status, answer, _ = ask(f"{url}/api/save", body)
         assert (status, answer["error"]) == (500, "It could not be written down: disk full")
         assert store.progress("ada")["mine"] == 0

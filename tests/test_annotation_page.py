@@ -13,7 +13,7 @@ import pytest
 from annotating import opened, pairs, serving
 from trl_tokenreward import read_annotations
 from trl_tokenreward.annotation.store import AnnotationStore
-from trl_tokenreward.editing.tasks import EditChecks
+from trl_tokenreward.editing.checks import EditChecks
 
 
 pytestmark = pytest.mark.any_trl

@@ -18,7 +18,7 @@ import ppo_runs
 from trl_tokenreward import FineGrainedPPOConfig, read_completions
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.ppo.trackers import completion_table, markdown_table, score_figure
-from trl_tokenreward.reward_model.scoring import ScoredRow, ScoredText
+from trl_tokenreward.views.scored_text import ScoredRow, ScoredText
 
 
 SETTINGS = {"log_completions": True, "num_completions_to_log": 3, "eval_strategy": "no"}

@@ -13,16 +13,10 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
 
 from tiny import tokenizer as make_tokenizer
-from trl_tokenreward.data.preprocessing import (
-    MASKS,
-    PREPARED_COLUMNS,
-    SIDES,
-    DataCollatorForTokenReward,
-    LeftOut,
-    complete_ids_row,
-    edit_ratio,
-    prepare_dataset,
-)
+from trl_tokenreward.data.collator import DataCollatorForTokenReward
+from trl_tokenreward.data.dropped import DroppedRows
+from trl_tokenreward.data.formats import SIDES
+from trl_tokenreward.data.preprocessing import MASKS, PREPARED_COLUMNS, complete_ids_row, edit_ratio, prepare_dataset
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -536,7 +530,7 @@ class TestLeftOut:
             list(loader)
 
     def test_a_copied_stream_counts_in_the_same_place(self, tokenizer):
-        left_out = LeftOut()
+        left_out = DroppedRows()
         copy.deepcopy({"counts": left_out})["counts"].add("kept")
         assert left_out.counts()["kept"] == 1
 

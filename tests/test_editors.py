@@ -23,7 +23,9 @@ from transformers.utils.import_utils import is_serve_available
 import tiny
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
 from trl_tokenreward.cli import edit as command
-from trl_tokenreward.editing.editors import EditChecks, EndpointEditor, LocalEditor, edit_dataset
+from trl_tokenreward.editing.checks import EditChecks
+from trl_tokenreward.editing.edit_dataset import edit_dataset
+from trl_tokenreward.editing.editors import EndpointEditor, LocalEditor
 from trl_tokenreward.utils.chat_endpoint import EndpointError
 from trl_tokenreward.utils.loading import load_split
 

@@ -6,14 +6,8 @@ import json
 import pytest
 from fake_endpoint import running
 
-from trl_tokenreward.utils.chat_endpoint import (
-    EndpointClient,
-    EndpointError,
-    Unanswered,
-    check_template,
-    fill_template,
-    read_jsonl,
-)
+from trl_tokenreward.utils.chat_endpoint import EndpointClient, EndpointError, Unanswered, check_template, fill_template
+from trl_tokenreward.utils.jsonl import read_jsonl
 
 
 pytestmark = pytest.mark.any_trl

@@ -124,7 +124,7 @@ def test_hook_waits_and_leaves_nothing_behind():
         from trl_tokenreward import _registration
 
         def waiting():
-            return sum(isinstance(finder, _registration._PostImportHook) for finder in sys.meta_path)
+            return [len(f.waiting) for f in sys.meta_path if isinstance(f, _registration._PostImportHook)]
 
         print(waiting())
         _registration.install()
@@ -132,9 +132,17 @@ def test_hook_waits_and_leaves_nothing_behind():
         import transformers.models.auto.configuration_auto as table
         print(waiting(), "exec_module" in vars(table.__loader__), "trl_tokenreward.reward_model.modeling" in sys.modules)
         print(table.CONFIG_MAPPING["token_reward"].__name__)
+        import transformers.models.auto.modeling_auto as table
+        print(waiting(), "exec_module" in vars(table.__loader__), len(table.MODEL_MAPPING._extra_content))
         """
     )
-    assert printed.split("\n") == ["1", "1", "0 False False", "TokenRewardModelConfig"]
+    assert printed.split("\n") == [
+        "[4]",
+        "[4]",
+        "[2] False False",
+        "TokenRewardModelConfig",
+        "[] False 1",
+    ]
 
 
 def test_star_import_gives_every_public_name():

@@ -18,8 +18,9 @@ from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import import_dataset
 from trl_tokenreward.data.preprocessing import edit_ratio, prepare_dataset
 from trl_tokenreward.edits.alignment import align_words
+from trl_tokenreward.edits.diff import Piece, diff_pieces
 from trl_tokenreward.inspection.page import write_page
-from trl_tokenreward.inspection.report import Piece, diff_pieces, inspect_dataset, print_inspection
+from trl_tokenreward.inspection.report import inspect_dataset, print_inspection
 
 
 pytestmark = pytest.mark.any_trl

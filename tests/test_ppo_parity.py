@@ -10,8 +10,9 @@ from datasets import Dataset
 import tiny
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.ppo.config import FineGrainedPPOConfig
+from trl_tokenreward.ppo.forward import completion_logps
 from trl_tokenreward.ppo.prompts import Prompts
-from trl_tokenreward.ppo.rollout import Completions, completion_logps
+from trl_tokenreward.ppo.rollout import Completions
 from trl_tokenreward.ppo.trainer import FineGrainedPPOTrainer
 
 

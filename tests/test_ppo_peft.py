@@ -9,8 +9,8 @@ from torch import nn
 import ppo_runs
 import tiny
 from trl_tokenreward import TokenRewardModel
-from trl_tokenreward.ppo.completion_scorer import prefix_scores, token_scores
-from trl_tokenreward.ppo.rollout import completion_logps, completion_values
+from trl_tokenreward.ppo.forward import completion_logps, completion_values
+from trl_tokenreward.reward_model.readout import prefix_scores, token_scores
 
 
 peft = pytest.importorskip("peft")

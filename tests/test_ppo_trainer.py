@@ -25,7 +25,8 @@ import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.nn import unpadding as packing
-from trl_tokenreward.ppo.functional import hold_mean_length, masked_whiten
+from trl_tokenreward.nn.masked import masked_whiten
+from trl_tokenreward.ppo.functional import hold_mean_length
 
 
 PAD, EOS = 0, 1

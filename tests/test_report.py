@@ -17,7 +17,7 @@ from report import (
     require_matplotlib,
     write_report,
 )
-from trl_tokenreward.views.html import BAD_RGB, GOOD_RGB, STRONGEST, score_colour
+from trl_tokenreward.views.colours import BAD_RGB, GOOD_RGB, STRONGEST, score_colour
 
 
 pytestmark = pytest.mark.any_trl

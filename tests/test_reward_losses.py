@@ -5,14 +5,12 @@ import torch
 
 from trl_tokenreward.reward_model.losses import (
     edit_classification_loss,
-    edit_pair_wins,
     edit_ranking_loss,
-    pairwise_wins,
     sequence_ranking_loss,
-    token_auroc,
     unchanged_classification_loss,
     unchanged_score_penalty,
 )
+from trl_tokenreward.reward_model.metrics import edit_pair_wins, pairwise_wins, token_auroc
 
 
 pytestmark = pytest.mark.any_trl

@@ -19,8 +19,10 @@ from trl import RewardConfig, RewardTrainer
 from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
-from trl_tokenreward.data.preprocessing import SIDES, DataCollatorForTokenReward
-from trl_tokenreward.reward_model.losses import sequence_ranking_loss, token_auroc
+from trl_tokenreward.data.collator import DataCollatorForTokenReward
+from trl_tokenreward.data.formats import SIDES
+from trl_tokenreward.reward_model.losses import sequence_ranking_loss
+from trl_tokenreward.reward_model.metrics import token_auroc
 
 
 WORDS = ["terrific", "lousy", "good", "lazy", "quick", "standard", "brown"]

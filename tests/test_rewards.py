@@ -15,16 +15,16 @@ from transformers import (
 
 import tiny
 from trl_tokenreward import TokenRewardModel
-from trl_tokenreward.ppo.completion_scorer import (
-    CompletionScorer,
+from trl_tokenreward.ppo.completion_scorer import CompletionScorer
+from trl_tokenreward.ppo.functional import shape_scores
+from trl_tokenreward.ppo.prompts import Prompts
+from trl_tokenreward.reward_model.readout import (
     check_scorer,
     has_sequence_score,
     has_token_scores,
     prefix_scores,
-    shape_scores,
     token_scores,
 )
-from trl_tokenreward.ppo.prompts import Prompts
 
 
 FAMILIES = ["llama", "qwen2", "gpt2", "gpt_neox"]

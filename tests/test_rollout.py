@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import tiny
+from trl_tokenreward.ppo.forward import completion_logps, completion_values
 from trl_tokenreward.ppo.prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
-from trl_tokenreward.ppo.rollout import completion_logps, completion_values, generate, sample, uniforms
+from trl_tokenreward.ppo.sampling import generate, sample, uniforms
 
 
 pytestmark = pytest.mark.any_trl

@@ -16,8 +16,10 @@ from rich.console import Console
 import tiny
 from trl_tokenreward import ScoredRow, ScoredRows, ScoredText, TokenRewardModel, TokenScorer, score_dataset
 from trl_tokenreward.cli import main as cli
-from trl_tokenreward.reward_model.scoring import Shown, token_texts
+from trl_tokenreward.reward_model.scoring import token_texts
+from trl_tokenreward.reward_model.text_scores import scored_text
 from trl_tokenreward.views.page import notebook_html
+from trl_tokenreward.views.scored_text import Shown
 
 
 pytestmark = pytest.mark.any_trl
@@ -87,7 +89,7 @@ class TestTexts:
         model, tokenizer = TokenRewardModel.from_backbone(tiny.causal_lm()), tiny.tokenizer()
         torch.nn.init.normal_(model.token_score.weight)
         [scores] = model.score_texts([" the 🦊 dog"], tokenizer)
-        text = ScoredText.from_text_scores(scores)
+        text = scored_text(scores)
         assert text.text == " the 🦊 dog" and text.series["score"] == scores.token_scores
         assert "🦊" in [piece.text.strip() for piece in text.pieces()]
         assert "🦊" in scores._repr_html_() and f"{scores.score:+.3f}" in scores._repr_html_()

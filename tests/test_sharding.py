@@ -10,7 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 import tiny
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.nn.sharding import check_sharding, layer_classes
-from trl_tokenreward.ppo.rollout import PolicyAndValue
+from trl_tokenreward.ppo.forward import PolicyAndValue
 
 
 def fsdp(**plugin):

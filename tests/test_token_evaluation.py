@@ -11,7 +11,7 @@ import tiny
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer, align_edits, evaluate_token_rewards
 from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.reward_model.evaluation import _auroc_of_ranks, edit_kinds
-from trl_tokenreward.reward_model.losses import token_auroc
+from trl_tokenreward.reward_model.metrics import token_auroc
 
 
 WORDS = ["terrific", "lousy", "good", "lazy", "quick", "standard"]

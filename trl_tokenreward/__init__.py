@@ -16,8 +16,8 @@ _MODULE_OF = {
     "EditOperation": "edits.alignment",
     "align_edits": "edits.alignment",
     "align_ids": "edits.alignment",
-    "DataCollatorForTokenReward": "data.preprocessing",
-    "TextScores": "reward_model.modeling",
+    "DataCollatorForTokenReward": "data.collator",
+    "TextScores": "reward_model.text_scores",
     "TokenRewardModel": "reward_model.modeling",
     "TokenRewardModelConfig": "reward_model.configuration",
     "TokenRewardOutput": "reward_model.modeling",
@@ -31,15 +31,15 @@ _MODULE_OF = {
     "measure_agreement": "annotation.agreement",
     "Annotations": "annotation.results",
     "read_annotations": "annotation.results",
-    "annotate_dataset": "annotation.results",
+    "annotate_dataset": "annotation.annotate",
     "WinRate": "evaluation.win_rate",
     "WinRateCallback": "evaluation.win_rate",
     "evaluate_win_rate": "evaluation.win_rate",
     "TokenRewardReport": "reward_model.evaluation",
     "evaluate_token_rewards": "reward_model.evaluation",
-    "ScoredRow": "reward_model.scoring",
-    "ScoredRows": "reward_model.scoring",
-    "ScoredText": "reward_model.scoring",
+    "ScoredRow": "views.scored_text",
+    "ScoredRows": "views.scored_rows",
+    "ScoredText": "views.scored_text",
     "TokenScorer": "reward_model.scoring",
     "score_dataset": "reward_model.scoring",
     "read_completions": "ppo.completion_log",
@@ -53,8 +53,9 @@ __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
     from .annotation.agreement import AgreementReport, EditedAnswer, measure_agreement
-    from .annotation.results import Annotations, annotate_dataset, read_annotations
-    from .data.preprocessing import DataCollatorForTokenReward
+    from .annotation.annotate import annotate_dataset
+    from .annotation.results import Annotations, read_annotations
+    from .data.collator import DataCollatorForTokenReward
     from .edits.alignment import EditAlignment, EditOperation, align_edits, align_ids
     from .evaluation.judges import EndpointJudge, Judge, RewardModelJudge, ScoringJudge
     from .evaluation.win_rate import WinRate, WinRateCallback, evaluate_win_rate
@@ -65,9 +66,12 @@ if TYPE_CHECKING:
     from .reward_model.config import TokenRewardConfig
     from .reward_model.configuration import TokenRewardModelConfig
     from .reward_model.evaluation import TokenRewardReport, evaluate_token_rewards
-    from .reward_model.modeling import TextScores, TokenRewardModel, TokenRewardOutput
-    from .reward_model.scoring import ScoredRow, ScoredRows, ScoredText, TokenScorer, score_dataset
+    from .reward_model.modeling import TokenRewardModel, TokenRewardOutput
+    from .reward_model.scoring import TokenScorer, score_dataset
+    from .reward_model.text_scores import TextScores
     from .reward_model.trainer import TokenRewardTrainer
+    from .views.scored_rows import ScoredRows
+    from .views.scored_text import ScoredRow, ScoredText
 
 
 def __getattr__(name: str):

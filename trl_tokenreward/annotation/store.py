@@ -2,7 +2,7 @@
 
 The page on which people edit is [`~annotation.server`]'s. Here is what it reads and writes, an output folder:
 
-- `annotations.jsonl`, to which each decision is appended (an [`~editing.tasks.EditLog`]). A later decision of the same annotator on the
+- `annotations.jsonl`, to which each decision is appended (an [`~editing.log.EditLog`]). A later decision of the same annotator on the
   same row supersedes an earlier one;
 - `drafts`, with one file for each row that an annotator has before them: what is typed and not saved. The file is also the
   claim on the row, so that after a restart no one else gets it.
@@ -25,11 +25,14 @@ from typing import Any
 from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 
-from ..data.preprocessing import ASSISTANT, HUMAN
-from ..editing.tasks import DEFAULT_CRITERIA, EDITED, EditChecks, EditLog, Task, length_change, read_tasks
+from ..data.formats import ASSISTANT, HUMAN
+from ..editing.checks import DEFAULT_CRITERIA, EDITED, EditChecks, length_change
+from ..editing.log import EditLog
+from ..editing.tasks import Task, read_tasks
 from ..edits.alignment import align_words
-from ..inspection.report import diff_pieces, visible
-from ..utils.chat_endpoint import check_least
+from ..edits.diff import diff_pieces
+from ..utils.text import visible
+from ..utils.validation import check_least
 
 
 NOTHING_WRONG = "nothing_wrong"
@@ -72,7 +75,7 @@ class AnnotationStore:
 
     Args:
         dataset (`Dataset`):
-            As of [`~editing.editors.edit_dataset`].
+            As of [`~editing.edit_dataset.edit_dataset`].
         output (`str` or `Path`):
             A new folder, or one of the same data set and settings, to go on with.
         checks ([`EditChecks`], *optional*):

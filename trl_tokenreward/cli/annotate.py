@@ -36,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..annotation.results import annotate_dataset, is_loopback
+    from ..annotation.access import is_loopback
+    from ..annotation.annotate import annotate_dataset
     from ..utils.loading import load_split
 
     password = os.environ.get(PASSWORD)

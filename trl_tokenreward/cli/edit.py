@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--endpoint needs --model, the endpoint's name of the model.")
     if args.local and args.model:
         raise ValueError("--model goes with --endpoint; --local names its model itself.")
-    from ..editing.editors import DEFAULT_TEMPLATE, FAILURES, edit_dataset
+    from ..editing.edit_dataset import FAILURES, edit_dataset
+    from ..editing.editors import DEFAULT_TEMPLATE
     from ..utils.loading import load_split
 
     checks, criteria = read_checks(args)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from ..editing.tasks import EditChecks
+    from ..editing.checks import EditChecks
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_checks(parser: argparse.ArgumentParser) -> None:
 
 def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
     """The checks, and the criteria."""
-    from ..editing.tasks import DEFAULT_CRITERIA, EditChecks
+    from ..editing.checks import DEFAULT_CRITERIA, EditChecks
 
     criteria = args.criteria.read_text(encoding="utf-8") if args.criteria else DEFAULT_CRITERIA
     return EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change), criteria

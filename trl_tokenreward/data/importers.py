@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..utils.text import shorten
+from .spans import read_spans
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -205,13 +208,8 @@ def _get(row: Row, column: str, kind: type = str) -> Any:
         raise ValueError(f"has no `{column}`, only {sorted(row)}.")
     if not isinstance(row[column], kind):
         names = {str: "a text", list: "a list", dict: "a dictionary"}
-        raise ValueError(f"`{column}` must be {names[kind]}, but is {_shorten(row[column])}.")
+        raise ValueError(f"`{column}` must be {names[kind]}, but is {shorten(row[column])}.")
     return row[column]
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # The formats. Each makes pairs of a row, or says why it makes none.
@@ -226,7 +224,7 @@ def _ultrafeedback(row: Row) -> Iterator[Row | str]:
 
 
 def _split(sides: Row) -> Row | str:
-    from .preprocessing import preference_prompt  # imports torch
+    from .formats import preference_prompt  # imports torch
 
     prompt = preference_prompt(sides)
     if not prompt:
@@ -238,7 +236,7 @@ def _messages(row: Row, column: str) -> list[Row]:
     messages = _get(row, column, list)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"`{column}` has a message without `role` and `content`: {_shorten(message)}.")
+            raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
         _get(message, "content")
     # Messages may have more fields on one side than on the other, empty ones.
     return [{"role": message["role"], "content": message["content"]} for message in messages]
@@ -287,22 +285,6 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
             raise ValueError(f"spans count the characters of one message, but the original has {len(original)}.")
         pair["rejected_spans"] = read_spans(spans, original[0]["content"] if messages else original)
     yield pair
-
-
-def read_spans(spans: Any, text: str) -> list[list[int]]:
-    """Checks spans, each `[start, end]` or a dictionary with `start` and `end`, of characters of `text`."""
-    if not isinstance(spans, list):
-        raise ValueError(f"spans must be a list, empty where nothing is marked, but are {_shorten(spans)}.")
-    read = []
-    for span in spans:
-        places = [span.get("start"), span.get("end")] if isinstance(span, dict) else span
-        if not isinstance(places, (list, tuple)) or [type(place) for place in places] != [int, int]:
-            raise ValueError(f"a span is [start, end], or has `start` and `end`, but one is {_shorten(span)}.")
-        start, end = places
-        if not 0 <= start < end <= len(text):
-            raise ValueError(f"the span [{start}, {end}) must lie within the {len(text)} characters of the original.")
-        read.append([start, end])
-    return read
 
 
 _CONVERT: dict[str, Callable[[Row], Iterator[Row | str]]] = {

@@ -17,21 +17,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..nn.unpadding import groups_by_length, without_peft
-from ..ppo.completion_scorer import check_scorer, has_sequence_score, prefix_scores
-from ..reward_model.modeling import evaluation_mode
-from ..utils.chat_endpoint import (
-    EndpointClient,
-    EndpointUsage,
-    Prompt,
-    Unanswered,
-    check_least,
-    check_template,
-    fill_template,
-    read_jsonl,
-    shorten,
-)
+from ..nn.modules import evaluation_mode, without_peft
+from ..nn.unpadding import groups_by_length
+from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
+from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
+from ..utils.jsonl import read_jsonl
 from ..utils.statistics import pairwise_outcomes
+from ..utils.text import quoted_start
+from ..utils.validation import check_least
 
 
 logger = logging.get_logger(__name__)
@@ -293,7 +286,7 @@ class EndpointJudge:
 def _verdict(answer: str) -> float:
     found = _VERDICT.findall(answer)
     if not found:
-        raise Unanswered(f"the judge's answer has no verdict such as [[A]]: {shorten(answer)}")
+        raise Unanswered(f"the judge's answer has no verdict such as [[A]]: {quoted_start(answer)}")
     return _VERDICTS[found[-1]]
 
 

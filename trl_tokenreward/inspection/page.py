@@ -3,8 +3,9 @@
 import random
 from pathlib import Path
 
+from ..edits.diff import Piece
 from ..views.html import escape, page, write
-from .report import OUTCOME_NAMES, InspectedRow, Inspection, Piece
+from .report import OUTCOME_NAMES, InspectedRow, Inspection
 
 
 def write_page(inspection: Inspection, path: str | Path, *, title: str, limit: int = 1000, seed: int = 0) -> Path:

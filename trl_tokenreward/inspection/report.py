@@ -1,6 +1,5 @@
 """What the edits of a data set are like: how many, how large, of which kinds, and how they read."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,31 +13,18 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from ..data.importers import read_spans
-from ..data.preprocessing import SIDES, LeftOut, RowPreparer, edit_ratio, preference_prompt, row_format, row_outcome
+from ..data.dropped import DroppedRows
+from ..data.formats import SIDES, preference_prompt, row_format
+from ..data.preprocessing import RowPreparer, edit_ratio, row_outcome
+from ..data.spans import read_spans
 from ..edits.alignment import EditAlignment, align_edits, align_words
+from ..edits.diff import Piece, diff_pieces
+from ..utils.text import visible
 
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "greatest": 1.0}
 KINDS = ("replace", "delete", "insert", "white space")
 OUTCOME_NAMES = {"kept": "kept", "identical": "identical", "too_long": "too long", "not_minimal": "not minimal"}
-
-
-class Piece(NamedTuple):
-    """A stretch of a diff. Without what is inserted the pieces are the original, without what is deleted the edit.
-
-    Args:
-        kind (`"keep"`, `"delete"` or `"insert"`):
-            What the edit did with it.
-        text (`str`):
-            Its characters.
-        marked (`bool`, *optional*, defaults to `False`):
-            Whether it lies within one of the row's `rejected_spans`.
-    """
-
-    kind: Literal["keep", "delete", "insert"]
-    text: str
-    marked: bool = False
 
 
 class InspectedRow(NamedTuple):
@@ -64,7 +50,7 @@ class Inspection:
         unit (`"words"` or `"tokens"`):
             What is counted.
         counts (`dict[str, int]`):
-            [`~data.preprocessing.LeftOut`]'s counts: `"rows"`, `"kept"`, and the rows left out by reason.
+            [`~data.dropped.DroppedRows`]'s counts: `"rows"`, `"kept"`, and the rows left out by reason.
         without_edits (`int`):
             Rows that are kept, but without an edited word or token on either side.
         rows (`list[InspectedRow]`):
@@ -99,7 +85,7 @@ class Inspection:
     def summary(self) -> dict[str, list[tuple[str, ...]]]:
         """The figures as tables: a title, and rows of a name and one or two cells."""
         counts = [("rows", str(self.counts["rows"]))]
-        counts += [(OUTCOME_NAMES[name], str(self.counts[name])) for name in LeftOut.OUTCOMES]
+        counts += [(OUTCOME_NAMES[name], str(self.counts[name])) for name in DroppedRows.OUTCOMES]
         counts.append(("kept, but without an edit", str(self.without_edits)))
         tables = {"rows": counts}
         if len(self.ratios):
@@ -151,7 +137,7 @@ def inspect_dataset(
     dataset = dataset.with_format(None)
     if not len(dataset):
         raise ValueError("The data set has no rows.")
-    left_out, rows, kinds, without_edits, prepare = LeftOut(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None
+    left_out, rows, kinds, without_edits, prepare = DroppedRows(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None
     for index, row in enumerate(dataset):
         texts = _texts(row, index)
         alignment = _align(texts, tokenizer)
@@ -211,55 +197,8 @@ def _align(texts: _Texts, tokenizer: PreTrainedTokenizerBase | None) -> EditAlig
     return align_edits(texts.original, texts.edited, tokenizer)
 
 
-def diff_pieces(
-    original: str, edited: str, alignment: EditAlignment, spans: Sequence[Sequence[int]] = ()
-) -> list[Piece]:
-    """An edit as pieces in reading order, of a replacement the old text before the new.
-
-    Args:
-        original, edited (`str`):
-            Texts before and after the edit.
-        alignment ([`EditAlignment`]):
-            Of these texts.
-        spans (`Sequence[Sequence[int]]`, *optional*):
-            `[start, end)` characters of the original that are marked.
-    """
-    pieces, reached = [], 0
-
-    def add(kind: Literal["keep", "delete"], start: int, end: int) -> None:
-        borders = {place for span in spans for place in span if start < place < end}
-        for first, last in pairwise(sorted({start, end, *borders})):
-            marked = any(begin <= first and last <= stop for begin, stop in spans)
-            pieces.append(Piece(kind, original[first:last], marked))
-
-    for operation in alignment.operations:
-        start, end = operation.original_chars
-        add("keep", reached, start)
-        add("delete", start, end)
-        if inserted := edited[slice(*operation.edited_chars)]:
-            pieces.append(Piece("insert", inserted))
-        reached = end
-    add("keep", reached, len(original))
-    return pieces
-
-
 def _bar(share: float) -> str:
     return "█" * round(30 * share) or ("▏" if share else "")
-
-
-def visible(text: str) -> str:
-    """A text without what a terminal would obey or no page may hold: control characters and half surrogates are shown."""
-    return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs")
-        else chr(0x2400 + ord(char))
-        if ord(char) < 32
-        else "\N{REPLACEMENT CHARACTER}"
-        for char in text.replace("\r\n", "\n")
-    )
-
-
-# On a terminal
 
 
 def print_inspection(inspection: Inspection, title: str, worst: int = 10, console: Console | None = None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .unpadding import without_peft
+from .modules import without_peft
 
 
 logger = logging.get_logger(__name__)

@@ -7,9 +7,7 @@ needed, positions count themselves, and attention runs in its fast, causal form.
 from collections.abc import Sequence
 
 import torch
-from accelerate.utils import is_peft_model
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 
 # Tokens, padding included, that go through a model at once. More would not be faster, and take more memory.
@@ -17,11 +15,6 @@ _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
 # What one pass more costs, in tokens: as many could have gone through in the time that starting it takes. Estimates: that of
 # a CPU from a small backbone's passes, that of a GPU from the time of launching kernels, not measured.
 _TOKENS_PER_START = {"cpu": 128, "cuda": 2048}
-
-
-def without_peft(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under a PEFT wrapper; its adapters stay in place and act."""
-    return model.get_base_model() if is_peft_model(model) else model
 
 
 def right_packed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

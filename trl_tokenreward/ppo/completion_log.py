@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import TrainerCallback
 
-from ..reward_model.scoring import ScoredRow, ScoredRows, ScoredText, token_texts
+from ..reward_model.scoring import token_texts
+from ..views.scored_rows import ScoredRows
+from ..views.scored_text import ScoredRow, ScoredText
 from .rollout import Rollout
 from .trackers import log_to_trackers
 

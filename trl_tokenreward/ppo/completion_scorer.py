@@ -5,162 +5,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..nn.unpadding import groups_by_length, right_packed, without_peft
-from ..reward_model.modeling import TokenRewardModel, is_causal
-from .functional import masked_mean, place_at_last, potential_differences, redistribute
+from ..nn.modules import without_peft
+from ..nn.unpadding import groups_by_length
+from ..reward_model.modeling import TokenRewardModel
+from ..reward_model.readout import (
+    architecture,
+    check_scorer,
+    has_sequence_score,
+    has_token_scores,
+    prefix_scores,
+    token_scores,
+)
+from .functional import place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
-
-
-def _architecture(model: nn.Module) -> str:
-    return type(without_peft(model)).__name__
-
-
-def has_token_scores(model: nn.Module) -> bool:
-    """Whether the model scores single tokens: a `TokenRewardModel`, or a token classifier."""
-    return isinstance(without_peft(model), TokenRewardModel) or _architecture(model).endswith("ForTokenClassification")
-
-
-def has_sequence_score(model: nn.Module) -> bool:
-    """Whether the model scores whole texts: a `TokenRewardModel`, or a sequence classifier with a head named `score`."""
-    base = without_peft(model)
-    return isinstance(base, TokenRewardModel) or (
-        _architecture(model).endswith("ForSequenceClassification") and hasattr(base, "score")
-    )
-
-
-def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The sequence head at every column: the potential phi_t of a reward model, the values of a value model.
-
-    A sequence classifier's own forward pass is not used, since it finds the last token by `ids != pad_token_id`.
-
-    Args:
-        model (`nn.Module`):
-            For which [`has_sequence_score`] holds, under PEFT or not.
-        input_ids (`Tensor`):
-            Shape (B, L).
-        attention_mask (`Tensor`):
-            Shape (B, L).
-
-    Returns:
-        `Tensor`: Shape (B, L), float32.
-    """
-    return _read_packed(model, input_ids, attention_mask, packed_prefix_scores)
-
-
-def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The token head at every column, shape (B, L), float32, of a model for which [`has_token_scores`] holds."""
-    return _read_packed(model, input_ids, attention_mask, packed_token_scores)
-
-
-def packed_prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """[`prefix_scores`] of right-packed rows. A causal model needs no `attention_mask` for them, see [`~nn.unpadding`]."""
-    base = without_peft(model)
-    if isinstance(base, TokenRewardModel):
-        return base(input_ids=input_ids).prefix_scores
-    mask = None if is_causal(base) else attention_mask
-    hidden_states = base.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return base.score(hidden_states).squeeze(-1).float()
-
-
-def packed_token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """[`token_scores`] of right-packed rows."""
-    base = without_peft(model)
-    if isinstance(base, TokenRewardModel):
-        return base(input_ids=input_ids).token_scores
-    # A token classifier may be an encoder. Not all of those count positions from 0, so none is told positions.
-    mask = None if is_causal(base) else attention_mask
-    return base(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
-
-
-def _read_packed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, read: Callable[..., Tensor]) -> Tensor:
-    """`read` of right-packed rows, back in the columns that their tokens came from."""
-    ids, columns = right_packed(input_ids, attention_mask)
-    scores = read(model, ids, attention_mask.gather(1, columns))
-    return scores.new_zeros(input_ids.shape).scatter(1, columns, scores)
-
-
-def check_adapter(model: nn.Module, argument: str) -> None:
-    """Raise a `ValueError` if `model` has an adapter of virtual tokens: they are no part of the model under the wrapper,
-    and every position would shift."""
-    for config in model.peft_config.values() if is_peft_model(model) else ():
-        if config.is_prompt_learning:
-            raise ValueError(
-                f"`{argument}` has an adapter of the type {config.peft_type.value}, which adds virtual tokens: use one that "
-                "changes layers, such as LoRA."
-            )
-
-
-def check_scorer(model: nn.Module, argument: str) -> None:
-    """Raise a `TypeError` or `ValueError` unless `model` is a supported reward (or value) model with one label."""
-    check_adapter(model, argument)
-    if not (has_token_scores(model) or has_sequence_score(model)):
-        raise TypeError(
-            f"`{argument}` is a {_architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, or an "
-            "AutoModelForSequenceClassification of a decoder (with a head named `score`)."
-        )
-    if without_peft(model).config.num_labels != 1:
-        raise ValueError(
-            f"`{argument}` has `num_labels={without_peft(model).config.num_labels}`; a score needs one: load it with "
-            "`num_labels=1`."
-        )
-
-
-def shape_scores(
-    scores: Tensor,
-    completion_mask: Tensor,
-    *,
-    signal: str,
-    log_sigmoid: bool = False,
-    scale: float = 1.0,
-    center: bool = False,
-    clip: float | None = None,
-    average: bool = False,
-) -> Tensor:
-    """Take the log-sigmoid of raw scores, scale, centre, clip and average them, in this order.
-
-    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
-    tokens of the batch, and then `s / length` if `average`. Where a score is the log-odds that an annotator would leave a
-    token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
-    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much.
-    `signal="sequence_score"` does the same to each row's sum and puts the difference on its last token, so that potential
-    differences stay what they are.
-
-    Args:
-        scores (`Tensor`):
-            Shape (B, T): the whole batch's, of all processes.
-        completion_mask (`Tensor`):
-            Shape (B, T).
-
-    Returns:
-        `Tensor`: Shape (B, T).
-    """
-    if log_sigmoid:
-        if signal == "sequence_score":
-            raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
-        scores = nn.functional.logsigmoid(scores) * completion_mask
-    if average and signal == "sequence_score":
-        raise ValueError("`average_token_scores` has no effect on a sequence score, which is not a sum over tokens.")
-    scores = scale * scores
-    if signal == "token_scores":
-        if center:
-            scores = scores - masked_mean(scores, completion_mask)
-        if clip is not None:
-            scores = scores.clamp(-clip, clip)
-        if average:
-            scores = scores / completion_mask.sum(1, keepdim=True)
-        return scores
-    totals = (scores * completion_mask).sum(1)
-    shaped = totals - totals.mean() if center else totals
-    if clip is not None:
-        shaped = shaped.clamp(-clip, clip)
-    return scores + place_at_last(shaped - totals, completion_mask)
 
 
 class CompletionScorer:
@@ -204,7 +67,7 @@ class CompletionScorer:
             signal = signal or ("token_scores" if has_token_scores(reward) else "sequence_score")
             offered = {"token_scores": has_token_scores(reward), "sequence_score": has_sequence_score(reward)}
             if not offered[signal]:
-                raise ValueError(f"`reward_signal={signal!r}`, but a {_architecture(reward)} does not give that.")
+                raise ValueError(f"`reward_signal={signal!r}`, but a {architecture(reward)} does not give that.")
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
                 raise ValueError(

@@ -9,64 +9,14 @@ output at the token's own column, after it.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-
-def _check_shapes(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    if tensor.shape != like.shape:
-        raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, but `{like_name}` has shape {tuple(like.shape)}.")
-
-
-def _zero_masked(values: Tensor, mask: Tensor) -> Tensor:
-    # `where`, not a product: infinities and NaN in masked places must not survive.
-    return torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device))
-
-
-# --- masked statistics ---------------------------------------------------------------------------------------------
-
-
-def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum of `values` where `mask` is 1, over `dim` or over everything. `values` and `mask` have one shape."""
-    _check_shapes("mask", mask, "values", values)
-    values = _zero_masked(values, mask)
-    return values.sum() if dim is None else values.sum(dim)
-
-
-def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of `values` where `mask` is 1, over `dim` or over everything; 0 where nothing counts."""
-    total = masked_sum(values, mask, dim)
-    count = mask.sum() if dim is None else mask.sum(dim)
-    return total / count.clamp(min=1)
-
-
-def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Scale `values` to unit variance over the places where `mask` is 1, which become 0 elsewhere.
-
-    The variance is the unbiased one. With fewer than two places that count there is no variance: the values are then only
-    shifted, so that a single trained token gets the advantage 0 and not NaN.
-
-    Args:
-        values (`Tensor`):
-            Shape (B, T).
-        mask (`Tensor`):
-            Shape (B, T).
-        shift_mean (`bool`, *optional*, defaults to `True`):
-            Whether to make the mean 0. If `False` the mean is kept.
-        eps (`float`, *optional*, defaults to `1e-8`):
-            Added to the variance.
-    """
-    mean = masked_mean(values, mask)
-    centred = _zero_masked(values - mean, mask)
-    count = mask.sum()
-    if count > 1:
-        variance = centred.square().sum() / (count - 1)
-        centred = centred * torch.rsqrt(variance + eps)
-    return centred if shift_mean else _zero_masked(centred + mean, mask)
+from ..nn.masked import check_shapes, masked_mean, zero_masked
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's correlation of two vectors of shape (N,); 0 where either does not vary."""
-    _check_shapes("y", y, "x", x)
+    check_shapes("y", y, "x", x)
     x, y = x.float() - x.float().mean(), y.float() - y.float().mean()
     scale = (x.square().sum() * y.square().sum()).sqrt()
     return torch.where(scale > 0, (x * y).sum() / scale.clamp(min=1e-30), torch.zeros_like(scale))
@@ -86,7 +36,7 @@ def repeated_ngrams(ids: Tensor, mask: Tensor, n: int) -> Tensor:
     Returns:
         `Tensor`: Shape (B,), between 0 and 1; 0 for a row with fewer than n tokens.
     """
-    _check_shapes("mask", mask, "ids", ids)
+    check_shapes("mask", mask, "ids", ids)
     counts = (mask.sum(1) - n + 1).clamp(min=0)
     if not bool((counts > 0).any()):
         return torch.zeros(len(ids), device=ids.device)
@@ -121,9 +71,9 @@ def potential_differences(prefix_scores: Tensor, completion_mask: Tensor) -> Ten
     Returns:
         `Tensor`: Shape (B, T), 0 where the mask is 0.
     """
-    _check_shapes("completion_mask", completion_mask, "prefix_scores", prefix_scores)
+    check_shapes("completion_mask", completion_mask, "prefix_scores", prefix_scores)
     previous = torch.cat([torch.zeros_like(prefix_scores[:, :1]), prefix_scores[:, :-1]], dim=1)
-    return _zero_masked(prefix_scores - previous, completion_mask)
+    return zero_masked(prefix_scores - previous, completion_mask)
 
 
 def place_at_last(scores: Tensor, completion_mask: Tensor) -> Tensor:
@@ -155,8 +105,8 @@ def redistribute(
     Returns:
         `Tensor`: Shape (B, T); each row has the sum that it had, and is 0 where the mask is 0.
     """
-    _check_shapes("completion_mask", completion_mask, "token_scores", token_scores)
-    scores = _zero_masked(token_scores, completion_mask)
+    check_shapes("completion_mask", completion_mask, "token_scores", token_scores)
+    scores = zero_masked(token_scores, completion_mask)
     if density == "token":
         return scores
     if density == "sequence":
@@ -165,7 +115,7 @@ def redistribute(
         raise ValueError(f"`density` must be 'token', 'sentence' or 'sequence', got {density!r}.")
     if sentence_ends is None:
         raise ValueError("`sentence_ends` is needed by the density 'sentence'.")
-    _check_shapes("sentence_ends", sentence_ends, "token_scores", token_scores)
+    check_shapes("sentence_ends", sentence_ends, "token_scores", token_scores)
     ends = place_at_last(torch.ones_like(scores[:, 0]), completion_mask).bool()
     ends |= sentence_ends.bool() & completion_mask.bool()
     # The sum of a sentence is the running total at its end less the running total at the end before it; where that end
@@ -183,7 +133,7 @@ def kl_per_token(per_token_logps: Tensor, ref_per_token_logps: Tensor, estimator
 
     `"k1"` is log(p/q): unbiased, of either sign. `"k3"` is (q/p - 1) - log(q/p): unbiased, never negative.
     """
-    _check_shapes("ref_per_token_logps", ref_per_token_logps, "per_token_logps", per_token_logps)
+    check_shapes("ref_per_token_logps", ref_per_token_logps, "per_token_logps", per_token_logps)
     log_ratio = ref_per_token_logps - per_token_logps
     if estimator == "k1":
         return -log_ratio
@@ -194,9 +144,9 @@ def kl_per_token(per_token_logps: Tensor, ref_per_token_logps: Tensor, estimator
 
 def token_level_rewards(token_level_scores: Tensor, kl: Tensor, completion_mask: Tensor, kl_coef: float) -> Tensor:
     """r_t = s_t - kl_coef * KL_t on real tokens, 0 elsewhere. All of shape (B, T). (Ziegler et al., 2019)"""
-    _check_shapes("token_level_scores", token_level_scores, "kl", kl)
-    _check_shapes("completion_mask", completion_mask, "kl", kl)
-    return _zero_masked(token_level_scores - kl_coef * kl, completion_mask)
+    check_shapes("token_level_scores", token_level_scores, "kl", kl)
+    check_shapes("completion_mask", completion_mask, "kl", kl)
+    return zero_masked(token_level_scores - kl_coef * kl, completion_mask)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> float:
@@ -254,9 +204,9 @@ def gae(
     Returns:
         `tuple[Tensor, Tensor]`: Advantages and returns of shape (B, T), 0 where the mask is 0.
     """
-    _check_shapes("values", values, "rewards", rewards)
-    _check_shapes("completion_mask", completion_mask, "rewards", rewards)
-    rewards, values = _zero_masked(rewards, completion_mask), _zero_masked(values, completion_mask)
+    check_shapes("values", values, "rewards", rewards)
+    check_shapes("completion_mask", completion_mask, "rewards", rewards)
+    rewards, values = zero_masked(rewards, completion_mask), zero_masked(values, completion_mask)
     batch_size, length = rewards.shape
     if bootstrap_values is None:
         bootstrap_values = torch.zeros_like(rewards[:, 0])
@@ -273,7 +223,7 @@ def gae(
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         next_value = torch.where(mask[:, t], values[:, t], next_value)
         advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
-    return advantages, _zero_masked(advantages + values, completion_mask)
+    return advantages, zero_masked(advantages + values, completion_mask)
 
 
 def length_advantages(completion_mask: Tensor) -> Tensor:
@@ -333,13 +283,13 @@ def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float)
         `tuple[Tensor, float]`: The advantages, of shape (B, T) and 0 where the mask is 0, and b, in reward for a token; 0 where
         all completions have the same length.
     """
-    _check_shapes("completion_mask", completion_mask, "advantages", advantages)
-    advantages, along = _zero_masked(advantages, completion_mask), length_advantages(completion_mask)
+    check_shapes("completion_mask", completion_mask, "advantages", advantages)
+    advantages, along = zero_masked(advantages, completion_mask), length_advantages(completion_mask)
     square = along.square().sum()
     if square == 0:
         return advantages, 0.0
     error = min(max((target - mean_length(completion_mask)) / target, -0.3), 0.3)
-    centred = _zero_masked(advantages - masked_mean(advantages, completion_mask), completion_mask)
+    centred = zero_masked(advantages - masked_mean(advantages, completion_mask), completion_mask)
     bonus = 3 * error * (centred.square().sum() / square).sqrt() - (advantages * along).sum() / square
     return advantages + bonus * along, float(bonus)
 
@@ -357,8 +307,8 @@ def policy_losses(
     Returns:
         `tuple[Tensor, Tensor, Tensor]`: The losses, whether the clipped side was the larger, and the ratios, of shape (B, T).
     """
-    _check_shapes("old_per_token_logps", old_per_token_logps, "per_token_logps", per_token_logps)
-    _check_shapes("advantages", advantages, "per_token_logps", per_token_logps)
+    check_shapes("old_per_token_logps", old_per_token_logps, "per_token_logps", per_token_logps)
+    check_shapes("advantages", advantages, "per_token_logps", per_token_logps)
     ratio = torch.exp(per_token_logps - old_per_token_logps)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
@@ -373,8 +323,59 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_
     Returns:
         `tuple[Tensor, Tensor]`: The losses and whether the clipped side was the larger, of shape (B, T).
     """
-    _check_shapes("old_values", old_values, "values", values)
-    _check_shapes("returns", returns, "values", values)
+    check_shapes("old_values", old_values, "values", values)
+    check_shapes("returns", returns, "values", values)
     unclipped = (values - returns).square()
     clipped = (values.clamp(old_values - cliprange_value, old_values + cliprange_value) - returns).square()
     return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def shape_scores(
+    scores: Tensor,
+    completion_mask: Tensor,
+    *,
+    signal: str,
+    log_sigmoid: bool = False,
+    scale: float = 1.0,
+    center: bool = False,
+    clip: float | None = None,
+    average: bool = False,
+) -> Tensor:
+    """Take the log-sigmoid of raw scores, scale, centre, clip and average them, in this order.
+
+    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
+    tokens of the batch, and then `s / length` if `average`. Where a score is the log-odds that an annotator would leave a
+    token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
+    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much.
+    `signal="sequence_score"` does the same to each row's sum and puts the difference on its last token, so that potential
+    differences stay what they are.
+
+    Args:
+        scores (`Tensor`):
+            Shape (B, T): the whole batch's, of all processes.
+        completion_mask (`Tensor`):
+            Shape (B, T).
+
+    Returns:
+        `Tensor`: Shape (B, T).
+    """
+    if log_sigmoid:
+        if signal == "sequence_score":
+            raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
+        scores = nn.functional.logsigmoid(scores) * completion_mask
+    if average and signal == "sequence_score":
+        raise ValueError("`average_token_scores` has no effect on a sequence score, which is not a sum over tokens.")
+    scores = scale * scores
+    if signal == "token_scores":
+        if center:
+            scores = scores - masked_mean(scores, completion_mask)
+        if clip is not None:
+            scores = scores.clamp(-clip, clip)
+        if average:
+            scores = scores / completion_mask.sum(1, keepdim=True)
+        return scores
+    totals = (scores * completion_mask).sum(1)
+    shaped = totals - totals.mean() if center else totals
+    if clip is not None:
+        shaped = shaped.clamp(-clip, clip)
+    return scores + place_at_last(shaped - totals, completion_mask)

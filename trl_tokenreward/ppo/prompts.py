@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from .._trl import get_dataset_column_names, pad, trl_tokenize
-from ..data.preprocessing import preference_prompt
+from ..data.formats import preference_prompt
 
 
 class Prompts(NamedTuple):

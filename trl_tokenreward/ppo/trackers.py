@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from transformers import TrainerCallback, logging
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..inspection.report import visible
-from ..reward_model.scoring import ScoredRow, ScoredText, shown_blanks
-from ..views.html import BAD_RGB, GOOD_RGB, LOW, STRONGEST, colour_limit
+from ..utils.text import visible
+from ..views.colours import BAD_RGB, GOOD_RGB, LOW, STRONGEST, colour_limit
+from ..views.scored_text import ScoredRow, ScoredText, shown_blanks
 
 
 if TYPE_CHECKING:

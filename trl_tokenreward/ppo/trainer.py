@@ -20,6 +20,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import speed_metrics
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer, disable_dropout_in_model
+from ..nn.masked import masked_mean, masked_sum, masked_whiten
+from ..nn.modules import check_own_forward, independent_copy, without_peft
 from ..nn.sharding import (
     check_sharding,
     copied,
@@ -33,20 +35,19 @@ from ..nn.sharding import (
     shard_frozen,
     unsharded,
 )
-from ..nn.unpadding import group_sizes, groups_by_length, right_packed, state_columns, without_peft
+from ..nn.unpadding import group_sizes, groups_by_length, right_packed, state_columns
 from ..reward_model.modeling import TokenRewardModel
+from ..reward_model.readout import check_adapter, check_scorer, has_sequence_score
 from .completion_log import CompletionLog
-from .completion_scorer import CompletionScorer, RewardFunction, check_adapter, check_scorer, has_sequence_score
+from .completion_scorer import CompletionScorer, RewardFunction
 from .config import FineGrainedPPOConfig
+from .forward import PolicyAndValue, completion_logps, completion_values
 from .functional import (
     adapted_kl_coef,
     correlation,
     gae,
     hold_mean_length,
     kl_per_token,
-    masked_mean,
-    masked_sum,
-    masked_whiten,
     mean_length,
     policy_losses,
     repeated_ngrams,
@@ -55,17 +56,8 @@ from .functional import (
 )
 from .prompts import DataCollatorForPrompts, Prompts, PromptSource, join, prepare_prompts
 from .reward_hacking import RewardHackingCallback
-from .rollout import (
-    Completions,
-    PolicyAndValue,
-    Rollout,
-    check_own_forward,
-    completion_logps,
-    completion_values,
-    generate,
-    independent_copy,
-    uniforms,
-)
+from .rollout import Completions, Rollout
+from .sampling import generate, uniforms
 from .vllm import VLLMEngine
 
 

@@ -30,10 +30,6 @@ class TokenRewardModelConfig(PreTrainedConfig):
     has_no_defaults_at_init = True  # early releases of transformers 5 make one without arguments where this is not said
 
     def __init__(self, text_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs):
-        # A checkpoint needs its model class only once its configuration is read, so this is where the auto classes get
-        # to know it: `import trl_tokenreward` and `AutoTokenizer` stay free of modeling code.
-        from . import modeling  # noqa: F401
-
         self.text_config = _backbone_config(text_config)
         id2label = kwargs.get("id2label") or {0: "LABEL_0"}
         for num_labels in {kwargs.setdefault("num_labels", 1), len(id2label)} - {1}:
@@ -109,6 +105,3 @@ def _backbone_config(text_config: PreTrainedConfig | dict[str, Any] | None) -> P
             "`TokenRewardModel.from_backbone`."
         )
     return text_config
-
-
-AutoConfig.register(TokenRewardModelConfig.model_type, TokenRewardModelConfig, exist_ok=True)

@@ -14,11 +14,13 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.preprocessing import SIDES, DataCollatorForTokenReward, prepare_dataset
-from ..nn.unpadding import without_peft
+from ..data.collator import DataCollatorForTokenReward
+from ..data.formats import SIDES
+from ..data.preprocessing import prepare_dataset
+from ..nn.modules import evaluation_mode, without_peft
 from ..utils.statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
-from .losses import edit_pair_wins, token_auroc
-from .modeling import TokenRewardModel, evaluation_mode
+from .metrics import edit_pair_wins, token_auroc
+from .modeling import TokenRewardModel
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class TokenRewardReport:
 
     Args:
         rows (`int`), left_out (`dict[str, int]`):
-            Pairs that were measured, and [`~data.preprocessing.LeftOut`]'s counts.
+            Pairs that were measured, and [`~data.dropped.DroppedRows`]'s counts.
         sequence_accuracy ([`~utils.statistics.Estimate`]):
             Share of pairs whose chosen side scores higher as a whole.
         token_accuracy ([`~utils.statistics.Estimate`]):

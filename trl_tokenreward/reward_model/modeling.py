@@ -2,11 +2,11 @@
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    BatchEncoding,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +25,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, is_peft_available, logging
 
 from .configuration import TokenRewardModelConfig
+from .text_scores import TextScores, columns_of_text, scores_of_ids
 
 
 logger = logging.get_logger(__name__)
@@ -70,48 +70,6 @@ class TokenRewardOutput(ModelOutput):
     prefix_scores: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-
-
-class TextScores(NamedTuple):
-    """
-    Scores of one text, as [`TokenRewardModel.score_texts`] gives them. The three lists have one entry for each token of
-    the text.
-
-    Args:
-        text (`str`):
-            The text.
-        score (`float`):
-            Score of the whole sequence.
-        token_scores (`list[float]`):
-            Score of each token.
-        tokens (`list[str]`):
-            The tokens, as the tokenizer names them.
-        spans (`list[tuple[int, int]]`):
-            Characters of `text` that each token stands for, `text[start:end]`. Where the tokenizer cuts a character into
-            several tokens, they have the same span.
-    """
-
-    text: str
-    score: float
-    token_scores: list[float]
-    tokens: list[str]
-    spans: list[tuple[int, int]]
-
-    def _repr_html_(self) -> str:
-        """The text in a notebook, its tokens coloured by their scores."""
-        from ..views.page import notebook_html
-        from .scoring import ScoredRow, ScoredRows, ScoredText
-
-        return notebook_html(ScoredRows("", [ScoredRow("", "", [ScoredText.from_text_scores(self)])]))
-
-
-class IdsScores(NamedTuple):
-    """Scores of one sequence of L token ids: of the whole, of each token, and of each prefix (see
-    [`TokenRewardOutput`])."""
-
-    score: float
-    token_scores: list[float]
-    prefix_scores: list[float]
 
 
 class ScoreHead(nn.Linear):
@@ -479,7 +437,7 @@ class TokenRewardModel(PreTrainedModel):
         results = []
         scores = scores_of_ids(self, [encoding["input_ids"] for encoding in encodings], batch_size)
         for encoding, prompt, text, of_ids in zip(encodings, prompts, texts, scores, strict=True):
-            columns, spans = _columns_of_text(encoding, prompt, text)
+            columns, spans = columns_of_text(encoding, prompt, text)
             results.append(
                 TextScores(
                     text=text,
@@ -571,12 +529,6 @@ def _real_columns(attention_mask: Tensor) -> Tensor:
     return real
 
 
-def is_causal(backbone: nn.Module) -> bool:
-    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that do."""
-    said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
-    return bool(said) and all(said)
-
-
 def _check_causal(backbone: PreTrainedModel) -> None:
     for name, module in backbone.named_modules():
         if getattr(module, "is_causal", True) is False:
@@ -635,66 +587,3 @@ def _check_strings(name: str, values: Sequence[str]) -> None:
     for index, value in enumerate(values):
         if not isinstance(value, str):
             raise TypeError(f"`{name}` must hold strings, but number {index} is a {type(value).__name__}.")
-
-
-def _columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Columns of the tokens that stand for characters of `text`, and which: all that the tokenizer read was the prompt,
-    the text and perhaps an EOS token."""
-    offset = len(prompt)
-    whole = prompt + text
-    columns, spans = [], []
-    for column, (start, end) in enumerate(encoding["offset_mapping"]):
-        # Byte-level tokenizers that trim white space off their spans leave nothing to a token of white space.
-        if 0 < start == end <= len(whole) and whole[start - 1].isspace():
-            start -= 1
-        # What the tokenizer adds of its own, such as BOS, has the span (0, 0).
-        if offset < end and start < len(whole):
-            columns.append(column)
-            spans.append((max(start, offset) - offset, min(end, len(whole)) - offset))
-    return columns, spans
-
-
-@torch.no_grad()
-def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int = 8) -> list[IdsScores]:
-    """Scores of sequences of token ids, in order. Those of like length go through the model together.
-
-    Args:
-        model ([`TokenRewardModel`] or `PeftModel`):
-            The model, or an adapter around one. Its mode, training or evaluation, is restored.
-        sequences (`Sequence[Sequence[int]]`):
-            Token ids, at least one in each.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Sequences in one forward pass.
-    """
-    results: list[IdsScores | None] = [None] * len(sequences)
-    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    device = next(model.parameters()).device
-    with evaluation_mode(model):
-        for start in range(0, len(sequences), batch_size):
-            rows = by_length[start : start + batch_size]
-            ids = [torch.tensor(sequences[index]) for index in rows]
-            mask = [torch.ones_like(row) for row in ids]
-            output = model(
-                input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device),
-                attention_mask=nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
-            )
-            per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
-            for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
-                results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))
-    return results
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module is in the mode it was in, for they need not all be in the same."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-AutoModel.register(TokenRewardModelConfig, TokenRewardModel, exist_ok=True)
-AutoModelForSequenceClassification.register(TokenRewardModelConfig, TokenRewardModel, exist_ok=True)

@@ -6,30 +6,24 @@ They show themselves on a terminal and in a notebook, and [`ScoredRows.write_pag
 
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from ..data.preprocessing import SIDES, RowPreparer, row_format
-from ..inspection.report import visible
-from ..nn.unpadding import without_peft
+from ..data.formats import SIDES, row_format
+from ..data.preprocessing import RowPreparer
+from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
-from ..views.html import LOW, colour_limit, number
+from ..views.scored_rows import ScoredRows
+from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
-from .modeling import TextScores, TokenRewardModel, scores_of_ids
+from .modeling import TokenRewardModel
+from .text_scores import scores_of_ids
 
 
 Signal = Literal["token_scores", "sequence_score"]
@@ -38,187 +32,6 @@ Signal = Literal["token_scores", "sequence_score"]
 _CHUNK = 256
 # The bytes of one character, so the most tokens that may have to wait for each other.
 _LONGEST_CHARACTER = 4
-
-
-class Shown(NamedTuple):
-    """The tokens that are shown as one piece: a character may be made of several.
-
-    Args:
-        text (`str`):
-            Their text.
-        start, stop (`int`):
-            The tokens, `tokens[start:stop]`.
-    """
-
-    text: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """A text of L tokens, with one or more numbers for each.
-
-    Args:
-        tokens (`Sequence[str]`):
-            What each token adds to the text: joined, they are the text. A token that only completes the character of the
-            token before it has `""`.
-        series (`Mapping[str, Sequence[float | None]]`):
-            Name to L numbers, `None` where there is none. The first series is the one that is coloured.
-        name (`str`, *optional*):
-            What tells the text from the others of its row: a side, or a model.
-        numbers (`Mapping[str, float]`, *optional*):
-            Numbers of the whole text, by name.
-        edited (`Sequence[bool]`, *optional*):
-            L: whether the edit took this token out, or put it in.
-        edit (`"delete"` or `"insert"`, *optional*):
-            Which of the two it did. `None`: the text is no side of an edit.
-
-    Raises:
-        ValueError: If lengths differ, or a number is not finite.
-    """
-
-    tokens: Sequence[str]
-    series: Mapping[str, Sequence[float | None]]
-    name: str = ""
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    edited: Sequence[bool] = ()
-    edit: Literal["delete", "insert"] | None = None
-
-    def __post_init__(self):
-        lengths = {name: len(values) for name, values in self.series.items()}
-        if self.edit is not None:
-            lengths["edited"] = len(self.edited)
-        for name, length in lengths.items():
-            if length != len(self.tokens):
-                raise ValueError(f"`{name}` has {length} entries for {len(self.tokens)} tokens.")
-        for name, values in self.series.items():
-            for token, value in zip(self.tokens, values, strict=True):
-                if value is not None and not math.isfinite(value):
-                    raise ValueError(
-                        f"the {name} of the token {token!r} is {value}; a token without a {name} has None."
-                    )
-
-    @classmethod
-    def from_text_scores(cls, scores: TextScores) -> "ScoredText":
-        """What [`TokenRewardModel.score_texts`] gives. Characters that are in no token's span go to the token after them."""
-        tokens, reached = [], 0
-        for _, end in scores.spans:
-            tokens.append(scores.text[reached : max(reached, end)])
-            reached = max(reached, end)
-        if tokens:
-            tokens[-1] += scores.text[reached:]
-        return cls(tokens, {"score": scores.token_scores}, numbers={"sequence score": scores.score})
-
-    @property
-    def text(self) -> str:
-        return "".join(self.tokens)
-
-    def pieces(self) -> list[Shown]:
-        """The tokens as they are shown, in order. Those without a text of their own are shown with the one before, or, at
-        the beginning, with the one after."""
-        starts = [i for i, token in enumerate(self.tokens) if token]
-        if not starts:
-            return []
-        stops = [*starts[1:], len(self.tokens)]
-        return [
-            Shown(self.tokens[start], start if i else 0, stop)
-            for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
-        ]
-
-    def mean(self, name: str, piece: Shown) -> float | None:
-        """The mean of a series over the tokens of a piece: what it is coloured by."""
-        values = [value for value in self.series[name][piece.start : piece.stop] if value is not None]
-        return sum(values) / len(values) if values else None
-
-    def is_edited(self, piece: Shown) -> bool:
-        return self.edit is not None and any(self.edited[piece.start : piece.stop])
-
-
-@dataclass(frozen=True)
-class ScoredRow:
-    """Texts that belong together, such as both sides of an edit, or one text as two models see it.
-
-    Args:
-        name (`str`):
-            Its heading.
-        prompt (`str`):
-            What stands before the texts.
-        texts (`Sequence[ScoredText]`):
-            The texts.
-        step (`int`, *optional*):
-            The training step at which they were sampled.
-    """
-
-    name: str
-    prompt: str
-    texts: Sequence[ScoredText]
-    step: int | None = None
-
-    @property
-    def columns(self) -> int:
-        """How many texts stand side by side where there is room."""
-        return len(self.texts) if len(self.texts) < 4 else 2
-
-
-@dataclass(frozen=True)
-class ScoredRows(Sequence):
-    """Scored texts, a sequence of [`ScoredRow`].
-
-    On a terminal, `rich.print` prints them; at the end of a notebook's cell they show themselves.
-
-    Args:
-        title (`str`):
-            What they are, such as the name of the model.
-        rows (`Sequence[ScoredRow]`):
-            The rows. All their texts have the same series.
-        left_out (`Sequence[str]`, *optional*):
-            What was left out and why, one sentence each.
-    """
-
-    title: str
-    rows: Sequence[ScoredRow]
-    left_out: Sequence[str] = ()
-
-    def __getitem__(self, index):
-        return self.rows[index] if isinstance(index, int) else ScoredRows(self.title, self.rows[index], self.left_out)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @cached_property
-    def limits(self) -> dict[str, float]:
-        """Series to the magnitude that gets the strongest colour, see [`~views.html.colour_limit`]."""
-        texts = [text for row in self.rows for text in row.texts]
-        names = dict.fromkeys(name for text in texts for name in text.series)
-        return {
-            name: colour_limit(v for text in texts for v in text.series.get(name, ()) if v is not None)
-            for name in names
-        }
-
-    def write_page(self, path: str | Path, *, limit: int = 1000, seed: int = 0) -> Path:
-        """Writes them as a page, see [`~views.page.write_page`]."""
-        from ..views.page import write_page
-
-        return write_page(self, path, limit=limit, seed=seed)
-
-    def _repr_html_(self) -> str:
-        from ..views.page import notebook_html
-
-        return notebook_html(self)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(visible(self.title), style="bold")
-        for sentence in self.left_out:
-            yield Text(sentence)
-        for series, limit in islice(self.limits.items(), 1):
-            yield _legend(series, limit)
-            for row in self.rows:
-                yield Text("")
-                yield from _row_lines(row, series, limit, console, options.max_width)
-
-
-# --- scoring -------------------------------------------------------------------------------------------------------
 
 
 class TokenScorer:
@@ -532,114 +345,3 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context:
         texts[done] = added
         before, done = done, stop
     return texts[given:]
-
-
-# --- on a terminal -------------------------------------------------------------------------------------------------
-
-# Share of the scale, either way, from where on a style is used. On a light and on a dark terminal each can be read.
-_GOOD_STYLES = (
-    (0.75, Style(color="#ffffff", bgcolor="#2166ac")),
-    (0.4, Style(color="#000000", bgcolor="#92c5de")),
-    (0.1, Style(color="#4393c3")),
-)
-_BAD_STYLES = (
-    (0.75, Style(color="#000000", bgcolor="#e66101")),
-    (0.4, Style(color="#000000", bgcolor="#fdb863")),
-    (0.1, Style(color="#d97706")),
-)
-_SIDE_BY_SIDE = 100  # columns of a terminal from where on texts stand side by side
-
-
-def _style(value: float, limit: float) -> Style:
-    share = value / limit
-    styles = _GOOD_STYLES if share > 0 else _BAD_STYLES
-    style = next((style for least, style in styles if abs(share) >= least), Style())
-    return style + Style(bold=True) if share <= -LOW else style
-
-
-def _legend(series: str, limit: float) -> Text:
-    text = Text(f"{series}: ")
-    for share in (-1, -0.5, -0.25, 0, 0.25, 0.5, 1):
-        sign = "-" if share < 0 else "+" if share else ""
-        text.append(f" {sign}{number(abs(share) * limit)} ", style=_style(share * limit, limit))
-    return text.append(f"  bold: -{number(LOW * limit)} or less", style="dim")
-
-
-def _row_lines(row: ScoredRow, series: str, limit: float, console: Console, width: int) -> Iterator[Any]:
-    yield Text(row.name, style="bold")
-    if prompt := visible(compact(row.prompt)):
-        yield from _indented(Text(prompt, style="dim"), console, width)
-    cells = [_text_cell(text, series, limit) for text in row.texts]
-    if row.columns > 1 and width >= _SIDE_BY_SIDE:
-        grid = Table.grid(padding=(0, 0, 0, 2), pad_edge=True, expand=True)
-        for _ in range(row.columns):
-            grid.add_column(ratio=1)
-        for i in range(0, len(cells), row.columns):
-            grid.add_row(*cells[i : i + row.columns])
-        yield grid
-    else:
-        for cell in cells:
-            yield from _indented(cell, console, width)
-
-
-def _indented(text: Text, console: Console, width: int) -> Iterator[Text]:
-    """Its lines, without the blanks at their ends that rich's own padding adds."""
-    for line in text.wrap(console, max(1, width - 2)):
-        yield Text("  ").append_text(line)
-
-
-def _text_cell(text: ScoredText, series: str, limit: float) -> Text:
-    head = ", ".join([*filter(None, [visible(text.name)]), *numbers_text(text.numbers)])
-    cell = Text(f"{head}\n" if head else "", style="")
-    cell.stylize("bold", 0, len(head))
-    marks = {"delete": ("[-", "-]", "strike"), "insert": ("{+", "+}", "underline")}
-    inside = False
-    for piece in text.pieces():
-        edited = text.is_edited(piece)
-        blank, word = split_blank(shown_blanks(visible(piece.text)))
-        if inside and not edited:
-            cell.append(marks[text.edit][1])
-        cell.append(blank)
-        if edited and not inside:
-            cell.append(marks[text.edit][0])
-        inside = edited
-        value = text.mean(series, piece)
-        style = Style() if value is None else _style(value, limit)
-        cell.append(word, style=style + Style.parse(marks[text.edit][2]) if edited else style)
-    if inside:
-        cell.append(marks[text.edit][1])
-    return cell.append(_extremes(text, series), style="dim")
-
-
-def _extremes(text: ScoredText, series: str, number: int = 3) -> str:
-    """The lowest and the highest tokens in words: what can be read without colours, and in a pipe."""
-    values = [(value, piece.text) for piece in text.pieces() if (value := text.mean(series, piece)) is not None]
-    parts = []
-    for name, sign in (("lowest", 1), ("highest", -1)):
-        chosen = sorted(values, key=lambda pair: sign * pair[0])[:number]
-        tokens = (f'"{shown_blanks(visible(token)).strip()}" {value:+.2f}' for value, token in chosen)
-        parts.append(f"{name}: {', '.join(tokens)}")
-    return "\n" + "; ".join(parts) if values else ""
-
-
-def compact(prompt: str) -> str:
-    """A prompt without a dialogue's blank lines, which would only take space."""
-    return re.sub(r"\n{2,}", "\n", prompt.strip())
-
-
-def shown_blanks(text: str) -> str:
-    """A token's text with the white space visible that is not between words: line breaks, tabs, and tokens of nothing
-    else."""
-    if not text.strip(" "):
-        return "␣" * len(text)
-    return text.replace("\n", "↵\n").replace("\t", "⇥\t")
-
-
-def split_blank(text: str) -> tuple[str, str]:
-    """The blanks that a word begins with, and the word. They stay plain, or a line break would strand their colour."""
-    word = text.lstrip(" ")
-    return text[: len(text) - len(word)], word
-
-
-def numbers_text(numbers: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:+.3f}" for name, value in numbers.items()]

@@ -1,9 +1,7 @@
 """Trainer of the token reward model."""
 
 import copy
-import math
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +23,12 @@ from transformers import (
 from trl import RewardTrainer
 
 from .._trl import get_config_model_id
-from ..data.preprocessing import PREPARED_COLUMNS, DataCollatorForTokenReward, LeftOut, prepare_dataset
+from ..data.collator import DataCollatorForTokenReward
+from ..data.dropped import DroppedRows
+from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
 from .config import UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
-from .losses import (
-    edit_classification_loss,
-    edit_pair_wins,
-    edit_ranking_loss,
-    token_auroc,
-    unchanged_classification_loss,
-    unchanged_score_penalty,
-)
+from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
+from .metrics import TokenStatistics
 from .modeling import TokenRewardModel, TokenRewardOutput
 
 
@@ -158,9 +152,9 @@ class TokenRewardTrainer(RewardTrainer):
         if not isinstance(args, TokenRewardConfig):
             raise TypeError(f"`args` must be a `TokenRewardConfig`, got {type(args).__name__}.")
 
-        self._left_out: dict[str, LeftOut] = {}
+        self._left_out: dict[str, DroppedRows] = {}
         self._streams: set[str] = set()
-        self._token_statistics = {"train": _TokenStatistics(), "eval": _TokenStatistics(pool_auroc=True)}
+        self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
         self._eval_name: str | None = None
 
         set_seed(args.seed)  # heads that the checkpoint does not have are initialised at random
@@ -339,7 +333,7 @@ class TokenRewardTrainer(RewardTrainer):
         name, self._eval_name = ("train" if mode == "train" else self._eval_name), None
         if name in self._streams:
             counts = self._left_out[name].counts()
-            for reason in LeftOut.REASONS:
+            for reason in DroppedRows.REASONS:
                 metrics[f"left_out/{reason}"] = [counts[reason]]
         if mode == "eval" and name and name.startswith("eval_"):
             # The parent puts `eval_` before every key, so that one evaluation set's metrics would overwrite another's.
@@ -359,68 +353,6 @@ class TokenRewardTrainer(RewardTrainer):
         )
         card = re.sub(r"```python\n.*?```", lambda _: example, path.read_text("utf-8"), count=1, flags=re.DOTALL)
         path.write_text(card, "utf-8")
-
-
-class _TokenStatistics:
-    """Metrics of the token scores since the last log.
-
-    Args:
-        pool_auroc (`bool`, *optional*, defaults to `False`):
-            Whether the AUROC is that of all batches' tokens together, which keeps them in memory, or the mean of the
-            batches' own.
-    """
-
-    def __init__(self, pool_auroc: bool = False):
-        self.pool_auroc = pool_auroc
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: Counter[str] = Counter()
-        self._tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._aurocs: list[float] = []
-
-    def add(self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
-        """Adds a batch of B pairs; all have the shape (B, 2, L), chosen before rejected."""
-        chosen, rejected = scores.unbind(1)
-        edited_in, edited_out = edited.unbind(1)
-        kinds = {
-            "edited_in": chosen[edited_in],
-            "edited_out": rejected[edited_out],
-            "unchanged": scores[unchanged],
-        }
-        for kind, of_kind in kinds.items():
-            self._sums[f"token_score/{kind}"] += of_kind.double().sum().item()
-            self._sums[f"tokens/{kind}"] += len(of_kind)
-        wins, pairs = edit_pair_wins(chosen, rejected, edited_in, edited_out).sum(0).tolist()
-        self._sums["wins"] += wins
-        self._sums["pairs"] += pairs
-
-        compared = edited_out | unchanged[:, 1]
-        tokens = -rejected[compared], edited_out[compared]
-        if self.pool_auroc:
-            self._tokens.append(tokens)
-        else:
-            auroc = token_auroc(*tokens)
-            if not math.isnan(auroc):
-                self._aurocs.append(auroc)
-
-    def pop(self) -> dict[str, float]:
-        """The metrics, without those that nothing was measured for, and starts anew."""
-        sums, aurocs = self._sums, self._aurocs
-        if self._tokens:
-            scores, labels = (torch.cat(parts) for parts in zip(*self._tokens, strict=True))
-            auroc = token_auroc(scores, labels)
-            aurocs = [] if math.isnan(auroc) else [auroc]
-        metrics = {}
-        if sums["pairs"]:
-            metrics["token_accuracy"] = sums["wins"] / sums["pairs"]
-        if aurocs:
-            metrics["token_auroc"] = sum(aurocs) / len(aurocs)
-        for kind in ("edited_in", "edited_out", "unchanged"):
-            if sums[f"tokens/{kind}"]:
-                metrics[f"token_score/{kind}"] = sums[f"token_score/{kind}"] / sums[f"tokens/{kind}"]
-        self._reset()
-        return metrics
 
 
 def _load_model(

@@ -6,14 +6,15 @@ import os
 import re
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
+
+from .text import quoted_start
+from .validation import check_least
 
 
 logger = logging.get_logger(__name__)
@@ -181,7 +182,7 @@ class EndpointClient:
     def _quote(self, content: bytes) -> str:
         text = content.decode("utf-8", "replace")
         # Some endpoints say which key they refuse.
-        return shorten(text.replace(self._api_key, "<api key>") if self._api_key else text)
+        return quoted_start(text.replace(self._api_key, "<api key>") if self._api_key else text)
 
     def _http_problem(self, error: urllib.error.HTTPError) -> Exception:
         try:
@@ -195,18 +196,6 @@ class EndpointClient:
         if error.code in (401, 403, 404) or error.code < 400:
             return EndpointError(f"{problem}. Check `base_url`, `model` and `api_key` (or OPENAI_API_KEY).")
         return Unanswered(problem, wait=None)
-
-
-def check_least(**arguments: tuple[float, float]) -> None:
-    """Raises a `ValueError` if an argument, given as `name=(value, minimum)`, is below its minimum."""
-    for name, (value, minimum) in arguments.items():
-        if value < minimum:
-            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
-
-
-def shorten(text: str) -> str:
-    """The beginning of a text, quoted."""
-    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def check_template(template: str, needed: Sequence[str]) -> None:
@@ -223,40 +212,3 @@ def fill_template(template: str, prompt: Prompt, **fields: str) -> str:
     fields["prompt"] = prompt
     # In one pass, so that braces in a text stay what they are.
     return re.sub(rf"\{{({'|'.join(fields)})\}}", lambda match: fields[match[1]], template)
-
-
-def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any], *, repair: bool = True) -> list[Any]:
-    """The lines of a JSON Lines file that is being appended to.
-
-    Args:
-        path (`Path`):
-            The file; if there is none, there are no lines.
-        name, content (`str`):
-            What the file and a line of it are, for errors.
-        check (`Callable`):
-            Called with each line; raises if it is something else.
-        repair (`bool`, *optional*, defaults to `True`):
-            Whether to make the folder if need be, and to cut off what a process that was killed left of its last line.
-            Without it the file is only read, and such a rest is not: it may be a line that is being written.
-
-    Raises:
-        `ValueError`: naming the first line that is something else.
-    """
-    if repair:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    data = path.read_bytes() if path.exists() else b""
-    *lines, rest = data.split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-            check(records[-1])
-        except (ValueError, LookupError, TypeError, AttributeError, Unanswered) as error:
-            raise ValueError(
-                f"Line {number} of {name} {path} is no {content}: delete it or name another file."
-            ) from error
-    if rest and repair:
-        logger.warning(f"The last line of {name} {path} is incomplete and is cut off.")
-        with path.open("r+b") as file:
-            file.truncate(len(data) - len(rest))
-    return records

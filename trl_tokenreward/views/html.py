@@ -1,24 +1,16 @@
-"""What all pages have in common: one head that lets nothing in, escaped texts, and the colours of scores."""
+"""The frame of all HTML pages: a head that lets nothing in, escaped texts, and the legend of the colours."""
 
 import base64
 import hashlib
 import html
-from collections.abc import Iterable
 from pathlib import Path
 
-from ..inspection.report import visible
-
-
-# Blue and orange stay apart in all common forms of colour blindness. Nothing is told by colour alone: what is low is dotted
-# as well, and edits are lined.
-GOOD_RGB = (33, 102, 172)
-BAD_RGB = (230, 97, 1)
-STRONGEST = 0.6  # opacity of the strongest colour: the text on it stays legible on a light and on a dark page
-LOW = 0.5  # the share of the scale below 0 from where on a token is dotted
+from ..utils.text import visible
+from .colours import BAD_RGB, GOOD_RGB, LOW, STRONGEST, number, rgba
 
 
 def escape(text: str) -> str:
-    """A text as HTML's text or attribute value. What no page may hold is shown, see [`~inspection.report.visible`]."""
+    """A text as HTML's text or attribute value. What no page may hold is shown, see [`~utils.text.visible`]."""
     return html.escape(visible(text), quote=True)
 
 
@@ -65,30 +57,6 @@ def write(path: str | Path, page: str) -> Path:
     return path
 
 
-def score_colour(score: float, limit: float) -> str:
-    """The CSS colour of a score: blue above 0, orange below, the stronger the nearer to `limit` (or beyond).
-
-    It is laid over the page with an opacity in proportion to the score, so that 0 is the page's own colour.
-
-    Args:
-        score (`float`):
-            Any finite number.
-        limit (`float`):
-            The magnitude that gets the strongest colour; above 0.
-    """
-    return _rgba(GOOD_RGB if score > 0 else BAD_RGB, STRONGEST * min(abs(score) / limit, 1.0))
-
-
-def colour_limit(scores: Iterable[float]) -> float:
-    """Where the colours of these scores are strongest: the 98th percentile of their magnitudes, so that single outliers do
-    not wash out the rest."""
-    magnitudes = sorted(map(abs, scores))
-    if not magnitudes or magnitudes[-1] == 0:
-        return 1.0
-    # Where nearly all scores are 0 the percentile is 0 as well, and the greatest has to do.
-    return magnitudes[round(0.98 * (len(magnitudes) - 1))] or magnitudes[-1]
-
-
 def legend(limit: float, low: str = "bad", high: str = "good") -> str:
     """The scale of the colours, with its numbers, and what dots mean.
 
@@ -99,10 +67,10 @@ def legend(limit: float, low: str = "bad", high: str = "good") -> str:
             What the ends of the scale are called.
     """
     ends = (
-        _rgba(BAD_RGB, STRONGEST),
-        f"{_rgba(BAD_RGB, 0)} 50%",
-        f"{_rgba(GOOD_RGB, 0)} 50%",
-        _rgba(GOOD_RGB, STRONGEST),
+        rgba(BAD_RGB, STRONGEST),
+        f"{rgba(BAD_RGB, 0)} 50%",
+        f"{rgba(GOOD_RGB, 0)} 50%",
+        rgba(GOOD_RGB, STRONGEST),
     )
     return (
         f'<span>&le; <b class="from">&minus;{number(limit)} {escape(low)}</b> '
@@ -110,15 +78,6 @@ def legend(limit: float, low: str = "bad", high: str = "good") -> str:
         f'<b class="to">{escape(high)} &ge; +{number(limit)}</b></span> '
         f'<span><span class="low">dotted</span> &le; <b class="dots">&minus;{number(LOW * limit)}</b></span>'
     )
-
-
-def number(magnitude: float) -> str:
-    """With two decimals; with two digits, where those would say nothing."""
-    return f"{magnitude:.2f}" if magnitude >= 0.1 else f"{magnitude:.2g}"
-
-
-def _rgba(rgb: tuple[int, int, int], opacity: float) -> str:
-    return f"rgba({rgb[0]}, {rgb[1]}, {rgb[2]}, {opacity:.3f})"
 
 
 _PAGE = """<!DOCTYPE html>

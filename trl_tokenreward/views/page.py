@@ -6,19 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..inspection.report import visible
-from ..reward_model.scoring import (
-    ScoredRow,
-    ScoredRows,
-    ScoredText,
-    Shown,
-    compact,
-    numbers_text,
-    shown_blanks,
-    split_blank,
-)
-from .html import BAD_RGB, GOOD_RGB, LOW, STRONGEST, escape, legend, page, score_colour, write
+from ..utils.text import visible
+from .colours import BAD_RGB, GOOD_RGB, LOW, STRONGEST, score_colour
+from .html import escape, legend, page, write
+from .scored_text import ScoredRow, ScoredText, Shown, compact, numbers_text, shown_blanks, split_blank
+
+
+if TYPE_CHECKING:
+    from .scored_rows import ScoredRows
 
 
 # What the ends of a series' scale are called.
@@ -32,7 +29,7 @@ MARKS = "<span><del>edited out</del></span> <span><ins>edited in</ins></span>"
 _NOTEBOOK_ROWS = 20
 
 
-def write_page(rows: ScoredRows, path: str | Path, *, limit: int = 1000, seed: int = 0) -> Path:
+def write_page(rows: "ScoredRows", path: str | Path, *, limit: int = 1000, seed: int = 0) -> Path:
     """Writes scored texts as a page that needs nothing but itself.
 
     A token's numbers come up under the pointer, under a finger, and, once its text has the focus, with the arrow keys.
@@ -77,7 +74,7 @@ def write_page(rows: ScoredRows, path: str | Path, *, limit: int = 1000, seed: i
     return write(path, page(rows.title, body, style=TEXT_STYLE + _STYLE, script=_SCRIPT))
 
 
-def notebook_html(rows: ScoredRows) -> str:
+def notebook_html(rows: "ScoredRows") -> str:
     """Scored texts for the output of a notebook's cell: without scripts, and with a style that reaches nothing else."""
     note = ""
     if len(rows) > _NOTEBOOK_ROWS:
@@ -138,7 +135,7 @@ def _numbers(text: ScoredText, piece: Shown) -> str:
     return "\n".join(lines)
 
 
-def _chosen(rows: ScoredRows, limit: int, seed: int) -> tuple[Sequence[ScoredRow], str]:
+def _chosen(rows: "ScoredRows", limit: int, seed: int) -> tuple[Sequence[ScoredRow], str]:
     if len(rows) <= limit:
         return rows.rows, f"All {len(rows)} rows."
     steps = sorted({row.step for row in rows if row.step is not None})

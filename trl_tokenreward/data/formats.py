@@ -1,0 +1,183 @@
+"""The formats of preference rows, and the texts that are tokenised."""
+
+import json
+from os.path import commonprefix
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..utils.text import shorten
+
+
+Row = dict[str, Any]
+RowFormat = Literal["ids", "conversational", "dialogue", "standard"]
+
+SIDES = ("chosen", "rejected")
+
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+class ColumnError(ValueError):
+    """What is wrong with one column of a row; whoever knows the row's number adds it."""
+
+    def __init__(self, column: str, problem: str):
+        super().__init__(f"column `{column}`: {problem}")
+
+
+def get_column(row: Row, column: str, kind: type, name: str) -> Any:
+    if column not in row:
+        raise ColumnError(column, f"is missing; the row has {sorted(row)}.")
+    if not isinstance(row[column], kind):
+        raise ColumnError(column, f"must be {name}, but is {shorten(row[column])}.")
+    return row[column]
+
+
+class RenderedText(NamedTuple):
+    """One side of a row as the text that is tokenised.
+
+    Args:
+        text (`str`):
+            Prompt and completion.
+        prompt_end (`int`):
+            The character where the completion begins.
+        start, end (`int`):
+            The characters of the completion that are aligned: without EOS or what the chat template puts around them.
+    """
+
+    text: str
+    prompt_end: int
+    start: int
+    end: int
+
+
+def row_format(row: Row) -> RowFormat:
+    """Which of the formats a row has.
+
+    - `"ids"`: tokenised already, `chosen_ids` and `rejected_ids`, with or without masks;
+    - `"conversational"`: `chosen` and `rejected` are lists of messages;
+    - `"dialogue"`: no `prompt`, and `chosen` and `rejected` are whole dialogues as in HH-RLHF;
+    - `"standard"`: `chosen` and `rejected` are texts.
+
+    Raises:
+        ValueError: If it has none of them. The error names the column.
+    """
+    if all(f"{side}_ids" in row for side in SIDES):
+        return "ids"
+    for side in SIDES:
+        get_column(row, side, (str, list), "a text or a list of messages")
+    if isinstance(row["chosen"], list):
+        return "conversational"
+    if "prompt" not in row and isinstance(row["rejected"], str) and _is_dialogue(row["chosen"], row["rejected"]):
+        return "dialogue"
+    return "standard"
+
+
+def _is_dialogue(chosen: str, rejected: str) -> bool:
+    return ASSISTANT in commonprefix([chosen, rejected]) or (chosen.startswith(HUMAN) and rejected.startswith(HUMAN))
+
+
+def standard_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
+    chosen, rejected = (get_column(row, side, str, "a text, as in the first row") for side in SIDES)
+    if "prompt" in row:
+        prompt = get_column(row, "prompt", str, "a text, as `chosen` is")
+    else:
+        prompt = ""
+        if _is_dialogue(chosen, rejected):
+            raise ColumnError("chosen", "is a whole dialogue, but the first row of the data set is not.")
+    return {side: _with_eos(prompt, row[side], eos_token) for side in SIDES}
+
+
+def dialogue_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
+    for side in SIDES:
+        get_column(row, side, str, "a text, as in the first row")
+    prompt = preference_prompt(row)
+    if not prompt:
+        raise ColumnError(
+            "chosen",
+            f"shares no {ASSISTANT!r} with `rejected`, while the first row of the data set is a whole dialogue. The "
+            f"prompt ends with the last {ASSISTANT!r} that the two sides have in common.",
+        )
+    return {side: _with_eos(prompt, row[side].removeprefix(prompt), eos_token) for side in SIDES}
+
+
+def preference_prompt(row: Row) -> str | list[Row]:
+    """The prompt of a preference row, as [`prepare_dataset`] sees it: its `prompt`, a dialogue up to the last
+    `"\\n\\nAssistant:"` that both sides share, or the messages that both begin with. A text, or messages; empty if there
+    is none."""
+    if "prompt" in row:
+        return row["prompt"]
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, list):
+        pairs = zip(chosen, rejected, strict=False)
+        shared = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
+        # Where they are equal as far as they go, the last message is the completion.
+        return chosen[: min(len(chosen), len(rejected)) - 1 if shared is None else shared]
+    common = commonprefix([chosen, rejected])
+    return common[: common.rfind(ASSISTANT) + len(ASSISTANT)] if ASSISTANT in common else ""
+
+
+def _with_eos(prompt: str, completion: str, eos_token: str) -> RenderedText:
+    words = completion.removesuffix(eos_token)
+    return RenderedText(prompt + words + eos_token, len(prompt), len(prompt), len(prompt) + len(words))
+
+
+def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[str, RenderedText]:
+    sides = {side: _messages(row, side) for side in SIDES}
+    if "prompt" in row:
+        sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
+    prompt = preference_prompt(row)
+    kwargs = {"tools": _tools(row), **(row.get("chat_template_kwargs") or {})}
+
+    def render(messages: list[Row], column: str, **more: Any) -> str:
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **more)
+        except (TemplateError, ValueError, TypeError) as error:
+            raise ColumnError(column, f"the chat template cannot render it: {error}") from error
+
+    texts = {side: render(messages, side) for side, messages in sides.items()}
+    prompt_end = 0
+    if prompt:
+        # The opening of the answer belongs to the prompt. Some templates open it in another way when there is an answer
+        # to come, so the prompt ends where its rendering and the whole ones part.
+        opens = all(messages[len(prompt)]["role"] == "assistant" for messages in sides.values())
+        prompt_text = render(prompt, "prompt" if "prompt" in row else "chosen", add_generation_prompt=opens)
+        prompt_end = len(commonprefix([prompt_text, *texts.values()]))
+    spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
+    # What stands around the words is not aligned, so it must be the same on both sides.
+    around = {(text[prompt_end : spots[side][0]], text[spots[side][1] :]) for side, text in texts.items()}
+    if len(around) > 1:
+        spots = {side: (prompt_end, len(text)) for side, text in texts.items()}
+    return {side: RenderedText(text, prompt_end, *spots[side]) for side, text in texts.items()}
+
+
+def _tools(row: Row) -> list[Any] | None:
+    tools = row.get("tools")
+    try:
+        return json.loads(tools) if isinstance(tools, str) else tools
+    except json.JSONDecodeError as error:
+        raise ColumnError("tools", f"is no JSON: {error}") from error
+
+
+def _messages(row: Row, column: str) -> list[Row]:
+    messages = get_column(row, column, list, "a list of messages")
+    if not messages:
+        raise ColumnError(column, "has no messages.")
+    for message in messages:
+        if not isinstance(message, dict) or "role" not in message:
+            raise ColumnError(column, f"messages need `role` and `content`, but one is {shorten(message)}.")
+    return messages
+
+
+def _locate(completion: list[Row], text: str, prompt_end: int) -> tuple[int, int]:
+    """Where the completion's own words are in the rendered text: from those of its first message (if it has but one) to
+    those of its last. Where the template hides or rewrites them they cannot be told, and the whole rendering is taken."""
+    content = completion[-1].get("content")
+    for words in (content, content.strip()) if isinstance(content, str) else ():
+        if len(completion) == 1 and text.startswith(words, prompt_end):
+            return prompt_end, prompt_end + len(words)
+        if words and text.count(words, prompt_end) == 1:
+            start = text.index(words, prompt_end)
+            return start if len(completion) == 1 else prompt_end, start + len(words)
+    return prompt_end, len(text)

@@ -1,0 +1,42 @@
+"""Spans of characters that a row marks as wrong."""
+
+from typing import Any
+
+from ..utils.text import shorten
+
+
+def read_span(span: Any) -> tuple[int, int]:
+    """The places of one span, `[start, end]` or a dictionary with `start` and `end`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    places = [span.get("start"), span.get("end")] if isinstance(span, dict) else span
+    if not isinstance(places, (list, tuple)) or [type(place) for place in places] != [int, int]:
+        raise ValueError(f"a span is [start, end], or has `start` and `end`, but one is {shorten(span)}.")
+    return places[0], places[1]
+
+
+def read_spans(spans: Any, text: str, name: str = "original") -> list[list[int]]:
+    """Checks spans of characters of `text`, each `[start, end]` or a dictionary with `start` and `end`.
+
+    Args:
+        spans (`Any`):
+            What a row has in the place of a list of spans.
+        text (`str`):
+            The text that they mark.
+        name (`str`, *optional*, defaults to `"original"`):
+            What errors call the text.
+
+    Raises:
+        ValueError: If they are no list of spans, or one does not lie within the text.
+    """
+    if not isinstance(spans, list):
+        raise ValueError(f"spans must be a list, empty where nothing is marked, but are {shorten(spans)}.")
+    read = []
+    for span in spans:
+        start, end = read_span(span)
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"the span [{start}, {end}) must lie within the {len(text)} characters of the {name}.")
+        read.append([start, end])
+    return read

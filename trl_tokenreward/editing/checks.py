@@ -1,0 +1,85 @@
+"""The checks that an edit must pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..edits.alignment import EditAlignment, align_words
+from ..utils.chat_endpoint import Prompt
+from ..utils.validation import check_least
+
+
+Score = Callable[[list[Prompt], list[str]], list[float]]
+
+DEFAULT_CRITERIA = "The answer is helpful, correct and harmless."
+EDITED = "edited"
+
+
+@dataclass
+class EditChecks:
+    """What an edit must be, to be kept.
+
+    Args:
+        max_edit_ratio (`float`, *optional*, defaults to `0.5`):
+            Largest share of edited words among the words of both sides, see [`EditAlignment`].
+        max_hunks (`int`, *optional*, defaults to `16`):
+            Most places where something is edited.
+        max_length_change (`float`, *optional*, defaults to `0.5`):
+            By which share of its characters the answer may become shorter or longer.
+        score (`Callable`, *optional*):
+            Takes prompts (texts, or messages where the data set has messages) and answers, returns one float for each
+            answer, as [`RewardModelJudge`]'s `scores`. The edit must score higher than the original. A `ValueError` means
+            that this answer cannot be scored.
+
+    Raises:
+        `ValueError`: for a bad argument.
+    """
+
+    max_edit_ratio: float = 0.5
+    max_hunks: int = 16
+    max_length_change: float = 0.5
+    score: Score | None = None
+
+    def __post_init__(self):
+        if not 0 < self.max_edit_ratio <= 1:
+            raise ValueError(f"`max_edit_ratio` must be above 0 and at most 1, got {self.max_edit_ratio}.")
+        check_least(max_hunks=(self.max_hunks, 1), max_length_change=(self.max_length_change, 0))
+
+    def __call__(self, prompt: Prompt, original: str, edited: str) -> tuple[str, str]:
+        """`("edited", "")`, or the reason against the edit, and that as a sentence."""
+        reason, detail = self.check_size(original, edited, align_words(original, edited))
+        if reason != EDITED or self.score is None:
+            return reason, detail
+        try:
+            new, old = self.score([prompt, prompt], [edited, original])
+        except ValueError as error:
+            return "not_scored", str(error)
+        if not new > old:
+            return "not_better", f"The edited answer is no better: it scores {new:.4g}, the original {old:.4g}."
+        return EDITED, ""
+
+    def check_size(self, original: str, edited: str, alignment: EditAlignment) -> tuple[str, str]:
+        """What `__call__` says, without the score. `alignment` is [`align_words`]'s of the two texts."""
+        ratio, hunks, change = alignment.edit_ratio, len(alignment.operations), abs(length_change(original, edited))
+        if not ratio:
+            return "identical", "No word was changed."
+        if change > self.max_length_change:
+            limit = f"at most {self.max_length_change:.0%} is allowed"
+            return "length", f"The length went from {len(original)} to {len(edited)} characters; {limit}."
+        if ratio > self.max_edit_ratio:
+            return "edit_ratio", f"{ratio:.0%} of the words were changed; at most {self.max_edit_ratio:.0%} may be."
+        if hunks > self.max_hunks:
+            return "hunks", f"The answer was changed in {hunks} places; at most {self.max_hunks} may be."
+        return EDITED, ""
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments in a form that can be written as JSON."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.score is not None:
+            settings["score"] = getattr(self.score, "__qualname__", type(self.score).__name__)
+        return settings
+
+
+def length_change(original: str, edited: str) -> float:
+    """By which share of the original's characters the edit is longer, or shorter if it is below 0."""
+    return len(edited) / len(original) - 1

@@ -1,0 +1,252 @@
+"""Data sets of a language model's edits."""
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..utils.chat_endpoint import EndpointError, EndpointUsage, Unanswered, check_template, fill_template
+from ..utils.text import quoted_start
+from ..utils.validation import check_least
+from .checks import DEFAULT_CRITERIA, EDITED, EditChecks
+from .editors import _EDITED, _RETRY, DEFAULT_TEMPLATE, Editor
+from .log import EditLog
+from .output import edit_card, edited_features, edited_row, quoted, save_edits
+from .tasks import Task, read_tasks
+
+
+# What says nothing about the row: it is asked for again by the next run.
+FAILURES = ("request_failed", "not_scored")
+REASONS = ("several_turns", "empty", "unparsed", "identical", "length", "edit_ratio", "hunks", "not_better", *FAILURES)
+# So many failures one after the other, and the trouble is not with the rows.
+_MOST_FAILURES = 20
+
+
+@dataclass
+class EditResult:
+    """What [`edit_dataset`] made.
+
+    Attributes:
+        dataset (`Dataset`):
+            The kept rows.
+        counts (`dict[str, int]`):
+            `"edited"` rows, and those set aside by reason.
+        usage ([`~utils.chat_endpoint.EndpointUsage`]):
+            Of all runs that wrote to this output.
+        cost (`float` or `None`):
+            Of the same, in the currency of the editor's `prices`.
+    """
+
+    dataset: Dataset
+    counts: dict[str, int]
+    usage: EndpointUsage
+    cost: float | None
+
+    def describe(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items() if reason != EDITED)
+        tokens = f"{self.usage.prompt_tokens} prompt tokens and {self.usage.completion_tokens} completion tokens"
+        return (
+            f"{self.counts[EDITED]} of {sum(self.counts.values())} rows were edited"
+            + (f"; set aside: {reasons}" if reasons else "")
+            + f". {self.usage.requests} requests took {tokens}"
+            + ("." if self.cost is None else f", which cost {self.cost:.4f}.")
+        )
+
+
+class _Log(EditLog):
+    """The rows that are done, each written down at once."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], usage: EndpointUsage):
+        super().__init__(path, settings, names=("row", "hash", "reason", "used"))
+        self._usage, self._counted = usage, asdict(usage)
+        self._lock, self._failures = threading.Lock(), 0
+        self.records = {(record["row"], record["hash"]): record for record in self.lines}
+        self.used: Counter[str] = Counter()
+        for record in self.lines:
+            self.used.update(record["used"])
+
+    def done(self, task: Task) -> bool:
+        return task.key in self.records and self.records[task.key]["reason"] not in FAILURES
+
+    def add(self, task: Task, **record: Any) -> None:
+        """Writes down a row at once. What was used since the last line goes along, so that the sum is right."""
+        with self._lock:
+            now = asdict(self._usage)
+            used = {name: count - self._counted[name] for name, count in now.items()}
+            record = {"row": task.row, "hash": task.digest, **record, "used": used}
+            self.append(record)
+            self._counted = now
+            self.used.update(used)
+            self.records[task.key] = record
+            self._failures = self._failures + 1 if record["reason"] in FAILURES else 0
+            if self._failures >= _MOST_FAILURES:
+                raise EndpointError(
+                    f"{self._failures} rows failed one after the other, the last (row {task.row}) with: "
+                    f"{record['detail']} What was edited is in {self.path}; run it again to go on."
+                )
+
+
+def edit_dataset(
+    dataset: Dataset,
+    editor: Editor,
+    output: str | Path,
+    *,
+    criteria: str = DEFAULT_CRITERIA,
+    template: str = DEFAULT_TEMPLATE,
+    checks: EditChecks | None = None,
+    retries: int = 2,
+    limit: int | None = None,
+    about: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> EditResult:
+    """Have an editor minimally edit the rejected answer of each row.
+
+    Each edit is checked, see [`EditChecks`]. What fails is asked for again, with the failure said in the request and at a
+    higher temperature, and at last set aside with its reason: one of `EditChecks`'s, or
+
+    - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
+    - `"several_turns"` or `"empty"`: the row has no single answer to edit, and nothing was asked;
+    - `"request_failed"` or `"not_scored"`: these rows are asked for again by the next run.
+
+    The folder `output` gets:
+
+    - `log.jsonl`, to which each row is appended as it is done. A run that was killed and is called again with the same
+      arguments repeats none of these; other settings are an error;
+    - the data set as `save_to_disk` writes it: `prompt`, `chosen` (the edit), `rejected` (the original) and `row` (its number
+      in `dataset`);
+    - `set_aside.jsonl`, the other rows with their reasons;
+    - `README.md`, a data card.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes. Of `chosen` no more
+            is read than what tells the prompt.
+        editor ([`Editor`]):
+            Such as [`EndpointEditor`] or [`LocalEditor`].
+        output (`str` or `Path`):
+            A folder.
+        criteria (`str`, *optional*):
+            What the edited answers must meet.
+        template (`str`, *optional*):
+            The request, with `{prompt}`, `{answer}` and `{criteria}`. It must ask for the edited answer between `<edited>` and
+            `</edited>`; where an answer has several, the last one counts.
+        checks ([`EditChecks`], *optional*):
+            With the defaults, if not given.
+        retries (`int`, *optional*, defaults to `2`):
+            How often a refused edit is asked for again.
+        limit (`int`, *optional*):
+            Edit the first rows only. It may change from run to run.
+        about (`dict`, *optional*):
+            More for the data card, such as where the data set is from.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`EditResult`].
+
+    Raises:
+        `ValueError`: for a bad argument or row, before anything is asked.
+        `EndpointError`: if the endpoint refuses us, or if 20 rows fail one after the other.
+    """
+    check_template(template, ("{prompt}", "{answer}", "{criteria}", "<edited>", "</edited>"))
+    if not criteria.strip():
+        raise ValueError("`criteria` is empty.")
+    check_least(retries=(retries, 0))
+    tasks = read_tasks(dataset, limit)
+    checks, output = checks or EditChecks(), Path(output)
+    if output.exists() and any(output.iterdir()) and not (output / "log.jsonl").exists():
+        raise ValueError(f"`output` is a folder with other things in it, {output}: name a new one.")
+    settings = {"about": about or {}, "editor": editor.settings, "retries": retries, "checks": checks.settings()}
+    settings |= {"criteria": criteria, "template": template}
+    log = _Log(output / "log.jsonl", settings, editor.usage)
+
+    def edit(chunk: list[Task]) -> int:
+        _edit_rows(chunk, editor, checks, log, criteria, template, retries)
+        return len(chunk)
+
+    left = [task for task in tasks if not task.unfit and not log.done(task)]
+    chunks = [left[start : start + editor.batch_size] for start in range(0, len(left), editor.batch_size)]
+    bar = tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="Editing answers", disable=not progress)
+    executor = ThreadPoolExecutor(editor.concurrency)
+    try:
+        with bar:
+            for future in as_completed([executor.submit(edit, chunk) for chunk in chunks]):
+                bar.update(future.result())
+    finally:  # whatever ended it, nothing that still waits is asked for
+        executor.shutdown(cancel_futures=True)
+    kept, counts = _write_rows(output, tasks, log, dataset)
+    usage = EndpointUsage(**{field.name: log.used[field.name] for field in fields(EndpointUsage)})
+    result = EditResult(kept, counts, usage, usage.cost(editor.prices))
+    (output / "README.md").write_text(_card(result, settings), encoding="utf-8")
+    return result
+
+
+def _edit_rows(
+    tasks: list[Task], editor: Editor, checks: EditChecks, log: _Log, criteria: str, template: str, retries: int
+) -> None:
+    """Edits rows and logs each as soon as it is edited, or set aside."""
+    problems = [""] * len(tasks)
+    for attempt in range(retries + 1):
+        requests = [
+            fill_template(template, task.prompt, answer=task.answer, criteria=criteria)
+            + (_RETRY.format(problem=problem) if problem else "")
+            for task, problem in zip(tasks, problems, strict=True)
+        ]
+        refused = []
+        for task, answer in zip(tasks, editor(requests, attempt), strict=True):
+            edited, reason, detail = _check_answer(task, answer, checks)
+            if reason == EDITED or reason in FAILURES or attempt == retries:
+                answer = None if isinstance(answer, Unanswered) else answer
+                log.add(task, reason=reason, detail=detail, edited=edited, answer=answer, attempts=attempt + 1)
+            else:
+                refused.append((task, detail))
+        if not refused:
+            return
+        tasks, problems = zip(*refused, strict=True)
+
+
+_score_lock = threading.Lock()
+
+
+def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> tuple[str | None, str, str]:
+    """The edited answer, if there is one; `"edited"` or the reason against it; and that as a sentence."""
+    if isinstance(answer, Unanswered):
+        return None, "request_failed", str(answer)
+    found = _EDITED.findall(answer)
+    if not found:
+        return None, "unparsed", f"Nothing stands between <edited> and </edited>: {quoted_start(answer)}."
+    edited = task.with_words(found[-1])
+    with _score_lock:  # what scores may not be made for several threads
+        return edited, *checks(task.prompt, task.answer, edited)
+
+
+def _write_rows(output: Path, tasks: list[Task], log: _Log, dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
+    """Writes the edited rows and those set aside, and counts them by reason."""
+    rows, set_aside, counts = [], [], Counter()
+    for task in tasks:
+        record = {"reason": task.unfit, "detail": "", "answer": None} if task.unfit else log.records[task.key]
+        counts[record["reason"]] += 1
+        if record["reason"] == EDITED:
+            rows.append(edited_row(task, record["edited"]))
+        else:
+            reason = {name: record[name] for name in ("reason", "detail", "answer")}
+            set_aside.append({"row": task.row, **reason, "prompt": task.prompt, "rejected": task.answer})
+    kept = save_edits(output, rows, set_aside, edited_features(dataset.features, tasks[0]))
+    return kept, {reason: counts[reason] for reason in (EDITED, *REASONS) if counts[reason] or reason == EDITED}
+
+
+def _card(result: EditResult, settings: dict[str, Any]) -> str:
+    return edit_card(
+        "A language model minimally edited each rejected answer of a preference data set. `chosen` is the edit, `rejected` the "
+        "original, `row` the row's number in the source.",
+        result.counts,
+        f"{result.describe()} What was set aside, with reasons, is in `set_aside.jsonl`; every answer of the editor that "
+        "counted is in `log.jsonl`.",
+        {**settings["about"], **settings["editor"], **settings["checks"], "retries": settings["retries"]},
+        {"Criteria": quoted(settings["criteria"]), "Prompt": quoted(settings["template"])},
+    )

@@ -1,0 +1,146 @@
+"""Answers of a policy to evaluation prompts."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..nn.modules import evaluation_mode, without_peft
+from ..ppo.forward import completion_logps
+from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
+from ..ppo.sampling import generate, uniforms
+
+
+if TYPE_CHECKING:
+    from .judges import Prompt
+
+
+class Answer(NamedTuple):
+    """An answer to a prompt: its tokens, with the stop token; its text, without special tokens; and whether it ended with
+    the stop token, `None` for a given one."""
+
+    ids: list[int]
+    text: str
+    ended: bool | None
+
+
+class AnswerSampler:
+    """Samples answers to the same prompts of one model after another, all with the same random numbers, so that equal
+    models give equal answers.
+
+    Args:
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The models' tokenizer.
+        prompts ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`):
+            Rows as [`~ppo.prompts.prepare_prompts`] takes them, or a list of texts or of messages.
+        response_length (`int`, *optional*, defaults to `128`):
+            Most tokens of an answer.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            0 is greedy.
+        stop_token_id (`int`, `"eos"` or `None`, *optional*, defaults to `"eos"`):
+            Ends an answer. `None`: all answers have `response_length` tokens.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Rows in one forward pass.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the random numbers, which are this sampler's own.
+
+    Raises:
+        `TypeError`, `ValueError`: for bad arguments, and when called if a prompt leaves no room for an answer.
+    """
+
+    def __init__(
+        self,
+        processing_class: PreTrainedTokenizerBase,
+        prompts: "Dataset | IterableDataset | list[Prompt]",
+        *,
+        response_length: int = 128,
+        temperature: float = 1.0,
+        stop_token_id: int | Literal["eos"] | None = "eos",
+        batch_size: int = 16,
+        seed: int = 0,
+    ):
+        if response_length < 1 or batch_size < 1 or temperature < 0:
+            raise ValueError(
+                "`response_length` and `batch_size` must be at least 1 and `temperature` not below 0, got "
+                f"{response_length}, {batch_size} and {temperature}."
+            )
+        if stop_token_id == "eos":
+            stop_token_id = processing_class.eos_token_id
+            if stop_token_id is None:
+                raise ValueError("`stop_token_id='eos'`, but the tokenizer has no EOS token.")
+        if not isinstance(prompts, (Dataset, IterableDataset)):
+            if not isinstance(prompts, list) or {type(prompt) for prompt in prompts} not in ({str}, {list}):
+                raise TypeError("`prompts` must be a data set, or a list of texts or of lists of messages, not empty.")
+            prompts = Dataset.from_dict({"prompt": prompts})
+        self.tokenizer, self.response_length, self.temperature = processing_class, response_length, temperature
+        self.stop_token_id, self.batch_size, self.seed = stop_token_id, batch_size, seed
+        rows = list(prepare_prompts(prompts, processing_class, "evaluation"))
+        self._ids = [list(row["input_ids"]) for row in rows]
+        if not all(self._ids) or not rows:
+            where = f"Row {self._ids.index([])} of the evaluation prompts" if rows else "The evaluation data set"
+            raise ValueError(f"{where} is empty: leave it out or give it a token.")
+        texts = processing_class.batch_decode(self._ids, skip_special_tokens=True)
+        # What the judges read.
+        self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
+
+    def __call__(self, model: nn.Module) -> list[Answer]:
+        """The model's answers to the prompts, in evaluation mode."""
+        limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+        longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
+        if limit is not None and len(self._ids[longest]) + self.response_length > limit:
+            raise ValueError(
+                f"Row {longest} of the evaluation prompts has {len(self._ids[longest])} tokens; with `response_length="
+                f"{self.response_length}` it does not fit in the model's {limit} positions. Shorten one of them."
+            )
+        answers = []
+        with evaluation_mode(model):
+            for rows, prompts in self._batches(model):
+                completions = generate(
+                    model,
+                    prompts,
+                    uniforms((self.seed,), rows, self.response_length),
+                    temperature=self.temperature,
+                    stop_token_id=self.stop_token_id,
+                    pad_token_id=self._pad_token_id,
+                )
+                ids = [row[real.bool()].tolist() for row, real in zip(completions.ids, completions.mask, strict=True)]
+                texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                answers += map(Answer, ids, texts, completions.ended.tolist())
+        return answers
+
+    @torch.no_grad()
+    def log_probabilities(self, model: nn.Module, answers: list[Answer]) -> list[float]:
+        """The log-probability of each answer at the sampling temperature (1 where that is 0), in nats."""
+        logps = []
+        with evaluation_mode(model):
+            for rows, prompts in self._batches(model):
+                ids = [torch.tensor(answers[row].ids, device=prompts.ids.device) for row in rows]
+                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+                inputs = join(prompts, nn.utils.rnn.pad_sequence(ids, batch_first=True), mask)
+                by_token = completion_logps(model, *inputs, mask.shape[1], self.temperature or 1.0)
+                logps += by_token.double().sum(1).tolist()
+        return logps
+
+    def given(self, texts: Sequence[str], name: str) -> list[Answer]:
+        """Given texts as answers. The stop token, if there is one, counts as one of their tokens, as it does in samples."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"`{name}` must be a model or a list of texts, one for each prompt.")
+        if len(texts) != len(self._ids):
+            raise ValueError(f"`{name}` has {len(texts)} answers, but there are {len(self._ids)} prompts.")
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        stop = [] if self.stop_token_id is None else [self.stop_token_id]
+        return [Answer([*row, *stop], text, None) for row, text in zip(ids, texts, strict=True)]
+
+    @property
+    def _pad_token_id(self) -> int:
+        return self.tokenizer.pad_token_id or 0  # any would do, for masks say what is real
+
+    def _batches(self, model: nn.Module) -> Iterator[tuple[range, Prompts]]:
+        collate, device = DataCollatorForPrompts(self._pad_token_id), next(model.parameters()).device
+        for first in range(0, len(self._ids), self.batch_size):
+            rows = range(first, min(first + self.batch_size, len(self._ids)))
+            batch = collate([{"input_ids": self._ids[row]} for row in rows])
+            yield rows, Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))

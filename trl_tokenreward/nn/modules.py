@@ -1,0 +1,66 @@
+"""Modules under wrappers, their modes, and copies of them."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def without_peft(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under a PEFT wrapper; its adapters stay in place and act."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that do."""
+    said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
+    return bool(said) and all(said)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in the mode it was in, for they need not all be in the same."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def independent_copy(model: nn.Module) -> nn.Module:
+    """A deep copy that runs its own weights.
+
+    TRL's SFTTrainer (seen in 1.12 and 1.16) replaces a model's `forward` by a function that remembers the model. A deep copy
+    takes the function along, and with it runs the first model's weights: as a reference policy it would follow the policy.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if _runs_another(module) is not None:
+            del module.forward  # uncovers the class's own
+    return twin
+
+
+def check_own_forward(model: nn.Module, argument: str) -> None:
+    """Raise a `ValueError` if the model is a deep copy that runs another model's weights, see [`independent_copy`]."""
+    for module in model.modules():
+        if _runs_another(module) is not None:
+            raise ValueError(
+                f"`{argument}` is a deep copy of a {type(module).__name__} whose `forward` a trainer has replaced: it would "
+                "run the other model's weights. Load it from a checkpoint, or delete its attribute: `del model.forward`."
+            )
+
+
+def _runs_another(module: nn.Module) -> nn.Module | None:
+    """The other module of the same class that this one's replaced `forward` remembers, if there is one."""
+    forward = vars(module).get("forward")
+    function = getattr(forward, "__func__", forward)
+    for cell in getattr(function, "__closure__", None) or ():
+        owner = getattr(cell.cell_contents, "__self__", None)
+        if type(owner) is type(module) and owner is not module:
+            return owner
+    return None

@@ -1,0 +1,127 @@
+"""Log-probabilities and values of completions."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.lm_head import HeadLoss, TokenLoss, head_loss, states_and_head, token_logps
+from ..nn.sharding import layer_classes
+from ..nn.unpadding import right_packed, state_columns
+from ..reward_model.readout import packed_prefix_scores
+
+
+def completion_logps(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
+) -> Tensor:
+    """Log-probabilities of the last `length` tokens.
+
+    The token at column c is predicted by the output at column c - 1; logits are made for those columns alone.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model.
+        input_ids, attention_mask (`Tensor`):
+            Shape (B, P + T): prompts padded on the left, completions padded on the right.
+        length (`int`):
+            T.
+        temperature (`float`):
+            Divides the logits.
+
+    Returns:
+        `Tensor`: Shape (B, T), nats, 0 where the mask is 0. No gradient.
+    """
+    ids, columns, mask = _packed_states(input_ids, attention_mask, length)
+    states, head = states_and_head(model, ids, columns)
+    return _unflatten(token_logps(head, states, ids.flatten()[columns + 1], temperature), mask)
+
+
+def completion_values(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """Values of the states before each of the last `length` tokens, (B, T), 0 where the mask is 0; and of the state after
+    the last real one, (B,)."""
+    ids, columns, mask = _packed_states(input_ids, attention_mask, length)
+    lengths = attention_mask.sum(1)
+    packed_mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+    values = packed_prefix_scores(model, ids, packed_mask.long())
+    final = values.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
+    return _unflatten(values.flatten()[columns], mask), final
+
+
+def _packed_states(input_ids: Tensor, attention_mask: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-packed ids, where the states before the completions' tokens stand in them, and the completions' mask."""
+    mask = attention_mask[:, -length:]
+    ids, _ = right_packed(input_ids, attention_mask)
+    return ids, state_columns(attention_mask[:, :-length].sum(1), mask.sum(1), ids.shape[1]), mask
+
+
+def _unflatten(per_token: Tensor, mask: Tensor) -> Tensor:
+    """Numbers of the N real tokens, row by row, as (B, T)."""
+    return per_token.new_zeros(mask.shape).masked_scatter(mask.bool(), per_token)
+
+
+class PolicyAndValue(nn.Module):
+    """Policy and value model in one module, so that one forward pass, one optimizer and one wrapper serve both.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`):
+            A causal language model.
+        value_model (`PreTrainedModel` or `PeftModel`):
+            See [`~reward_model.readout.prefix_scores`].
+    """
+
+    # What transformers.Trainer asks of a model.
+    supports_gradient_checkpointing = True
+    main_input_name = "input_ids"
+
+    def __init__(self, policy: nn.Module, value_model: nn.Module):
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+        # A copy, because Trainer writes the tokenizer's special tokens into it: a pad token that only the tokenizer has would
+        # make a checkpoint that cannot be loaded.
+        self.config = copy.deepcopy(policy.config)
+        # What FSDP shards by itself.
+        self._no_split_modules = layer_classes(policy, value_model)
+
+    def forward(
+        self, input_ids: Tensor, columns: Tensor, temperature: float, token_loss: TokenLoss
+    ) -> tuple[HeadLoss, Tensor]:
+        """What the loss needs of the parameters, for N completion tokens.
+
+        Args:
+            input_ids (`Tensor`):
+                Shape (B, L), right-packed prompts and completions.
+            columns (`Tensor`):
+                Shape (N,): the states before the completions' tokens, see [`~nn.unpadding.state_columns`].
+            temperature (`float`):
+                Divides the logits.
+            token_loss (`Callable`):
+                The policy's loss, see [`~nn.lm_head.head_loss`].
+
+        Returns:
+            `tuple[HeadLoss, Tensor]`: The policy's loss, and the values, (N,).
+        """
+        states, head = states_and_head(self.policy, input_ids, columns)
+        policy = head_loss(head, states, input_ids.flatten()[columns + 1], temperature, token_loss)
+        return policy, packed_prefix_scores(self.value_model, input_ids).flatten()[columns]
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.policy.is_gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        for model in (self.policy, self.value_model):
+            model.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        for model in (self.policy, self.value_model):
+            model.gradient_checkpointing_disable()
+
+    def activation_checkpointing_enable(self, *args, **kwargs) -> None:
+        for model in (self.policy, self.value_model):
+            model.activation_checkpointing_enable(*args, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        self.policy.add_model_tags(tags)

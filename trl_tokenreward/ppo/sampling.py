@@ -1,0 +1,198 @@
+"""Sampling of completions."""
+
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from ..nn.modules import without_peft
+from .prompts import Prompts
+from .rollout import Completions
+
+
+# Tokens whose probabilities are summed up before it is looked up which of them is drawn.
+_BLOCK = 256
+
+
+def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
+    """Random numbers in [0, 1) to sample with, float64 of shape (len(rows), length).
+
+    A row's numbers depend on the seed and on its own number in the batch alone: not on the process that samples it, nor on
+    what was drawn before. So a resumed run, and a run on another number of processes, sample the same completions.
+    """
+    return torch.from_numpy(np.stack([np.random.default_rng([*seed, row]).random(length) for row in rows]))
+
+
+def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token for each row from softmax(logits / temperature) by inverting its distribution function.
+
+    Args:
+        logits (`Tensor`):
+            Shape (B, V).
+        temperature (`float`):
+            0 takes the likeliest token; log-probabilities are then those at temperature 1.
+        uniform (`Tensor`):
+            Shape (B,), in [0, 1).
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Token ids and their log-probabilities, of shape (B,).
+    """
+    logits = logits.float()
+    peak = logits.amax(-1, keepdim=True)
+    exponentials = logits - peak
+    if temperature not in (0, 1):
+        exponentials /= temperature
+    exponentials.exp_()
+    if temperature == 0:
+        tokens, total = logits.argmax(-1), exponentials.sum(-1)
+    else:
+        tokens, total = _invert(exponentials, uniform)
+    # Not of the exponential, which is 0 for a token that is hardly likely.
+    chosen = (logits.gather(-1, tokens.unsqueeze(-1)) - peak).squeeze(-1)
+    return tokens, chosen / (temperature or 1.0) - total.log().float()
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in each row of weights, (B, V), its share `uniform`, (B,), of the whole is reached; and the rows' sums.
+
+    Sums run over blocks first and then within one block, so that there is one pass over all weights. Across blocks they
+    run in float64: the sum of 150,000 float32 probabilities is off by more than the rare ones are worth.
+    """
+    size = min(_BLOCK, weights.shape[1])
+    whole = weights.shape[1] // size * size
+    blocks = weights[:, :whole].unflatten(1, (-1, size)).sum(-1)
+    rest = weights[:, whole:].sum(-1, keepdim=True)
+    cumulative = torch.cat([blocks, rest], dim=1).double().cumsum(-1)
+    total = cumulative[:, -1]
+    target = uniform.to(total) * total
+    block = _first_beyond(cumulative, target)
+    before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    columns = block.unsqueeze(-1) * size + torch.arange(size, device=weights.device)
+    inside = weights.gather(-1, columns.clamp(max=weights.shape[1] - 1)).double() * (columns < weights.shape[1])
+    return block * size + _first_beyond(inside.cumsum(-1), target - before), total
+
+
+def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:
+    """The first place in each row whose cumulative weight exceeds the target; never one behind the last weight."""
+    place = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(place, last).squeeze(-1)
+
+
+class _PreallocatedLayer(DynamicLayer):
+    """A cache layer with room for what is to come: `DynamicLayer` copies all that it holds for every token."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room = [x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (key_states, value_states)]
+        end = self.length + key_states.shape[2]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, self.length : end] = states
+        self.length = end
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        # In place: only rows that are kept move, and only as far as they are filled.
+        for room in self._room:
+            room[: len(indices), :, : self.length] = room[indices, :, : self.length]
+        self._room = [room[: len(indices)] for room in self._room]
+        self.keys, self.values = (room[:, :, : self.length] for room in self._room)
+
+
+def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_PreallocatedLayer(capacity) if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """Transformers has called it `cache` since 5.24, and takes the old name no longer from 5.40 on."""
+    return "cache" if "cache" in signature(without_peft(model).forward).parameters else "past_key_values"
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    uniform: Tensor,
+    *,
+    temperature: float,
+    stop_token_id: int | None,
+    pad_token_id: int,
+) -> Completions:
+    """Sample completions from the model's own distribution.
+
+    `model.generate` is not used, because the model's generation config would then have a say (a repetition penalty, say,
+    that training knows nothing of), and because its sampling depends on the batch. Rows that have ended leave the batch.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model in evaluation mode, under PEFT or not.
+        prompts (`Prompts`):
+            B prompts.
+        uniform (`Tensor`):
+            Shape (B, T) with T the most tokens in a completion; see [`uniforms`].
+        temperature (`float`):
+            0 is greedy.
+        stop_token_id (`int` or `None`):
+            Ends a completion and belongs to it. `None`: every completion has T tokens.
+        pad_token_id (`int`):
+            Filler.
+
+    Returns:
+        `Completions`: B completions of at most T tokens.
+    """
+    batch_size, length = uniform.shape
+    device = prompts.ids.device
+    uniform = uniform.to(device)
+    ids = torch.full((batch_size, length), pad_token_id, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    logps = torch.zeros(batch_size, length, device=device)
+    ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
+
+    active = torch.arange(batch_size, device=device)
+    cache = _cache(model, prompts.ids.shape[1] + length)
+    cache_argument = _cache_argument(model)
+    step_ids, attention_mask = prompts.ids * prompts.mask, prompts.mask
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    padded = not bool(attention_mask.all())
+    for t in range(length):
+        logits = model(
+            input_ids=step_ids,
+            attention_mask=attention_mask if padded else None,
+            position_ids=positions,
+            **{cache_argument: cache},
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens, token_logps = sample(logits, temperature, uniform[active, t])
+        ids[active, t] = tokens
+        mask[active, t] = 1
+        logps[active, t] = token_logps
+        if stop_token_id is not None:
+            going = tokens != stop_token_id
+            ended[active[~going]] = True
+            if not going.any():
+                break
+            if not going.all():
+                keep = going.nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                active, tokens, attention_mask, positions = (
+                    x[keep] for x in (active, tokens, attention_mask, positions)
+                )
+        step_ids = tokens.unsqueeze(1)
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(tokens), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    width = int(mask.sum(1).max())
+    return Completions(ids[:, :width], mask[:, :width], logps[:, :width], ended)

@@ -1,0 +1,145 @@
+"""How well scores tell right tokens from wrong ones."""
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from .losses import _check_mask
+
+
+def pairwise_wins(above: Tensor, below: Tensor) -> float:
+    """In how many of the n·m pairs the score from `above` is the higher one; ties count half. (Mann and Whitney's U.)
+    NaN if any score is.
+
+    Args:
+        above (`Tensor`):
+            Scores that should be high. Shape (n,).
+        below (`Tensor`):
+            Scores that should be low. Shape (m,).
+    """
+    if above.ndim != 1 or below.ndim != 1:
+        raise ValueError(f"`above` has shape {tuple(above.shape)} and `below` {tuple(below.shape)}: both must be flat.")
+    if above.isnan().any() or below.isnan().any():
+        return math.nan  # a score that is not a number has no rank
+    # Ranks by binary search: n·m comparisons would take a gigabyte on a batch of long responses.
+    ranked = below.contiguous().sort().values
+    above = above.contiguous()
+    lower = torch.searchsorted(ranked, above, right=False).sum()
+    lower_or_equal = torch.searchsorted(ranked, above, right=True).sum()
+    return (lower + lower_or_equal).item() / 2
+
+
+def token_auroc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve: how probable it is that a token with label 1 scores above one with label 0; ties count
+    half.
+
+    Args:
+        scores (`Tensor`):
+            Shape (N,). To ask how well low scores find wrong tokens, give the negated scores and label the wrong ones 1.
+        labels (`Tensor`):
+            1 or 0. Shape (N,).
+
+    Returns:
+        `float`: between 0 and 1, and NaN where either class is empty, since there is nothing to compare.
+    """
+    _check_mask("labels", labels, "scores", scores)
+    labels = labels.bool()
+    positives, negatives = scores[labels], scores[~labels]
+    pairs = len(positives) * len(negatives)
+    return pairwise_wins(positives, negatives) / pairs if pairs else math.nan
+
+
+def edit_pair_wins(
+    chosen_scores: Tensor, rejected_scores: Tensor, chosen_edit_mask: Tensor, rejected_edit_mask: Tensor
+) -> Tensor:
+    """For each row, how many of its (edited-in, edited-out) token pairs the model ranks rightly, and how many there are.
+
+    Token accuracy is the first summed over the rows, divided by the second summed. Ties count half, so that scores which
+    are the same everywhere get .5.
+
+    Args:
+        chosen_scores (`Tensor`):
+            Token scores of the edited responses. Shape (B, L).
+        rejected_scores (`Tensor`):
+            Token scores of the original responses. Shape (B, L').
+        chosen_edit_mask (`Tensor`):
+            1 for tokens that were edited in. Shape (B, L).
+        rejected_edit_mask (`Tensor`):
+            1 for tokens that were edited out. Shape (B, L').
+
+    Returns:
+        `Tensor`: wins and pairs, shape (B, 2), in double precision since counts of pairs outgrow float32's integers.
+    """
+    _check_mask("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
+    _check_mask("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
+    rows = []
+    for chosen, rejected, edited_in, edited_out in zip(
+        chosen_scores, rejected_scores, chosen_edit_mask.bool(), rejected_edit_mask.bool(), strict=True
+    ):
+        above, below = chosen[edited_in], rejected[edited_out]
+        rows.append((pairwise_wins(above, below), len(above) * len(below)))
+    return torch.tensor(rows, dtype=torch.double, device=chosen_scores.device).reshape(-1, 2)
+
+
+class TokenStatistics:
+    """Metrics of the token scores since the last log.
+
+    Args:
+        pool_auroc (`bool`, *optional*, defaults to `False`):
+            Whether the AUROC is that of all batches' tokens together, which keeps them in memory, or the mean of the
+            batches' own.
+    """
+
+    def __init__(self, pool_auroc: bool = False):
+        self.pool_auroc = pool_auroc
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Counter[str] = Counter()
+        self._tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._aurocs: list[float] = []
+
+    def add(self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
+        """Adds a batch of B pairs; all have the shape (B, 2, L), chosen before rejected."""
+        chosen, rejected = scores.unbind(1)
+        edited_in, edited_out = edited.unbind(1)
+        kinds = {
+            "edited_in": chosen[edited_in],
+            "edited_out": rejected[edited_out],
+            "unchanged": scores[unchanged],
+        }
+        for kind, of_kind in kinds.items():
+            self._sums[f"token_score/{kind}"] += of_kind.double().sum().item()
+            self._sums[f"tokens/{kind}"] += len(of_kind)
+        wins, pairs = edit_pair_wins(chosen, rejected, edited_in, edited_out).sum(0).tolist()
+        self._sums["wins"] += wins
+        self._sums["pairs"] += pairs
+
+        compared = edited_out | unchanged[:, 1]
+        tokens = -rejected[compared], edited_out[compared]
+        if self.pool_auroc:
+            self._tokens.append(tokens)
+        else:
+            auroc = token_auroc(*tokens)
+            if not math.isnan(auroc):
+                self._aurocs.append(auroc)
+
+    def pop(self) -> dict[str, float]:
+        """The metrics, without those that nothing was measured for, and starts anew."""
+        sums, aurocs = self._sums, self._aurocs
+        if self._tokens:
+            scores, labels = (torch.cat(parts) for parts in zip(*self._tokens, strict=True))
+            auroc = token_auroc(scores, labels)
+            aurocs = [] if math.isnan(auroc) else [auroc]
+        metrics = {}
+        if sums["pairs"]:
+            metrics["token_accuracy"] = sums["wins"] / sums["pairs"]
+        if aurocs:
+            metrics["token_auroc"] = sum(aurocs) / len(aurocs)
+        for kind in ("edited_in", "edited_out", "unchanged"):
+            if sums[f"tokens/{kind}"]:
+                metrics[f"token_score/{kind}"] = sums[f"token_score/{kind}"] / sums[f"tokens/{kind}"]
+        self._reset()
+        return metrics

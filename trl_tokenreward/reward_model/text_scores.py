@@ -1,0 +1,111 @@
+"""Scores of texts and of token ids."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import BatchEncoding
+
+from ..nn.modules import evaluation_mode
+from ..views.page import notebook_html
+from ..views.scored_rows import ScoredRows
+from ..views.scored_text import ScoredRow, ScoredText
+
+
+class TextScores(NamedTuple):
+    """
+    Scores of one text, as [`TokenRewardModel.score_texts`] gives them. The three lists have one entry for each token of
+    the text.
+
+    Args:
+        text (`str`):
+            The text.
+        score (`float`):
+            Score of the whole sequence.
+        token_scores (`list[float]`):
+            Score of each token.
+        tokens (`list[str]`):
+            The tokens, as the tokenizer names them.
+        spans (`list[tuple[int, int]]`):
+            Characters of `text` that each token stands for, `text[start:end]`. Where the tokenizer cuts a character into
+            several tokens, they have the same span.
+    """
+
+    text: str
+    score: float
+    token_scores: list[float]
+    tokens: list[str]
+    spans: list[tuple[int, int]]
+
+    def _repr_html_(self) -> str:
+        """The text in a notebook, its tokens coloured by their scores."""
+        return notebook_html(ScoredRows("", [ScoredRow("", "", [scored_text(self)])]))
+
+
+def scored_text(scores: TextScores) -> ScoredText:
+    """The scores of one text in the form that views show. Characters that are in no token's span go to the token after
+    them."""
+    tokens, reached = [], 0
+    for _, end in scores.spans:
+        tokens.append(scores.text[reached : max(reached, end)])
+        reached = max(reached, end)
+    if tokens:
+        tokens[-1] += scores.text[reached:]
+    return ScoredText(tokens, {"score": scores.token_scores}, numbers={"sequence score": scores.score})
+
+
+class IdsScores(NamedTuple):
+    """Scores of one sequence of L token ids: of the whole, of each token, and of each prefix (see
+    [`TokenRewardOutput`])."""
+
+    score: float
+    token_scores: list[float]
+    prefix_scores: list[float]
+
+
+def columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Columns of the tokens that stand for characters of `text`, and which: all that the tokenizer read was the prompt,
+    the text and perhaps an EOS token."""
+    offset = len(prompt)
+    whole = prompt + text
+    columns, spans = [], []
+    for column, (start, end) in enumerate(encoding["offset_mapping"]):
+        # Byte-level tokenizers that trim white space off their spans leave nothing to a token of white space.
+        if 0 < start == end <= len(whole) and whole[start - 1].isspace():
+            start -= 1
+        # What the tokenizer adds of its own, such as BOS, has the span (0, 0).
+        if offset < end and start < len(whole):
+            columns.append(column)
+            spans.append((max(start, offset) - offset, min(end, len(whole)) - offset))
+    return columns, spans
+
+
+@torch.no_grad()
+def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int = 8) -> list[IdsScores]:
+    """Scores of sequences of token ids, in order. Those of like length go through the model together.
+
+    Args:
+        model ([`TokenRewardModel`] or `PeftModel`):
+            The model, or an adapter around one. Its mode, training or evaluation, is restored.
+        sequences (`Sequence[Sequence[int]]`):
+            Token ids, at least one in each.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Sequences in one forward pass.
+    """
+    results: list[IdsScores | None] = [None] * len(sequences)
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        for start in range(0, len(sequences), batch_size):
+            rows = by_length[start : start + batch_size]
+            ids = [torch.tensor(sequences[index]) for index in rows]
+            mask = [torch.ones_like(row) for row in ids]
+            output = model(
+                input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device),
+                attention_mask=nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
+            )
+            per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
+            for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
+                results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))
+    return results

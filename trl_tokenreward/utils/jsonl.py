@@ -1,0 +1,45 @@
+"""JSON Lines files that are appended to."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .chat_endpoint import Unanswered, logger
+
+
+def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any], *, repair: bool = True) -> list[Any]:
+    """The lines of a JSON Lines file that is being appended to.
+
+    Args:
+        path (`Path`):
+            The file; if there is none, there are no lines.
+        name, content (`str`):
+            What the file and a line of it are, for errors.
+        check (`Callable`):
+            Called with each line; raises if it is something else.
+        repair (`bool`, *optional*, defaults to `True`):
+            Whether to make the folder if need be, and to cut off what a process that was killed left of its last line.
+            Without it the file is only read, and such a rest is not: it may be a line that is being written.
+
+    Raises:
+        `ValueError`: naming the first line that is something else.
+    """
+    if repair:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.read_bytes() if path.exists() else b""
+    *lines, rest = data.split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+            check(records[-1])
+        except (ValueError, LookupError, TypeError, AttributeError, Unanswered) as error:
+            raise ValueError(
+                f"Line {number} of {name} {path} is no {content}: delete it or name another file."
+            ) from error
+    if rest and repair:
+        logger.warning(f"The last line of {name} {path} is incomplete and is cut off.")
+        with path.open("r+b") as file:
+            file.truncate(len(data) - len(rest))
+    return records
