@@ -59,7 +59,7 @@ test: $(TRL_VERSIONS:%=.venv-trl%/.installed)
 	done; \
 	if [ -n "$$failed" ]; then echo "The suite failed on TRL$$failed"; exit 1; fi
 
-# Playwright drives whatever Chromium is on the PATH (tests/browser.py); its own builds are not needed.
+# Playwright drives whatever Chromium is on the PATH (tests/support/browser.py); its own builds are not needed.
 browser:
 	@for name in chromium chromium-browser google-chrome chrome; do \
 		if command -v $$name >/dev/null; then echo "Chromium is there: $$name"; exit 0; fi; \

@@ -5,9 +5,9 @@ import time
 
 import pytest
 import torch
-from fake_endpoint import running
 
 import tiny
+from fake_endpoint import running
 from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, TokenRewardModel
 from trl_tokenreward.evaluation.judges import DEFAULT_TEMPLATE
 

@@ -623,7 +623,7 @@ def test_result_does_not_depend_on_the_process_and_the_import_is_light():
         "print(align_tokenized(*texts, *tokens), align_ids(*(t.ids for t in tokens)))\n"
         "assert not {'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules), 'edits need lists alone'\n"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     runs = [
         subprocess.run(
             [sys.executable, "-c", script],

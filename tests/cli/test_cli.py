@@ -16,7 +16,7 @@ from trl_tokenreward.utils.loading import load_tokenizer
 
 pytestmark = pytest.mark.any_trl
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_help_lists_the_commands_and_loads_nothing_heavy():

@@ -15,7 +15,7 @@ from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.utils.loading import load_split
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HH_RLHF = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 
 

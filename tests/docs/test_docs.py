@@ -20,11 +20,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import datasets
-import fake_endpoint
 import pytest
 import torch
 from datasets import Dataset
 
+import fake_endpoint
 import tiny
 import trl_tokenreward
 from demo_corpus import make_corpus
@@ -36,7 +36,7 @@ from trl_tokenreward.data.importers import import_dataset
 
 pytestmark = pytest.mark.any_trl
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -44,13 +44,13 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = {
     r"pip install ": "installs what the tests run with",
     r"make (browser|demo|test)\b": "make test runs this; make demo is examples/demo.py; make browser installs",
-    r"trl-tokenreward annotate |annotate_dataset\(": "serves until it is ended; tests/test_annotation_page.py opens the page",
-    r"FineGrainedPPOConfig\(\.\.\.": "a part of a block; tests/test_completion_log.py runs it",
+    r"trl-tokenreward annotate |annotate_dataset\(": "serves until it is ended; tests/annotation/test_page.py opens the page",
+    r"FineGrainedPPOConfig\(\.\.\.": "a part of a block; tests/ppo/test_completion_log.py runs it",
     r"vllm serve ": "needs a GPU, and serves until it is ended",
-    r".* --use_vllm ": "needs a GPU; tests/test_vllm_engine.py runs TRL's code for vLLM on a stand-in",
+    r".* --use_vllm ": "needs a GPU; tests/ppo/test_vllm.py runs TRL's code for vLLM on a stand-in",
     r"python train\.py": "stands for a script of the reader's, with vLLM on a server",
-    r"accelerate launch ": "needs GPUs; tests/test_ppo_distributed.py launches processes with gloo",
-    r"python examples/demo\.py": "tests/test_examples.py runs it",
+    r"accelerate launch ": "needs GPUs; tests/ppo/test_distributed.py launches processes with gloo",
+    r"python examples/demo\.py": "tests/examples/test_examples.py runs it",
     r"python benchmarks/hh_rlhf\.py": "needs HH-RLHF's files and minutes",
 }
 # What makes a command short enough, after its own options: of an option that is given twice the last counts.
@@ -167,7 +167,7 @@ class Reader:
                 for line in commands(block):
                     self.run(line)
             elif page.name == "README.md" or any(map(excused, block.splitlines())):
-                continue  # the README's Python is tests/test_readme.py's
+                continue  # the README's Python is tests/docs/test_readme.py's
             else:
                 exec(compile(self.shortened(block), f"{page.name}", "exec"), self.variables)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ppo_runs
-from test_ppo_distributed import launch, load
+from processes import launch, load
 
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")

@@ -16,7 +16,7 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRe
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 
 
-SCRIPT = Path(__file__).parent / "scripts" / "ppo_script.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "scripts" / "ppo_script.py"
 IMPORT = "from trl.experimental.ppo import PPOConfig, PPOTrainer\n"
 needs_trls = pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOTrainer")
 

@@ -1,23 +1,16 @@
 """Any number of processes train as one process does with the same batches, under DDP and under FSDP2."""
 
 import importlib.util
-import json
-import os
-import socket
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-import on_cpu
 import ppo_runs
+from processes import launch, load
 from trl_tokenreward import read_completions
 
 
-CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate_configs"
 PEFT = ["peft"] if importlib.util.find_spec("peft") else []
 
 # One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a GPT-2,
@@ -41,24 +34,6 @@ def _case(engine, processes, *run):
 
 
 ALL_RUNS = [_case(*engine, run) for engine, runs in RUNS.items() for run in runs]
-
-
-def launch(script, *arguments, engine="ddp", processes=2, timeout=400):
-    """Run a script on some processes of this machine's CPU, under one of the example configurations of accelerate."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml")]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", str(port)]
-    environment = {**os.environ, **ppo_runs.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    if engine == "ddp":  # which has the CPU and gloo by `use_cpu` in the training arguments
-        environment["ACCELERATE_USE_CPU"] = "true"
-    else:
-        command.append(on_cpu.__file__)
-    done = subprocess.run(
-        [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-10000:]
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +64,6 @@ def one(tmp_path_factory):
         return *ppo_runs.outcome(trainer), trainer
 
     return train
-
-
-def load(directory, rank):
-    return json.loads((directory / f"outcome-{rank}.json").read_text())
 
 
 def assert_close(actual, expected):

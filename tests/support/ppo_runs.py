@@ -25,7 +25,7 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRe
 
 
 # For processes that run this file as a script.
-ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parent)))}
 VOCAB_SIZE = 8  # few enough that many completions end early
 # Metrics that tell of time, and of this call of `train` alone.
 NOT_REPEATED = ("eps", "train_loss", "_runtime", "_per_second")

@@ -273,7 +273,7 @@ class Command:
 
     def __init__(self, folder, *options):
         command = [sys.executable, "-u", "-m", "trl_tokenreward", "annotate", "pairs.jsonl", "out", *options]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         environment.pop("TRL_TOKENREWARD_PASSWORD", None)
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

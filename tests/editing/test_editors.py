@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, load_dataset, load_from_disk
-from fake_endpoint import running
 from transformers.utils.import_utils import is_serve_available
 
 import tiny
+from fake_endpoint import running
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
 from trl_tokenreward.cli import edit as command
 from trl_tokenreward.editing.checks import EditChecks
@@ -199,7 +199,7 @@ def test_a_killed_run_goes_on_where_it_was(server, tmp_path):
     server.respond = slow
     log = tmp_path / "log.jsonl"
     code = "import sys, test_editors; test_editors.edit_forty(*sys.argv[1:])"
-    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, server.url, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
@@ -462,6 +462,6 @@ def test_the_command_names_what_is_missing_and_is_light(tmp_path, capsys):
             run(*arguments)
     assert "one of the arguments --endpoint --local is required" in capsys.readouterr().err
     code = "import sys, trl_tokenreward.cli.edit; print({'torch', 'datasets', 'transformers'} & set(sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -438,7 +438,7 @@ class TestMetrics:
             "    json.dump(metrics, open(folder + '/metrics.json', 'w'))\n"
         )
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
             [*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=280
         )

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 import fake_vllm
 import ppo_runs
 import tiny
-from test_ppo_distributed import launch
+from processes import launch
 from trl_tokenreward import FineGrainedPPOConfig
 from trl_tokenreward.ppo import vllm as vllm_engine
 

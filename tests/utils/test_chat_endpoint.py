@@ -4,8 +4,8 @@ such as what is asked again and when, is in test_judges.py."""
 import json
 
 import pytest
-from fake_endpoint import running
 
+from fake_endpoint import running
 from trl_tokenreward.utils.chat_endpoint import EndpointClient, EndpointError, Unanswered, check_template, fill_template
 from trl_tokenreward.utils.jsonl import read_jsonl
 

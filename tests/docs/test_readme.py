@@ -13,7 +13,7 @@ from demo_corpus import make_corpus
 pytestmark = pytest.mark.any_trl
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = 'use_cpu=True, bf16=False, report_to="none"'
 
 

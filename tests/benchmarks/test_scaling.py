@@ -12,7 +12,7 @@ from benchmarks.scaling import ENGINES, SHAPE, frozen_bytes, kept, seconds, tabl
 pytestmark = pytest.mark.any_trl
 
 
-DOC = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+DOC = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", tables())
