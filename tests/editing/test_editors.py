@@ -199,7 +199,8 @@ def test_a_killed_run_goes_on_where_it_was(server, tmp_path):
     server.respond = slow
     log = tmp_path / "log.jsonl"
     code = "import sys, test_editors; test_editors.edit_forty(*sys.argv[1:])"
-    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    here = Path(__file__)
+    folders = os.pathsep.join(map(str, (here.parent, here.parents[1] / "support", here.parents[2])))
     environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, server.url, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True

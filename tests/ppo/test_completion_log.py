@@ -178,7 +178,6 @@ trainer.train()
     environment = {
         **os.environ,
         **ppo_runs.ENVIRONMENT,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder),
         "TRACKIO_DIR": str(folder / "trackio"),

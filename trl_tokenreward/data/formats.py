@@ -103,7 +103,7 @@ def dialogue_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
 
 
 def preference_prompt(row: Row) -> str | list[Row]:
-    """The prompt of a preference row, as [`prepare_dataset`] sees it: its `prompt`, a dialogue up to the last
+    """The prompt of a preference row, as [`~data.preprocessing.prepare_dataset`] sees it: its `prompt`, a dialogue up to the last
     `"\\n\\nAssistant:"` that both sides share, or the messages that both begin with. A text, or messages; empty if there
     is none."""
     if "prompt" in row:

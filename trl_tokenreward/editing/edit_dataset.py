@@ -127,7 +127,7 @@ def edit_dataset(
             Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes. Of `chosen` no more
             is read than what tells the prompt.
         editor ([`Editor`]):
-            Such as [`EndpointEditor`] or [`LocalEditor`].
+            Such as [`~editing.editors.EndpointEditor`] or [`~editing.editors.LocalEditor`].
         output (`str` or `Path`):
             A folder.
         criteria (`str`, *optional*):
