@@ -51,7 +51,7 @@ TOKENS = {"reward_signal": "token_scores"}
 ARMS: dict[str, dict[str, Any]] = {
     "TRL": {},
     "terminal": {**HELD, "reward_signal": "sequence_score", "reward_density": "sequence"},
-    "potential": {**HELD, "reward_signal": "sequence_score", "reward_density": "token"},
+    "potential": {**HELD, "reward_density": "potential"},
     "sentence": {**TOKENS, "reward_density": "sentence"},
     "token": {**TOKENS, "reward_density": "token"},
     "token + sequence": {**TOKENS, "reward_density": "token", "sequence_score_coef": 0.5},
@@ -63,12 +63,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no bound on a score": {"reward_clip": 1e9},
     "not centred": {"center_rewards": False},
     "length not held": {"hold_length": False},
-    "mean of the scores, length not held": {
-        "average_token_scores": True,
-        "reward_scale": 12 * REWARD_SCALE,
-        "reward_clip": 12.0,
-        "hold_length": False,
-    },
     "lambda of .95": {"lam": 0.95},
     "KL target of 3 nats": {"kl_target": 3.0},
     "unchanged tokens pulled to 0, log-odds": {"reward_model": "reward_model_zero", "token_score_transform": "none"},
@@ -290,7 +284,7 @@ def our_trainer(
 
     model = TokenRewardModel.from_pretrained(reward_model, dtype=torch.float32)
     trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=model, **arguments)
-    return trainer, trainer.steps_per_update
+    return trainer, trainer.schedule.steps_per_update
 
 
 def trl_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path, _: Path) -> tuple[Any, int]:

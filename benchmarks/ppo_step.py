@@ -418,11 +418,10 @@ def force_our_completions(script: Script) -> None:
 
     The random number of each draw says which row and column it is for.
     """
-    from trl_tokenreward.ppo import rollout
-    from trl_tokenreward.ppo import trainer as ppo_trainer
+    from trl_tokenreward.ppo import collector, sampling
 
     cells = script.setting.batch * script.setting.response
-    real_uniforms, real_sample = rollout.uniforms, rollout.sample
+    real_uniforms, real_sample = sampling.uniforms, sampling.sample
 
     def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
         real_uniforms(seed, rows, length)
@@ -436,30 +435,34 @@ def force_our_completions(script: Script) -> None:
         picked = logits.gather(1, torch.stack([tokens, drawn], dim=1)).float() / temperature
         return tokens, drawn_logps + picked[:, 0] - picked[:, 1]
 
-    rollout.uniforms = ppo_trainer.uniforms = uniforms
-    rollout.sample = sample
+    sampling.uniforms = collector.uniforms = uniforms
+    sampling.sample = sample
 
 
 def our_trainer(script: Script, meter: Meter, config: dict[str, Any], **kwargs: Any) -> Any:
     """Our FineGrainedPPOTrainer, made to sample what the script says."""
     from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+    from trl_tokenreward.ppo.collector import RolloutCollector
 
     force_our_completions(script)
 
+    class Collector(RolloutCollector):
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            meter.mark("generation")
+            completions = super().generate(*args, **kwargs)
+            meter.mark("scoring")
+            return completions
+
     class Trainer(FineGrainedPPOTrainer):
-        def _collect_rollout(self, update: int) -> Any:
+        _collector_class = Collector
+
+        def collect_rollout(self, update: int) -> Any:
             script.begin(update)
-            rollout = super()._collect_rollout(update)
+            rollout = super().collect_rollout(update)
             ids, mask = rollout.completion_ids, rollout.completion_mask
             script.trained.append((rollout.prompt_ids, rollout.prompt_mask, ids.masked_fill(mask == 0, PAD), mask))
             meter.mark("optimisation")
             return rollout
-
-        def _generate(self, *args: Any, **kwargs: Any) -> Any:
-            meter.mark("generation")
-            completions = super()._generate(*args, **kwargs)
-            meter.mark("scoring")
-            return completions
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             super().log(logs, *args, **kwargs)

@@ -391,7 +391,7 @@ def run_ppo(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"input_ids": [prompt_ids(row) for row in train]}),
     )
-    trainer.add_callback(LearningCurve(examiner, trainer.steps_per_update, every=max(1, sizes.updates // 8)))
+    trainer.add_callback(LearningCurve(examiner, trainer.schedule.steps_per_update, every=max(1, sizes.updates // 8)))
     trainer.train()
     trainer.save_model()
     return trainer

@@ -21,7 +21,9 @@ try:
         warnings.simplefilter("ignore")
         from trl.experimental.ppo import PPOConfig, PPOTrainer
 except ImportError:  # TRL 1.13 removed PPO; there the subclass relation ends at TRL's base classes.
-    PPOConfig, PPOTrainer = BaseConfig, BaseTrainer
+    from ._trl_ppo_config import PPOConfig
+
+    PPOTrainer = BaseTrainer
     TRL_HAS_PPO = False
 else:
     TRL_HAS_PPO = True

@@ -15,7 +15,7 @@ from transformers import (
 
 import tiny
 from trl_tokenreward import TokenRewardModel
-from trl_tokenreward.ppo.completion_scorer import CompletionScorer
+from trl_tokenreward.ppo.completion_scorer import CompletionScorer, RawScores
 from trl_tokenreward.ppo.functional import shape_scores
 from trl_tokenreward.ppo.prompts import Prompts
 from trl_tokenreward.reward_model.readout import (
@@ -197,11 +197,10 @@ MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
         ("token_scores", {"scale": -0.5}, [[-0.5, -1.5], [1, -2, -3]]),
         ("token_scores", {"center": True}, [[-1.4, 0.6], [-4.4, 1.6, 3.6]]),  # the mean of five is 2.4
         ("token_scores", {"clip": 2.5}, [[1, 2.5], [-2, 2.5, 2.5]]),
-        ("token_scores", {"average": True}, [[0.5, 1.5], [-2 / 3, 4 / 3, 2]]),
         (
             "token_scores",
-            {"scale": 2.0, "center": True, "clip": 3.0, "average": True},
-            [[-1.4, 0.6], [-1, 1, 1]],  # 2, 6, -4, 8, 12; less 4.8: -2.8, 1.2, -8.8, 3.2, 7.2; clipped; by length
+            {"scale": 2.0, "center": True, "clip": 3.0},
+            [[-2.8, 1.2], [-3, 3, 3]],  # 2, 6, -4, 8, 12; less 4.8: -2.8, 1.2, -8.8, 3.2, 7.2; clipped
         ),
         # The rows' sums are 4 and 8. What changes, changes on the last token.
         ("sequence_score", {}, [[1, 3], [-2, 4, 6]]),
@@ -218,11 +217,6 @@ def test_shape_scores_by_hand(signal, settings, expected):
     junk = torch.where(MASK.bool(), SCORES, 1e6)
     again = shape_scores(junk, MASK, signal=signal, **settings)
     torch.testing.assert_close(again * MASK, shaped * MASK)
-
-
-def test_averaging_a_sequence_score_is_an_error():
-    with pytest.raises(ValueError, match="`average_token_scores` has no effect on a sequence score"):
-        shape_scores(SCORES, MASK, signal="sequence_score", average=True)
 
 
 # --- CompletionScorer ----------------------------------------------------------------------------------------------
@@ -259,20 +253,22 @@ TWO_ROWS = batch(([A, A, B], [C, PERIOD, D, EOS]), ([B], [D, EOS]))
         ("token_scores", "sequence", [[1, 2, -4, 0.5], [-4, 0.5, 0, 0]]),  # raw scores; `spread` moves them
         ("sequence_score", None, [[0, 0, 0, 7], [0, 7, 0, 0]]),
         ("sequence_score", "sequence", [[0, 0, 0, 7], [0, 7, 0, 0]]),
-        ("sequence_score", "sentence", [[5, -2, 6, -2], [9, -2, 0, 0]]),
-        ("sequence_score", "token", [[5, -2, 6, -2], [9, -2, 0, 0]]),
+        ("sequence_score", "potential", [[5, -2, 6, -2], [9, -2, 0, 0]]),
+        (None, "potential", [[5, -2, 6, -2], [9, -2, 0, 0]]),
     ],
 )
 def test_raw_scores_by_hand(signal, density, expected):
     reward = word_reward_model({C: 1.0, PERIOD: 2.0, D: -4.0, EOS: 0.5}, {C: 5.0, PERIOD: 3.0, D: 9.0, EOS: 7.0})
     for batch_size in (1, 64):
         scorer = CompletionScorer(reward, tiny.word_tokenizer(), signal=signal, density=density, batch_size=batch_size)
-        torch.testing.assert_close(scorer.raw_scores(*TWO_ROWS), torch.tensor(expected).float(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            scorer.raw_scores(*TWO_ROWS).values, torch.tensor(expected).float(), rtol=0, atol=1e-5
+        )
 
 
 def test_a_model_without_token_scores_gives_its_sequence_score():
     scorer = CompletionScorer(tiny.unigram_classifier({EOS: 3.0}), tiny.word_tokenizer())
-    assert scorer.raw_scores(*TWO_ROWS).tolist() == [[0, 0, 0, 3], [0, 3, 0, 0]]
+    assert scorer.raw_scores(*TWO_ROWS).values.tolist() == [[0, 0, 0, 3], [0, 3, 0, 0]]
     assert scorer.signal == "sequence_score"
 
 
@@ -291,7 +287,7 @@ def test_spreading_keeps_totals():
     totals = scores.sum(1)
     for density in ("token", "sentence", "sequence"):
         scorer = CompletionScorer(word_reward_model({A: 1.0}), tiny.word_tokenizer(), density=density)
-        torch.testing.assert_close(scorer.spread(scores, TWO_ROWS[1], mask).sum(1), totals)
+        torch.testing.assert_close(scorer.spread(RawScores(scores, "token_scores"), TWO_ROWS[1], mask).sum(1), totals)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +310,7 @@ def test_scorers_that_cannot_be_made(reward, arguments, error, message):
 
 def test_an_untrained_token_head_is_fine_for_sequence_scores():
     scorer = CompletionScorer(word_reward_model(None, {EOS: 2.0}), tiny.word_tokenizer(), signal="sequence_score")
-    assert scorer.raw_scores(*TWO_ROWS).sum(1).tolist() == [2, 2]
+    assert scorer.raw_scores(*TWO_ROWS).values.sum(1).tolist() == [2, 2]
 
 
 # --- functions -----------------------------------------------------------------------------------------------------
@@ -334,7 +330,7 @@ def test_an_untrained_token_head_is_fine_for_sequence_scores():
 )
 def test_what_a_function_may_return(returned, expected):
     scorer = CompletionScorer(lambda **kwargs: returned, tiny.word_tokenizer())
-    assert scorer.raw_scores(*TWO_ROWS).tolist() == expected
+    assert scorer.raw_scores(*TWO_ROWS).values.tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -397,12 +393,12 @@ TEXTS = [(TEXT[:14], TEXT[14:]), ("the quick brown fox", " jumps over the lazy d
 def test_the_way_through_text_is_the_direct_one_where_the_tokenizers_agree():
     tokenizer = tiny.tokenizer()
     contents = encoded(tokenizer, *TEXTS)
-    for settings in ({}, {"signal": "sequence_score"}, {"signal": "sequence_score", "density": "token"}):
+    for settings in ({}, {"signal": "sequence_score"}, {"density": "potential"}):
         scorer = CompletionScorer(token_reward_model(), tokenizer, tiny.tokenizer(), **settings)
         assert scorer.reward_processing_class is None  # the same vocabulary, so ids will do
-        direct = scorer.raw_scores(*contents)
+        direct = scorer.raw_scores(*contents).values
         scorer.reward_processing_class = tiny.tokenizer()
-        torch.testing.assert_close(scorer.raw_scores(*contents), direct, rtol=0, atol=2e-6)
+        torch.testing.assert_close(scorer.raw_scores(*contents).values, direct, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("policy_kind", ["bpe", "metaspace", "wordpiece", "unigram"])
@@ -415,7 +411,7 @@ def test_totals_are_those_that_the_reward_model_gives_by_itself(policy_kind, rew
     model = token_reward_model(vocab_size=400)
     prompts, completion_ids, completion_mask, rows = encoded(policy_tokenizer, *TEXTS)
     scorer = CompletionScorer(model, policy_tokenizer, reward_tokenizer)
-    scores = scorer.raw_scores(prompts, completion_ids, completion_mask, rows)
+    scores = scorer.raw_scores(prompts, completion_ids, completion_mask, rows).values
     assert ((scores != 0) <= completion_mask.bool()).all()
     sequence = CompletionScorer(model, policy_tokenizer, reward_tokenizer, signal="sequence_score")
     for row in range(len(TEXTS)):
@@ -431,7 +427,7 @@ def test_totals_are_those_that_the_reward_model_gives_by_itself(policy_kind, rew
         assert scores[row].sum() == pytest.approx(
             output.token_scores[0][torch.tensor(of_completion)].sum().item(), abs=1e-4
         )
-        whole = sequence.raw_scores(prompts, completion_ids, completion_mask, rows)[row]
+        whole = sequence.raw_scores(prompts, completion_ids, completion_mask, rows).values[row]
         assert whole.sum() == pytest.approx(output.logits.item(), abs=1e-4)
 
 
@@ -442,7 +438,7 @@ def test_scores_go_to_the_token_in_which_they_end():
     c, space = characters("c ")["input_ids"]
     scorer = CompletionScorer(word_reward_model({c: 1.0, space: 10.0}), words, characters)
     # "a b" and " c d c": each space is part of the word after it.
-    scores = scorer.raw_scores(*batch(([A, B], [C, D, C]), ([A], [C, C, EOS])))
+    scores = scorer.raw_scores(*batch(([A, B], [C, D, C]), ([A], [C, C, EOS]))).values
     torch.testing.assert_close(scores, torch.tensor([[11.0, 10, 11], [11, 11, 0]]), rtol=0, atol=1e-4)
 
 
@@ -454,7 +450,7 @@ def test_what_the_reward_tokenizer_adds_belongs_to_no_word():
     )
     c = adding.convert_tokens_to_ids("c")
     scorer = CompletionScorer(word_reward_model({c: 1.0, EOS: 100.0, 2: 1000.0}), words, adding)
-    scores = scorer.raw_scores(*batch(([A], [C, D]), ([A], [C, EOS])))
+    scores = scorer.raw_scores(*batch(([A], [C, D]), ([A], [C, EOS]))).values
     torch.testing.assert_close(scores, torch.tensor([[1.0, 100], [1, 100]]), rtol=0, atol=1e-4)
 
 
@@ -470,7 +466,7 @@ def test_messages_get_the_reward_models_own_template():
     )
     prompts, completion_ids, completion_mask, _ = batch(([A, C, B], [D, E, EOS]))
     rows = [{"prompt": [{"role": "user", "content": "c"}], "input_ids": [A, C, B]}]
-    scores = CompletionScorer(model, words, permuted).raw_scores(prompts, completion_ids, completion_mask, rows)
+    scores = CompletionScorer(model, words, permuted).raw_scores(prompts, completion_ids, completion_mask, rows).values
     assert seen == [expected]
     torch.testing.assert_close(scores, torch.tensor([expected[-3:]]).float(), rtol=0, atol=1e-4)
 
@@ -481,7 +477,7 @@ def test_a_completion_without_text_is_scored_at_the_end_of_the_prompt():
         tiny.word_tokenizer(),
         permuted_tokenizer(),
     )
-    assert scorer.raw_scores(*batch(([A], [PAD]))).tolist() == [[3.0]]
+    assert scorer.raw_scores(*batch(([A], [PAD]))).values.tolist() == [[3.0]]
     with pytest.raises(ValueError, match="A completion and its prompt are no text"):
         scorer.raw_scores(*batch(([PAD], [PAD])))
 

@@ -10,6 +10,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 
 from trl_tokenreward import FineGrainedPPOConfig
 from trl_tokenreward._trl import TRL_HAS_PPO, BaseConfig, PPOConfig
+from trl_tokenreward._trl_ppo_config import PPOConfig as VendoredConfig
 
 
 # What TRL 1.12's PPOConfig adds to its base class, with its defaults.
@@ -26,13 +27,6 @@ TRL_DEFAULTS = {
     "temperature": 0.7,
     "missing_eos_penalty": None,
     "sft_model_path": "EleutherAI/pythia-160m",
-    "world_size": None,
-    "num_total_batches": None,
-    "micro_batch_size": None,
-    "local_batch_size": None,
-    "batch_size": None,
-    "local_mini_batch_size": None,
-    "mini_batch_size": None,
     "push_to_hub": False,
     "reward_model_path": "EleutherAI/pythia-160m",
     "model_adapter_name": None,
@@ -48,6 +42,16 @@ TRL_DEFAULTS = {
     "lam": 0.95,
     "ds3_gather_for_generation": True,
 }
+# What TRL 1.12's trainer writes into its configuration.
+COMPUTED = (
+    "world_size",
+    "num_total_batches",
+    "micro_batch_size",
+    "local_batch_size",
+    "batch_size",
+    "local_mini_batch_size",
+    "mini_batch_size",
+)
 OURS = {
     "log_completions": False,
     "num_completions_to_log": 8,
@@ -57,10 +61,9 @@ OURS = {
     "reward_scale": None,
     "center_rewards": None,
     "reward_clip": None,
-    "average_token_scores": False,
     "sequence_score_coef": 0.0,
     "hold_length": None,
-    "length_target": None,
+    "target_length": None,
     "kl_target": None,
     "bootstrap_truncated": False,
     "eval_temperature": None,
@@ -114,7 +117,8 @@ def test_fields_and_defaults():
 
 
 def test_nothing_else_differs_from_the_base_class():
-    assert own_fields(FineGrainedPPOConfig).keys() <= TRL_DEFAULTS.keys() | OURS.keys()
+    inherited = set(COMPUTED) if TRL_HAS_PPO else set()
+    assert own_fields(FineGrainedPPOConfig).keys() <= TRL_DEFAULTS.keys() | OURS.keys() | inherited
 
 
 @pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOConfig")
@@ -123,7 +127,16 @@ def test_every_field_of_trls_has_its_default_and_type():
     for field in fields(PPOConfig):
         assert ours[field.name].default == field.default, field.name
         assert ours[field.name].type == field.type, field.name
-    assert own_fields(PPOConfig) == {name: TRL_DEFAULTS[name] for name in own_fields(PPOConfig)}
+    assert own_fields(PPOConfig) == {
+        name: (TRL_DEFAULTS | dict.fromkeys(COMPUTED))[name] for name in own_fields(PPOConfig)
+    }
+
+
+@pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOConfig")
+def test_the_vendored_base_class_is_trls():
+    ours = {f.name: (f.type, f.default) for f in fields(VendoredConfig)}
+    theirs = {f.name: (f.type, f.default) for f in fields(PPOConfig) if f.name not in COMPUTED}
+    assert ours == theirs
     assert issubclass(FineGrainedPPOConfig, PPOConfig)
 
 
@@ -136,8 +149,6 @@ def test_defaults_of_trls_base_class(tmp_path):
     ("settings", "message"),
     [
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "Launch with `accelerate launch"),
-        *(({name: 8}, f"`{name}` is computed from the other batch sizes") for name in ("num_total_batches", "micro_batch_size", "local_batch_size", "batch_size", "local_mini_batch_size", "mini_batch_size")),
-        ({"world_size": 2}, "`world_size` is computed"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size=True` has no effect on PPO: leave it at False."),
         ({"dataloader_num_workers": 2}, "`dataloader_num_workers=2` has no effect"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` has no effect"),
@@ -150,20 +161,22 @@ def test_defaults_of_trls_base_class(tmp_path):
         ({"stop_token": "period"}, "`stop_token` must be one of (None, 'eos'), got 'period'."),
         ({"reward_signal": "tokens"}, "`reward_signal` must be one of"),
         ({"reward_density": "word"}, "`reward_density` must be one of"),
-        *(({name: 0}, f"`{name}` must be positive, got 0.") for name in ("num_mini_batches", "num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "temperature", "total_episodes", "reward_clip", "kl_target", "length_target")),
+        *(({name: 0}, f"`{name}` must be positive, got 0.") for name in ("num_mini_batches", "num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "temperature", "total_episodes", "reward_clip", "kl_target", "target_length")),
         ({"temperature": -1.0}, "`temperature` must be positive, got -1.0."),
         ({"missing_eos_penalty": -1.0, "stop_token": "eos"}, "`missing_eos_penalty` must be positive, got -1.0."),
         ({"missing_eos_penalty": 1.0}, "`missing_eos_penalty` needs a stop token"),
         ({"eval_temperature": -0.1}, "`eval_temperature` must not be negative, got -0.1."),
         ({"stop_token": "eos", "stop_token_id": 0}, "Set `stop_token` or `stop_token_id`, not both."),
         ({"total_episodes": 8, "max_steps": 8}, "Set `total_episodes` or `max_steps`, not both"),
-        ({"average_token_scores": True, "reward_signal": "sequence_score"}, "`average_token_scores` has no effect"),
+        ({"reward_signal": "sequence_score", "reward_density": "token"}, "set `reward_density='potential'`"),
+        ({"reward_signal": "sequence_score", "reward_density": "sentence"}, "set `reward_density='potential'`"),
+        ({"reward_signal": "token_scores", "reward_density": "potential"}, "`reward_density='potential'` spreads the sequence"),
         ({"token_score_transform": "tanh"}, "`token_score_transform` must be one of"),
         ({"token_score_transform": "log_sigmoid", "reward_signal": "sequence_score"}, "`token_score_transform` has no effect"),
         ({"sequence_score_coef": -1.0}, "`sequence_score_coef` must be finite and not negative, got -1.0."),
         ({"sequence_score_coef": 1.0, "reward_signal": "sequence_score"}, "`sequence_score_coef` has no effect"),
         ({"hold_length": True}, "`hold_length` has no effect without a stop token"),
-        ({"length_target": 12.0}, "`length_target` has no effect without `hold_length=True`."),
+        ({"target_length": 12.0}, "`target_length` has no effect without `hold_length=True`."),
         ({"kl_target": 3.0, "kl_coef": 0.0}, "`kl_target` adapts `kl_coef` by factors, so it needs one above 0."),
         ({"model_adapter_name": "a"}, "`model_adapter_name` has an effect only together with `ref_adapter_name`."),
         *(({name: value}, f"`{name}` has no effect without `use_vllm=True`.") for name, value in (COLOCATE | SERVER | URL | {"vllm_mode": "server"}).items()),
@@ -192,10 +205,10 @@ def test_unknown_settings_are_errors(tmp_path):
     [
         {"stop_token_id": 0, "missing_eos_penalty": 1.0},
         {"eval_temperature": 0.0},
-        {"average_token_scores": True},
+        {"reward_density": "potential"},
         {"reward_scale": -1.0},
         {"sequence_score_coef": 0.5, "kl_target": 3.0},
-        {"hold_length": True, "length_target": 12.0, "stop_token_id": 3},
+        {"hold_length": True, "target_length": 12.0, "stop_token_id": 3},
         {"model_adapter_name": "policy", "ref_adapter_name": "reference"},
         {"use_vllm": True, **COLOCATE, "temperature": 0.01, "eval_temperature": 0.0},
         {**VLLM_SERVER, **SERVER},
@@ -209,12 +222,12 @@ def test_what_is_allowed(tmp_path, settings):
 
 
 ARGUMENTS = [
-    "--output_dir", "out", "--use_cpu", "--bf16", "False", "--reward_signal", "sequence_score", "--reward_density", "token",
+    "--output_dir", "out", "--use_cpu", "--bf16", "False", "--reward_signal", "sequence_score", "--reward_density", "potential",
     "--reward_clip", "2.5", "--center_rewards", "True", "--eval_temperature", "0", "--stop_token", "eos", "--missing_eos_penalty", "1",
     "--num_mini_batches", "2", "--total_episodes", "100", "--kl_estimator", "k3", "--learning_rate", "1e-5",
 ]  # fmt: skip
 PARSED = {
-    "output_dir": "out", "use_cpu": True, "bf16": False, "reward_signal": "sequence_score", "reward_density": "token",
+    "output_dir": "out", "use_cpu": True, "bf16": False, "reward_signal": "sequence_score", "reward_density": "potential",
     "reward_clip": 2.5, "center_rewards": True, "eval_temperature": 0.0, "stop_token": "eos", "missing_eos_penalty": 1.0,
     "num_mini_batches": 2, "total_episodes": 100, "kl_estimator": "k3", "learning_rate": 1e-5, "reward_scale": None,
 }  # fmt: skip
@@ -259,8 +272,9 @@ def test_help(capsys):
 
 
 def test_every_own_field_is_documented():
-    for name in (TRL_DEFAULTS | OURS).keys() - {"push_to_hub"}:  # which is TrainingArguments'
-        assert re.search(rf"^ .*\b{name}\b", FineGrainedPPOConfig.__doc__, re.MULTILINE), name
+    for documented, names in ((FineGrainedPPOConfig, OURS), (VendoredConfig, TRL_DEFAULTS)):
+        for name in names.keys() - {"push_to_hub"}:  # which is TrainingArguments'
+            assert re.search(rf"^ .*\b{name}\b", documented.__doc__, re.MULTILINE), name
 
 
 @pytest.mark.skipif(not TRL_HAS_PPO, reason="this version of TRL has no PPOConfig")
@@ -280,6 +294,13 @@ def test_copy_of_trls_config(tmp_path):
     assert {name: getattr(args, name) for name in settings} == settings
     assert args.batch_size is args.world_size is None
     assert trls.batch_size == 8
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_is_computed_cannot_be_set(name, tmp_path):
+    error, message = (ValueError, "is computed") if TRL_HAS_PPO else (TypeError, "unexpected keyword argument")
+    with pytest.raises(error, match=f"{name}.* {message}" if TRL_HAS_PPO else message):
+        FineGrainedPPOConfig(str(tmp_path), bf16=False, **{name: 2})
 
 
 @pytest.mark.parametrize("name", ["logging_strategy", "eval_strategy", "save_strategy"])

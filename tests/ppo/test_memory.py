@@ -58,7 +58,7 @@ def test_no_allocation_has_the_size_of_the_logits(stop_token, tmp_path):
     vocab_size = 2000
     ppo = trainer(tmp_path, vocab_size, stop_token)
     whole = BATCH * LENGTH * vocab_size * 4
-    for run in (lambda: ppo._collect_rollout(0), ppo.train):
+    for run in (lambda: ppo.collect_rollout(0), ppo.train):
         sizes, _ = allocations(run)
         assert sizes.max() >= vocab_size * HIDDEN * 4 or sizes.max() >= BATCH * vocab_size * 4  # the count sees them
         assert sizes.max() <= 0.3 * whole

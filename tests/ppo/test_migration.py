@@ -143,7 +143,7 @@ def test_dense_rewards_are_a_matter_of_the_checkpoint(run, checkpoints, tmp_path
     check_run(variables, checkpoints, tmp_path, capsys)
     trainer = variables["trainer"]
     assert type(trainer.reward_model) is type(trainer.value_model) is TokenRewardModel
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     before_the_last = rollout.completion_mask[:, 1:].bool()
     assert before_the_last.any() and (rollout.token_level_scores[:, :-1][before_the_last] != 0).all()
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 import tiny
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
+from trl_tokenreward.ppo.collector import RolloutCollector
 from trl_tokenreward.ppo.config import FineGrainedPPOConfig
 from trl_tokenreward.ppo.forward import completion_logps
 from trl_tokenreward.ppo.prompts import Prompts
@@ -140,32 +141,39 @@ def train_with_trl(tmp_path, family, **config):
     return SimpleNamespace(updates=updates, logs=logs, model=trainer.model)
 
 
+class GivenCompletions(RolloutCollector):
+    """Has the prompts and completions of another run."""
+
+    def collate(self, rows):
+        return Prompts(self.given["queries"], self.given["mask"])
+
+    def generate(self, prompts, uniform, temperature):
+        ids = self.given["responses"]
+        input_ids, mask = torch.cat([prompts.ids, ids], 1), torch.cat([prompts.mask, torch.ones_like(ids)], 1)
+        with torch.no_grad():
+            logps = completion_logps(self.inference.models.policy, input_ids, mask, LENGTH, temperature)
+        return Completions(ids, torch.ones_like(ids), logps, torch.zeros(len(ids), dtype=torch.bool))
+
+
 class SameCompletions(FineGrainedPPOTrainer):
     """Has the prompts and completions of another run, and keeps its rollouts."""
+
+    _collector_class = GivenCompletions
 
     def __init__(self, updates, **kwargs):
         super().__init__(**kwargs)
         self.updates, self.rollouts, self.losses = updates, [], []
 
-    def _collect_rollout(self, update):
-        self.given = self.updates[update]
-        rollout = super()._collect_rollout(update)
+    def collect_rollout(self, update):
+        self.collector.given = self.updates[update]
+        rollout = super().collect_rollout(update)
         self.rollouts.append(rollout)
         return rollout
 
-    def _collate(self, rows):
-        return Prompts(self.given["queries"], self.given["mask"])
-
-    def _generate(self, prompts, uniform, temperature):
-        ids = self.given["responses"]
-        input_ids, mask = torch.cat([prompts.ids, ids], 1), torch.cat([prompts.mask, torch.ones_like(ids)], 1)
-        with torch.no_grad():
-            logps = completion_logps(self.policy_model, input_ids, mask, LENGTH, temperature)
-        return Completions(ids, torch.ones_like(ids), logps, torch.zeros(len(ids), dtype=torch.bool))
-
     def compute_loss(self, *args, **kwargs):
         loss = super().compute_loss(*args, **kwargs)
-        self.losses.append(dict(zip(self._statistic_names, self._step_statistics[-1].tolist(), strict=True)))
+        statistics = self.step_statistics
+        self.losses.append(dict(zip(statistics._names, statistics._shares[-1].tolist(), strict=True)))
         return loss
 
 

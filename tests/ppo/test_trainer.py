@@ -26,6 +26,7 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRe
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.nn import unpadding as packing
 from trl_tokenreward.nn.masked import masked_whiten
+from trl_tokenreward.ppo.batches import packed_groups
 from trl_tokenreward.ppo.functional import hold_mean_length
 
 
@@ -354,7 +355,7 @@ def test_bootstrap_is_for_truncated_responses_only(scenario):
     }
     returns = {}
     for bootstrap in (False, True):
-        rollout = scenario.make(**settings, bootstrap_truncated=bootstrap)._collect_rollout(0)
+        rollout = scenario.make(**settings, bootstrap_truncated=bootstrap).collect_rollout(0)
         returns[bootstrap] = dict(zip(rollout.prompt_ids[:, 0].tolist(), rollout.returns.tolist(), strict=True))
     assert returns[False] == {A: pytest.approx([1, 1, 0]), B: pytest.approx([0, 0, 0])}
     assert returns[True] == {A: pytest.approx([1, 1, 0]), B: pytest.approx([2, 2, 2])}
@@ -386,7 +387,7 @@ def test_missing_eos_penalty_is_subtracted_on_the_last_token(scenario):
         missing_eos_penalty=3.0,
         response_length=3,
     )
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     scores = dict(zip(rollout.prompt_ids[:, 0].tolist(), rollout.token_level_scores.tolist(), strict=True))
     assert scores == {A: pytest.approx([0, 0, 0]), B: pytest.approx([0, 0, -2.5])}
 
@@ -605,7 +606,7 @@ def test_rollout_by_hand(scenario, pad_token):
         missing_eos_penalty=0.05,
         bootstrap_truncated=True,
     )
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     ended, cut_off = of_prompt(rollout, A), of_prompt(rollout, E)
 
     def close(tensor, values):
@@ -644,7 +645,7 @@ def test_k3_is_the_other_estimator(scenario):
         kl_estimator="k3",
     )
     # q/p - 1 - log q/p = 0.5 - 1 + 0.693147
-    torch.testing.assert_close(trainer._collect_rollout(0).kl, torch.full((4, 1), 0.193147), rtol=0, atol=1e-5)
+    torch.testing.assert_close(trainer.collect_rollout(0).kl, torch.full((4, 1), 0.193147), rtol=0, atol=1e-5)
 
 
 def test_the_policy_is_trained_at_the_temperature_that_it_is_sampled_at(scenario):
@@ -657,7 +658,7 @@ def test_the_policy_is_trained_at_the_temperature_that_it_is_sampled_at(scenario
         response_length=1,
         temperature=2.0,
     )
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     is_c = rollout.completion_ids == C
     assert 0 < is_c.sum() < 8
     # The other 14 tokens have 1e-6 each.
@@ -675,7 +676,7 @@ def test_the_score_of_a_token_moves_its_own_advantage_alone_where_lam_is_0(scena
             return [[1.0, 0.0, bonus, 1.0] for _ in completion_ids]
 
         # Whitening moves all advantages, so the raw ones are looked at.
-        result = scenario.make(reward=reward, lam=0.0)._collect_rollout(0)
+        result = scenario.make(reward=reward, lam=0.0).collect_rollout(0)
         return result.returns - result.values
 
     moved = (rollout(0.0) != rollout(5.0)).any(0)
@@ -684,8 +685,8 @@ def test_the_score_of_a_token_moves_its_own_advantage_alone_where_lam_is_0(scena
 
 def test_whitened_rewards_have_unit_variance(scenario):
     reward = token_reward_model({token: token / 3 for token in range(16)})
-    rollout = scenario.make(reward=reward, whiten_rewards=True, kl_coef=0.1)._collect_rollout(0)
-    plain = scenario.make(reward=reward, kl_coef=0.1)._collect_rollout(0)
+    rollout = scenario.make(reward=reward, whiten_rewards=True, kl_coef=0.1).collect_rollout(0)
+    plain = scenario.make(reward=reward, kl_coef=0.1).collect_rollout(0)
     assert rollout.token_level_rewards.var() == pytest.approx(1, abs=1e-5)
     assert rollout.token_level_rewards.mean() == pytest.approx(float(plain.token_level_rewards.mean()), abs=1e-5)
 
@@ -694,7 +695,7 @@ def test_values_default_to_a_copy_of_the_reward_model(scenario):
     reward = token_reward_model({C: 1.0}, {C: 2.0})
     before = weights(reward)
     trainer = scenario.make(reward=reward, dataset=prompts([C]), arguments={"value_model": None})
-    assert trainer._collect_rollout(0).values[:, 0].tolist() == [2.0] * 4
+    assert trainer.collect_rollout(0).values[:, 0].tolist() == [2.0] * 4
     trainer.train()
     assert torch.equal(weights(reward), before)
     assert not torch.equal(weights(trainer.value_model), before)
@@ -725,7 +726,7 @@ def test_padding_changes_nothing(scenario):
             stop_token="eos",
             response_length=12,
             **kwargs,
-        )._collect_rollout(0)
+        ).collect_rollout(0)
 
     plain = rollout()
     assert 0 < plain.completion_mask.float().mean() < 1
@@ -750,7 +751,7 @@ def test_the_models_need_not_know_the_pad_token(scenario):
     settings = {"dataset": prompts([A], [B, B]), "response_length": 8, "stop_token": "eos", "total_episodes": 8}
     settings["policy"] = tiny.bigram_lm({token: {EOS: 0.4, C: 0.6} for token in range(16)})
     trainer = scenario.train(tokenizer=tokenizer, reward=token_reward_model({C: 1.0}), **settings)
-    assert not trainer._collect_rollout(0).completion_mask.all()
+    assert not trainer.collect_rollout(0).completion_mask.all()
     trainer.save_model()
     AutoModelForCausalLM.from_pretrained(scenario.directory)  # whose configuration does not know it either
 
@@ -767,7 +768,7 @@ def make_uneven(scenario):
 
 def test_junk_in_masked_places_leaves_loss_and_gradient_alone(scenario):
     trainer = make_uneven(scenario)
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     masked = ~rollout.completion_mask.bool()
     assert masked.any()
     junk = rollout._replace(
@@ -781,7 +782,7 @@ def test_junk_in_masked_places_leaves_loss_and_gradient_alone(scenario):
     results = []
     for contents in (rollout, junk):
         trainer.model.zero_grad()
-        (batch,) = trainer._groups(contents, torch.arange(4))
+        (batch,) = packed_groups(contents, torch.arange(4), trainer.accelerator, 4)
         loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
@@ -799,7 +800,7 @@ def scores_of(scenario, reward, **settings):
     trainer = scenario.make(
         policy=tiny.bigram_lm(TWO_SENTENCES), reward=reward, stop_token="eos", response_length=6, **settings
     )
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     assert rollout.completion_ids[0].tolist() == [C, PERIOD, D, EOS]
     return rollout.token_level_scores[0].tolist()
 
@@ -818,15 +819,13 @@ def scores_of(scenario, reward, **settings):
         ({"sequence_score_coef": 0.5, "center_rewards": True}, [1.125, 2.125, -3.875, 0.625]),
         ({"reward_signal": "sequence_score"}, [0, 0, 0, 7]),
         # Prefix scores 5, 3, 9, 7: their differences, from 0 on.
-        ({"reward_signal": "sequence_score", "reward_density": "token"}, [5, -2, 6, -2]),
-        ({"reward_signal": "sequence_score", "reward_density": "sentence"}, [0, 3, 0, 4]),
+        ({"reward_density": "potential"}, [5, -2, 6, -2]),
+        ({"reward_signal": "sequence_score", "reward_density": "potential"}, [5, -2, 6, -2]),
         ({"reward_signal": "sequence_score", "reward_density": "sequence"}, [0, 0, 0, 7]),
         ({"reward_scale": 2.0}, [2, 4, -8, 1]),
         ({"center_rewards": True}, [1.125, 2.125, -3.875, 0.625]),  # the mean is -0.125
         ({"reward_clip": 1.5}, [1, 1.5, -1.5, 0.5]),
-        ({"average_token_scores": True}, [0.25, 0.5, -1, 0.125]),
-        ({"reward_scale": 2.0, "center_rewards": True, "reward_clip": 3.0, "average_token_scores": True}, [0.5625, 0.75, -0.75, 0.3125]),
-        ({"reward_signal": "sequence_score", "reward_density": "token", "reward_clip": 4.0}, [5, -2, 6, -5]),
+        ({"reward_density": "potential", "reward_clip": 4.0}, [5, -2, 6, -5]),
         ({"reward_signal": "sequence_score", "reward_scale": 0.5}, [0, 0, 0, 3.5]),
         ({"reward_signal": "sequence_score", "center_rewards": True}, [0, 0, 0, 0]),
     ],
@@ -914,9 +913,9 @@ def test_the_length_is_held_against_a_reward_that_pays_for_it(scenario, per_toke
 @pytest.mark.parametrize("target", [None, 3.0])
 def test_the_length_to_hold_is_that_of_the_first_update_or_the_one_asked_for(scenario, target):
     settings = {"stop_token": "eos", "policy": tiny.bigram_lm()}
-    plain = scenario.make(hold_length=False, **settings)._collect_rollout(0)
-    trainer = scenario.make(hold_length=True, length_target=target, **settings)
-    rollout = trainer._collect_rollout(0)
+    plain = scenario.make(hold_length=False, **settings).collect_rollout(0)
+    trainer = scenario.make(hold_length=True, target_length=target, **settings)
+    rollout = trainer.collect_rollout(0)
     mask = rollout.completion_mask
     length = float(mask.sum(1).float().mean())
     # The returns, which the value model learns, are those of the rewards alone.
@@ -924,10 +923,11 @@ def test_the_length_to_hold_is_that_of_the_first_update_or_the_one_asked_for(sce
     torch.testing.assert_close(rollout.token_level_rewards, plain.token_level_rewards)
     raw = rollout.returns - rollout.values * mask
     held, bonus = hold_mean_length(raw, mask, target or length)
-    assert bonus != 0 and trainer._metrics["objective/length_bonus"] == [pytest.approx(bonus, rel=1e-4)]
+    assert bonus != 0
+    assert trainer.rollout_metrics.pop()["objective/length_bonus"] == pytest.approx(bonus, rel=1e-4)
     torch.testing.assert_close(rollout.advantages, masked_whiten(held, mask), atol=1e-4, rtol=1e-4)
-    trainer._adapt(rollout)
-    assert trainer._length_target == (target or length)
+    assert trainer.adaptive.target_length == target
+    assert trainer.adaptive.after(rollout, trainer.args).target_length == (target or length)
 
 
 def test_centring_is_over_the_whole_batch(scenario):
@@ -940,7 +940,7 @@ def test_centring_is_over_the_whole_batch(scenario):
         response_length=2,
         center_rewards=True,
     )
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     assert of_prompt(rollout, A).token_level_scores.tolist() == pytest.approx([2, 2])
     assert of_prompt(rollout, B).token_level_scores.tolist() == pytest.approx([-2, -2])
 
@@ -1002,7 +1002,6 @@ def test_the_alarm_for_rewards_that_grow_with_length(scenario):
 
     assert logged(scenario.train(reward=per_token, **settings), name)[0] == pytest.approx(1, abs=1e-5)
     assert logged(scenario.train(reward=shorter_is_better, **settings), name)[0] == pytest.approx(-1, abs=1e-5)
-    assert logged(scenario.train(reward=per_token, average_token_scores=True, **settings), name)[0] == pytest.approx(0, abs=1e-5)  # fmt: skip
 
 
 # --- optimizer steps -----------------------------------------------------------------------------------------------
@@ -1034,10 +1033,12 @@ def test_micro_batches_do_not_change_the_step(scenario):
 def test_groups_hold_every_completion_token_once(scenario, monkeypatch):
     monkeypatch.setitem(packing._TOKENS_PER_PASS, "cpu", 12)
     trainer = make_uneven(scenario)
-    rollout = trainer._collect_rollout(0)
+    rollout = trainer.collect_rollout(0)
     mask = rollout.completion_mask.bool()
     numbered = torch.arange(mask.numel(), dtype=torch.float).reshape(mask.shape)
-    groups = trainer._groups(rollout._replace(advantages=numbered, returns=-numbered), torch.arange(4))
+    groups = packed_groups(
+        rollout._replace(advantages=numbered, returns=-numbered), torch.arange(4), trainer.accelerator, 4
+    )
     assert len(groups) > 1
     tokens = {float(n): int(token) for n, token in zip(numbered[mask], rollout.completion_ids[mask], strict=True)}
     seen = {}
@@ -1124,7 +1125,7 @@ def test_data_seed_decides_on_the_order_of_prompts_alone(scenario):
         {"seed": 2, "data_seed": 1},
     ):
         trainer = scenario.make(dataset=prompts(*[[token] for token in range(3, 15)]), **settings)
-        rollouts.append(trainer._collect_rollout(0))
+        rollouts.append(trainer.collect_rollout(0))
     assert torch.equal(rollouts[0].prompt_ids, rollouts[1].prompt_ids)
     assert not torch.equal(rollouts[0].prompt_ids, rollouts[2].prompt_ids)
     assert torch.equal(rollouts[0].prompt_ids, rollouts[3].prompt_ids)
@@ -1516,7 +1517,7 @@ def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scena
     for argument, name in (("reward", "reward_model"), ("value", "value_model")):
         trainer = scenario.make(**{argument: short})
         with pytest.raises(ValueError, match=f"4 positions of `{name}`"):
-            trainer._collect_rollout(0)
+            trainer.collect_rollout(0)
 
 
 def test_under_mixed_precision_the_first_ratio_is_one(scenario):

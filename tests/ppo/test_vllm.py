@@ -30,30 +30,43 @@ from trl_tokenreward.ppo import vllm as vllm_engine
 pytest.importorskip("requests", reason="TRL talks to vLLM by requests (extra: dev)")
 
 
-class Trainer(ppo_runs.RecordingTrainer):
+class Collector(ppo_runs.RecordingCollector):
     """Has the stand-in sample with the random numbers that the trainer draws for transformers, so that the runs compare; and
     keeps the weights that it should sample with."""
 
-    server = None
+    fake, server = None, None
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.vllm_engine is not None:
-            self.fake = self.server or self.vllm_engine.generation.llm
-
-    def _generate(self, prompts, uniform, temperature):
+    def generate(self, prompts, uniform, temperature):
         if self.vllm_engine is not None:
             # A server has the prompts of all processes. Greedy decoding needs no numbers.
             gathered = self.accelerator.gather(uniform.contiguous()) if self.server and temperature > 0 else uniform
             self.fake.uniforms = gathered if temperature > 0 else None
             self.expected_weights = [*getattr(self, "expected_weights", []), self.weights()]
-        return super()._generate(prompts, uniform, temperature)
+        return super().generate(prompts, uniform, temperature)
 
     def weights(self):
-        policy = copy.deepcopy(self.policy_model)
+        policy = copy.deepcopy(self.inference.models.policy)
         if hasattr(policy, "merge_and_unload"):
             policy = policy.merge_and_unload()
         return {name: parameter.detach() for name, parameter in policy.named_parameters()}
+
+
+class Trainer(ppo_runs.RecordingTrainer):
+    """Its collector samples from the stand-in."""
+
+    _collector_class = Collector
+    server = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        engine = self.collector.vllm_engine
+        if engine is not None:
+            self.fake = self.collector.fake = self.server or engine.generation.llm
+            self.collector.server = self.server
+
+    @property
+    def expected_weights(self):
+        return self.collector.expected_weights
 
 
 def save_checkpoint(directory, family="llama"):
@@ -252,7 +265,7 @@ def test_merging_adapters_at_low_precision_leaves_nothing_behind(tmp_path):
 
     with vllm("colocate", tmp_path):
         trainer = make("terminal", tmp_path, "colocate", change_policy=change_policy)
-        policy, engine = trainer.policy_model, trainer.vllm_engine
+        policy, engine = trainer.policy_model, trainer.collector.vllm_engine
         before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
         def changed():

@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from trl_tokenreward.ppo.collector import RolloutCollector
 
 
 # For processes that run this file as a script.
@@ -94,19 +95,24 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+class RecordingCollector(RolloutCollector):
+    """Keeps the prompts of this process."""
+
+    def generate(self, prompts, *args):
+        self.prompts_seen = [ids[mask.bool()].tolist() for ids, mask in zip(*prompts, strict=True)]
+        return super().generate(prompts, *args)
+
+
 class RecordingTrainer(FineGrainedPPOTrainer):
     """Keeps its rollouts, and the prompts that this process had a share of in each."""
 
-    def _collect_rollout(self, update: int):
-        self._prompts_seen = []
-        rollout = super()._collect_rollout(update)
-        self.rollouts = {**getattr(self, "rollouts", {}), update: rollout}
-        self.local_prompts = {**getattr(self, "local_prompts", {}), update: self._prompts_seen}
-        return rollout
+    _collector_class = RecordingCollector
 
-    def _generate(self, prompts, *args):
-        self._prompts_seen = [ids[mask.bool()].tolist() for ids, mask in zip(*prompts, strict=True)]
-        return super()._generate(prompts, *args)
+    def collect_rollout(self, update: int):
+        rollout = super().collect_rollout(update)
+        self.rollouts = {**getattr(self, "rollouts", {}), update: rollout}
+        self.local_prompts = {**getattr(self, "local_prompts", {}), update: self.collector.prompts_seen}
+        return rollout
 
 
 def make(run: str, directory: str | os.PathLike, **overrides: Any) -> RecordingTrainer:

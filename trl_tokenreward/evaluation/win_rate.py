@@ -277,7 +277,7 @@ class WinRateCallback(TrainerCallback):
         self.trainer, self.judge, self.reference = trainer, judge, reference
         self.level, self.resamples = level, resamples
         self.is_ppo = isinstance(trainer, FineGrainedPPOTrainer)
-        self.steps = every * trainer.steps_per_update if self.is_ppo else every
+        self.steps = every * trainer.schedule.steps_per_update if self.is_ppo else every
         if self.is_ppo:
             sampling = {
                 "response_length": trainer.args.response_length,
@@ -328,7 +328,9 @@ class WinRateCallback(TrainerCallback):
 
     @contextmanager
     def _reference_model(self) -> Iterator[nn.Module | Sequence[str]]:
-        own = self.trainer._reference_policy() if self.reference is None else nullcontext(self.reference)
+        own = (
+            self.trainer.collector.inference.use_reference() if self.reference is None else nullcontext(self.reference)
+        )
         with own as reference:
             yield reference
 

@@ -3,11 +3,11 @@
 import re
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..reward_model.scoring import token_texts
 from ..views.scored_rows import ScoredRows
@@ -15,9 +15,6 @@ from ..views.scored_text import ScoredRow, ScoredText
 from .rollout import Rollout
 from .trackers import log_to_trackers
 
-
-if TYPE_CHECKING:
-    from .trainer import FineGrainedPPOTrainer
 
 FOLDER = "completions"
 # Column of a record to the rollout's tensor, and to what the series is called.
@@ -57,13 +54,13 @@ class CompletionLog(TrainerCallback):
     its completions.
 
     Args:
-        trainer ([`FineGrainedPPOTrainer`]):
+        trainer ([`~transformers.Trainer`]):
             The trainer, whose callback it is.
         number (`int`):
             How many completions of an update are kept.
     """
 
-    def __init__(self, trainer: "FineGrainedPPOTrainer", number: int):
+    def __init__(self, trainer: Trainer, number: int):
         self.trainer, self.number = trainer, number
         self._collected: list[dict[str, Any]] = []
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,26 @@ from ..reward_model.readout import (
     prefix_scores,
     token_scores,
 )
+from .config import FineGrainedPPOConfig, check_density
 from .functional import place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
+
+
+class RawScores(NamedTuple):
+    """Scores of B completions of T tokens, as the reward gives them.
+
+    Attributes:
+        values (`Tensor`):
+            Shape (B, T), 0 where the mask is 0. The sum of a row is the completion's score.
+        signal (`str`):
+            `"token_scores"` or `"sequence_score"`: which of the two the values are made of.
+    """
+
+    values: Tensor
+    signal: str
 
 
 class CompletionScorer:
@@ -43,7 +58,8 @@ class CompletionScorer:
         signal (`str`, *optional*):
             `"token_scores"`, `"sequence_score"` or `None` for what the reward offers.
         density (`str`, *optional*):
-            `"token"`, `"sentence"`, `"sequence"` or `None` for the densest for token scores, `"sequence"` otherwise.
+            `"token"`, `"sentence"`, `"sequence"`, `"potential"`, or `None` for `"token"` with token scores and `"sequence"`
+            with a sequence score. See [`FineGrainedPPOConfig`].
         batch_size (`int`):
             Rows in one forward pass.
     """
@@ -62,12 +78,15 @@ class CompletionScorer:
         self.reward_processing_class = _other_tokenizer(processing_class, reward_processing_class)
         self.batch_size = batch_size
         self._sentence_end_ids: Tensor | None = None
+        self._returned_before: str | None = None  # by a reward function, to tell when it changes
         if isinstance(reward, nn.Module):
             check_scorer(reward, "reward_model")
+            signal = signal or ("sequence_score" if density == "potential" else None)
             signal = signal or ("token_scores" if has_token_scores(reward) else "sequence_score")
             offered = {"token_scores": has_token_scores(reward), "sequence_score": has_sequence_score(reward)}
             if not offered[signal]:
                 raise ValueError(f"`reward_signal={signal!r}`, but a {architecture(reward)} does not give that.")
+            check_density(signal, density)
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
                 raise ValueError(
@@ -77,12 +96,21 @@ class CompletionScorer:
         elif callable(reward):
             if signal is not None:
                 raise ValueError("`reward_signal` has no effect on a reward function: what it returns decides.")
+            if density == "potential":
+                raise ValueError(
+                    "`reward_density='potential'` needs a reward model that scores prefixes, not a function."
+                )
             if reward_processing_class is not None:
                 raise ValueError("`reward_processing_class` has no effect on a reward function, which reads texts.")
         else:
             raise TypeError(f"`reward_model` must be a model or a function, got {type(reward).__name__}.")
-        self.signal = signal
+        self.signal = signal  # `None` for a function: each call's `RawScores` say what it returned
         self.density = density
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether the rewards are the token scores of a reward model."""
+        return isinstance(self.reward, nn.Module) and self.signal == "token_scores"
 
     # Two halves, so that between them completions can be gathered from all processes: raw scores of this process's
     # completions, then what needs the whole batch.
@@ -90,8 +118,8 @@ class CompletionScorer:
     @torch.no_grad()
     def raw_scores(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
-    ) -> Tensor:
-        """Raw scores of completions, decomposed over their tokens: (B, T), 0 where the mask is 0."""
+    ) -> RawScores:
+        """Raw scores of completions, decomposed over their tokens."""
         if not isinstance(self.reward, nn.Module):
             return self._call_function(prompts, completion_ids, completion_mask, rows)
         score = self._score_ids if self.reward_processing_class is None else self._score_text
@@ -100,12 +128,18 @@ class CompletionScorer:
         for group in groups_by_length(lengths, self.batch_size):
             of_group = (Prompts(*(x[group] for x in prompts)), completion_ids[group], completion_mask[group])
             scores[group] = score(*of_group, [rows[i] for i in group.tolist()])
-        return scores
+        return RawScores(scores, self.signal)
 
-    def spread(self, scores: Tensor, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
-        """Shape raw scores of the whole batch (see [`shape_scores`]) and move them to where `density` wants them."""
-        shaped = shape_scores(scores, completion_mask, signal=self.signal, **shaping)
-        density = self.density or ("token" if self.signal == "token_scores" else "sequence")
+    def spread(self, scores: RawScores, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
+        """Shape raw scores of the whole batch (see [`~ppo.functional.shape_scores`]) and spread them as `density` says.
+
+        Returns:
+            `Tensor`: Shape (B, T).
+        """
+        shaped = shape_scores(scores.values, completion_mask, signal=scores.signal, **shaping)
+        density = self.density or ("token" if scores.signal == "token_scores" else "sequence")
+        if density == "potential":  # the raw scores are where they belong
+            return shaped
         ends = self._sentence_ends(completion_ids) if density == "sentence" else None
         return redistribute(shaped, completion_mask, density, ends)
 
@@ -119,7 +153,7 @@ class CompletionScorer:
         if self.signal == "token_scores":
             return token_scores(self.reward, input_ids, attention_mask)[:, width:] * completion_mask
         potentials = prefix_scores(self.reward, input_ids, attention_mask)[:, width:]
-        if self.density in (None, "sequence"):
+        if self.density != "potential":
             last = (completion_mask.sum(1) - 1).long().unsqueeze(1)
             return place_at_last(potentials.gather(1, last).squeeze(1), completion_mask)
         return potential_differences(potentials, completion_mask)
@@ -176,7 +210,7 @@ class CompletionScorer:
 
     def _call_function(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
-    ) -> Tensor:
+    ) -> RawScores:
         ids = _real(completion_ids, completion_mask)
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "input_ids")}
         texts = [row["prompt"] for row in rows] if "prompt" in rows[0] else self._texts(*prompts)
@@ -190,15 +224,16 @@ class CompletionScorer:
         if len({scores.ndim for scores in returned}) > 1:
             raise ValueError("The reward function returned floats and lists of floats; return one kind.")
         signal = "token_scores" if returned[0].ndim == 1 else "sequence_score"
-        if self.signal not in (None, signal):
+        if self._returned_before not in (None, signal):
             raise ValueError("The reward function changed between one float and one float per token.")
-        self.signal = signal
+        self._returned_before = signal
         if signal == "sequence_score":
             if self.density in ("token", "sentence"):
                 raise ValueError(
                     f"`reward_density={self.density!r}` needs a reward function that returns one float per token."
                 )
-            return place_at_last(torch.stack(returned).to(completion_ids.device), completion_mask)
+            totals = torch.stack(returned).to(completion_ids.device)
+            return RawScores(place_at_last(totals, completion_mask), signal)
         scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
         for row, (values, tokens) in enumerate(zip(returned, ids, strict=True)):
             if len(values) != len(tokens):
@@ -207,7 +242,7 @@ class CompletionScorer:
                     f"{len(tokens)} tokens (its EOS counts)."
                 )
             scores[row, : len(tokens)] = values
-        return scores
+        return RawScores(scores, signal)
 
     def _decode(self, ids: list[int]) -> str:
         return self.processing_class.decode(ids, skip_special_tokens=True)
@@ -221,6 +256,32 @@ class CompletionScorer:
             ends = [piece.rstrip().endswith((".", "!", "?", "。", "！", "？")) or "\n" in piece for piece in pieces]
             self._sentence_end_ids = torch.tensor(ends).nonzero().squeeze(1)
         return torch.isin(completion_ids, self._sentence_end_ids.to(completion_ids.device))
+
+
+def make_scorers(
+    reward: nn.Module | RewardFunction,
+    processing_class: PreTrainedTokenizerBase,
+    reward_processing_class: PreTrainedTokenizerBase | None,
+    args: FineGrainedPPOConfig,
+) -> tuple[CompletionScorer, CompletionScorer | None]:
+    """The scorer of completions, and that of the sequence scores that `sequence_score_coef` adds to token scores.
+
+    Raises:
+        ValueError, TypeError: If the reward does not give what the arguments ask for.
+    """
+    given = reward, processing_class, reward_processing_class
+    batch_size = args.local_rollout_forward_batch_size
+    scorer = CompletionScorer(*given, args.reward_signal, args.reward_density, batch_size)
+    if args.token_score_transform == "log_sigmoid" and scorer.signal == "sequence_score":
+        raise ValueError("`token_score_transform` has no effect on a sequence score.")
+    if args.sequence_score_coef == 0:
+        return scorer, None
+    if scorer.signal != "token_scores" or not has_sequence_score(reward):
+        raise ValueError(
+            "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must be a "
+            "TokenRewardModel, and `reward_signal` 'token_scores' or unset."
+        )
+    return scorer, CompletionScorer(*given, "sequence_score", "sequence", batch_size)
 
 
 def _returned_scores(scores: Any, row: int) -> Tensor:

@@ -3,8 +3,12 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from transformers.utils import logging
+
 from .._trl import PPOConfig
 
+
+logger = logging.get_logger(__name__)
 
 # Fields of `TrainingArguments` that mean nothing to PPO's rollouts, with the only value that they may have.
 _WITHOUT_EFFECT = {
@@ -40,7 +44,7 @@ _VLLM_FIELDS = {
     ),
 }
 _VLLM_LOWEST_TEMPERATURE = 0.01
-# Fields that TRL's PPOTrainer fills in while it is built. They are results, so there is nothing to set.
+# Fields of TRL 1.12 that its PPOTrainer fills in while it is built. They are results, so there is nothing to set.
 _COMPUTED = (
     "world_size",
     "num_total_batches",
@@ -57,9 +61,8 @@ class FineGrainedPPOConfig(PPOConfig):
     r"""
     Configuration class for the [`FineGrainedPPOTrainer`].
 
-    It has every field of TRL 1.12's `PPOConfig`, with its defaults, on every version of TRL, and the fields that say how
-    rewards are spread over tokens. Only what is specific to PPO is listed; for the rest see
-    [`~transformers.TrainingArguments`].
+    It has every field of TRL 1.12's `PPOConfig`, with its defaults, on every version of TRL (see
+    [`~_trl_ppo_config.PPOConfig`]), and the fields that are listed here.
 
     One *update* collects a batch of `per_device_train_batch_size * gradient_accumulation_steps * processes` completions
     and takes `num_ppo_epochs * num_mini_batches` optimizer steps on it. `max_steps`, `logging_steps`, `eval_steps`,
@@ -69,14 +72,15 @@ class FineGrainedPPOConfig(PPOConfig):
         > Parameters that control the rewards
 
         reward_signal (`str`, *optional*):
-            What a completion's return is made of. `"token_scores"`: the reward model's score of each token; the return is
-            their sum. `"sequence_score"`: the reward model's score of the whole completion. If `None`, the token scores
-            where the reward model has them and the sequence score elsewhere.
+            What the return of a completion is. `"token_scores"`: the sum of the reward model's scores of its tokens.
+            `"sequence_score"`: the reward model's score of the whole completion. `None` selects the token scores if the
+            reward model has them and `reward_density` is not `"potential"`, and the sequence score otherwise.
         reward_density (`str`, *optional*):
-            How the return is spread over the completion, at equal total: `"token"`, `"sentence"` (each sentence's share on
-            its last token) or `"sequence"` (all of it on the last token, as PPO always had it). With
-            `reward_signal="sequence_score"` a token's share is the difference that it makes to the score of the prefix
-            (potential-based shaping). If `None`, `"token"` for token scores and `"sequence"` for a sequence score.
+            How the return is spread over the completion, at equal total. Token scores: `"token"`, `"sentence"` (the sum of
+            each sentence on its last token) or `"sequence"` (the sum of all on the last token). Sequence score:
+            `"sequence"` (all of it on the last token, as in ordinary PPO) or `"potential"` (each token gets the difference
+            that it makes to the score of the prefix: potential-based shaping, Ng et al., 1999). `None` selects `"token"`
+            for token scores and `"sequence"` for a sequence score.
         token_score_transform (`str`, *optional*):
             `"log_sigmoid"` makes a token's score, the log-odds that an annotator would leave the token, the log-probability
             of that; a completion's total is then the log-probability that nobody would touch it. `"none"` takes scores as
@@ -94,9 +98,6 @@ class FineGrainedPPOConfig(PPOConfig):
             Clips each token's score to `[-reward_clip, reward_clip]`, after centring; with `reward_signal="sequence_score"`
             it clips the sequence score. Infinity is no bound. If `None`, 1 for the token scores of a reward model and no
             bound for everything else.
-        average_token_scores (`bool`, *optional*, defaults to `False`):
-            Whether to divide the token scores by the length of the completion, so that the return is their mean and not
-            their sum.
         sequence_score_coef (`float`, *optional*, defaults to `0.0`):
             With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score, scaled,
             centred and clipped like the others, is added on the completion's last token. It costs one more pass of the reward
@@ -105,7 +106,7 @@ class FineGrainedPPOConfig(PPOConfig):
             Whether what the advantages say of the length of completions is taken out of them, and replaced by what keeps the
             mean length where it is ([`~ppo.functional.hold_mean_length`]). It needs a stop token. If `None`, only for the token
             scores of a reward model, where there is a stop token.
-        length_target (`float`, *optional*):
+        target_length (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. If `None`, that of the first update's completions.
         kl_target (`float`, *optional*):
             Mean KL of a completion to the reference, in nats, above which the coefficient of the KL penalty grows, by at
@@ -153,71 +154,7 @@ class FineGrainedPPOConfig(PPOConfig):
             For `"server"`. Seconds to wait for it to be up.
         vllm_group_port (`int`, *optional*, defaults to `51216`):
             For `"server"`. Port over which the weights are sent.
-
-        > Parameters of TRL's PPO
-
-        num_ppo_epochs (`int`, *optional*, defaults to `4`):
-            Passes over each batch of completions.
-        num_mini_batches (`int`, *optional*, defaults to `1`):
-            Optimizer steps in each pass.
-        total_episodes (`int`, *optional*):
-            Completions to train on, rounded up to whole updates. If `None`, `num_train_epochs` passes over the prompts.
-        local_rollout_forward_batch_size (`int`, *optional*, defaults to `64`):
-            Rows in each forward pass without gradients, for each process.
-        num_sample_generations (`int`, *optional*, defaults to `10`):
-            How many times in a run `generate_completions` prints samples for the evaluation prompts; 0 for never.
-        response_length (`int`, *optional*, defaults to `53`):
-            Most tokens in a completion.
-        stop_token (`str`, *optional*):
-            `"eos"` ends completions at the tokenizer's EOS. `None`: no stop token, unless `stop_token_id` is set; every
-            completion has `response_length` tokens.
-        stop_token_id (`int`, *optional*):
-            Id of the token that ends completions. Exclusive with `stop_token`.
-        temperature (`float`, *optional*, defaults to `0.7`):
-            Sampling temperature, also of the policy that is trained.
-        missing_eos_penalty (`float`, *optional*):
-            Subtracted from the score of a completion without the stop token. Positive.
-        whiten_rewards (`bool`, *optional*, defaults to `False`):
-            Whether to scale the rewards to unit variance over the batch.
-        kl_coef (`float`, *optional*, defaults to `0.05`):
-            Coefficient of the KL penalty.
-        kl_estimator (`str`, *optional*, defaults to `"k1"`):
-            `"k1"` or `"k3"`.
-        cliprange (`float`, *optional*, defaults to `0.2`):
-            Clip range of the policy's ratio.
-        vf_coef (`float`, *optional*, defaults to `0.1`):
-            Weight of the value loss.
-        cliprange_value (`float`, *optional*, defaults to `0.2`):
-            Clip range of the values.
-        gamma (`float`, *optional*, defaults to `1.0`):
-            Discount.
-        lam (`float`, *optional*, defaults to `0.95`):
-            Lambda of GAE.
-        sft_model_path (`str`, *optional*, defaults to `"EleutherAI/pythia-160m"`):
-            Path of the policy, for scripts to read.
-        reward_model_path (`str`, *optional*, defaults to `"EleutherAI/pythia-160m"`):
-            Path of the reward model, for scripts to read.
-        model_adapter_name (`str`, *optional*):
-            Name of the adapter that is trained, when the policy has several.
-        ref_adapter_name (`str`, *optional*):
-            Name of the adapter that is the reference policy.
-        ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
-            Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate. It has to.
-        dataset_num_proc (`int`, *optional*):
-            Processes that tokenise the prompts.
-        world_size, num_total_batches, micro_batch_size, local_batch_size, batch_size, local_mini_batch_size, mini_batch_size:
-            Computed by TRL's trainer from the others; setting them is an error.
-
-    > [!NOTE]
-    > These parameters have default values different from [`~transformers.TrainingArguments`]:
-    > - `logging_steps`: Defaults to `10` instead of `500`.
-    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
-    > - `bf16`: Defaults to `True` if `fp16` is not set, instead of `False`.
-    > - `learning_rate`: Defaults to `3e-6` instead of `5e-5`.
     """
-
-    # Parameters whose default values are overridden from TrainingArguments
-    learning_rate: float = field(default=3e-6, metadata={"help": "The initial learning rate for AdamW."})
 
     # Parameters that control the rewards
     reward_signal: Literal["token_scores", "sequence_score"] | None = field(
@@ -227,7 +164,7 @@ class FineGrainedPPOConfig(PPOConfig):
             "token scores where the reward model has them."
         },
     )
-    reward_density: Literal["token", "sentence", "sequence"] | None = field(
+    reward_density: Literal["token", "sentence", "sequence", "potential"] | None = field(
         default=None,
         metadata={
             "help": "How the return is spread over the completion, at equal total. If unset, over tokens for token scores, "
@@ -256,10 +193,6 @@ class FineGrainedPPOConfig(PPOConfig):
             "help": "Bound on the size of each score. If unset, 1 for the token scores of a reward model, none otherwise."
         },
     )
-    average_token_scores: bool = field(
-        default=False,
-        metadata={"help": "Whether the return is the mean of the token scores instead of their sum."},
-    )
     sequence_score_coef: float = field(
         default=0.0,
         metadata={"help": "Weight with which the sequence score is added to token scores, on the last token."},
@@ -271,7 +204,7 @@ class FineGrainedPPOConfig(PPOConfig):
             "of a reward model alone."
         },
     )
-    length_target: float | None = field(
+    target_length: float | None = field(
         default=None,
         metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first update."},
     )
@@ -348,57 +281,6 @@ class FineGrainedPPOConfig(PPOConfig):
         default=1, metadata={"help": "For 'colocate'. GPUs that share one copy of the model."}
     )
 
-    # Parameters of TRL's PPO
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the prompts."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in each pass over a batch."})
-    total_episodes: int | None = field(
-        default=None, metadata={"help": "Completions to train on, rounded up to whole updates."}
-    )
-    local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Rows in each forward pass without gradients, for each process."}
-    )
-    num_sample_generations: int = field(
-        default=10, metadata={"help": "How many times in a run samples for the evaluation prompts are printed."}
-    )
-    response_length: int = field(default=53, metadata={"help": "Most tokens in a completion."})
-    stop_token: Literal["eos"] | None = field(
-        default=None,
-        metadata={"help": "'eos' ends completions at the tokenizer's EOS. Exclusive with `stop_token_id`."},
-    )
-    stop_token_id: int | None = field(
-        default=None, metadata={"help": "Id of the token that ends completions. Exclusive with `stop_token`."}
-    )
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a completion without the stop token. Positive."}
-    )
-    sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Path of the policy."})
-    world_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    num_total_batches: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    micro_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    local_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Computed; not to be set."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the model to the Hub after training."})
-    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Path of the reward model."})
-    model_adapter_name: str | None = field(default=None, metadata={"help": "Name of the adapter that is trained."})
-    ref_adapter_name: str | None = field(
-        default=None, metadata={"help": "Name of the adapter that is the reference policy."}
-    )
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each batch of completions."})
-    whiten_rewards: bool = field(default=False, metadata={"help": "Whether to whiten the rewards."})
-    kl_coef: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty."})
-    kl_estimator: Literal["k1", "k3"] = field(default="k1", metadata={"help": "Estimator of the KL divergence."})
-    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy's ratio."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
-    ds3_gather_for_generation: bool = field(
-        default=True, metadata={"help": "Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate."}
-    )
-
     @classmethod
     def from_ppo_config(cls, config: PPOConfig) -> "FineGrainedPPOConfig":
         """A copy of one of TRL's `PPOConfig` in this class; what TRL's trainer computed into it is left behind."""
@@ -414,7 +296,7 @@ class FineGrainedPPOConfig(PPOConfig):
                 "--config_file` and one of examples/accelerate_configs, or name your file in it as `deepspeed_config_file`."
             )
         super().__post_init__()
-        for name in _COMPUTED:
+        for name in {f.name for f in fields(self)} & set(_COMPUTED):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` is computed from the other batch sizes and has no effect: leave it unset.")
         for name, neutral in _WITHOUT_EFFECT.items():
@@ -429,7 +311,8 @@ class FineGrainedPPOConfig(PPOConfig):
         _check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
         if self.token_score_transform == "log_sigmoid" and self.reward_signal == "sequence_score":
             raise ValueError("`token_score_transform` has no effect on `reward_signal='sequence_score'`.")
-        _check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence"))
+        _check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
+        check_density(self.reward_signal, self.reward_density)
         for name in (
             "num_mini_batches",
             "num_ppo_epochs",
@@ -439,14 +322,14 @@ class FineGrainedPPOConfig(PPOConfig):
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in ("total_episodes", "missing_eos_penalty", "reward_clip", "kl_target", "length_target"):
+        for name in ("total_episodes", "missing_eos_penalty", "reward_clip", "kl_target", "target_length"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(f"`eval_temperature` must not be negative, got {self.eval_temperature}.")
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("Set `stop_token` or `stop_token_id`, not both.")
-        has_stop_token = self.stop_token is not None or self.stop_token_id is not None
+        has_stop_token = self.has_stop_token
         if self.missing_eos_penalty is not None and not has_stop_token:
             raise ValueError("`missing_eos_penalty` needs a stop token: set `stop_token='eos'` or `stop_token_id`.")
         if self.hold_length and not has_stop_token:
@@ -454,16 +337,14 @@ class FineGrainedPPOConfig(PPOConfig):
                 "`hold_length` has no effect without a stop token, for then every completion has `response_length` tokens: "
                 "set `stop_token='eos'` or `stop_token_id`."
             )
-        if self.length_target is not None and not self.hold_length:
-            raise ValueError("`length_target` has no effect without `hold_length=True`.")
+        if self.target_length is not None and not self.hold_length:
+            raise ValueError("`target_length` has no effect without `hold_length=True`.")
         if self.total_episodes is not None and self.max_steps > 0:
             raise ValueError("Set `total_episodes` or `max_steps`, not both: each says how long the run is.")
-        if self.average_token_scores and self.reward_signal == "sequence_score":
-            raise ValueError("`average_token_scores` has no effect on `reward_signal='sequence_score'`.")
         if not (self.sequence_score_coef >= 0 and math.isfinite(self.sequence_score_coef)):
             raise ValueError(f"`sequence_score_coef` must be finite and not negative, got {self.sequence_score_coef}.")
-        if self.sequence_score_coef > 0 and self.reward_signal == "sequence_score":
-            raise ValueError("`sequence_score_coef` has no effect on `reward_signal='sequence_score'`.")
+        if self.sequence_score_coef > 0 and "sequence_score" in (self.reward_signal, _signal_of(self.reward_density)):
+            raise ValueError("`sequence_score_coef` has no effect where the sequence score is the reward already.")
         if self.kl_target is not None and self.kl_coef <= 0:
             raise ValueError("`kl_target` adapts `kl_coef` by factors, so it needs one above 0.")
         if self.model_adapter_name is not None and self.ref_adapter_name is None:
@@ -478,6 +359,25 @@ class FineGrainedPPOConfig(PPOConfig):
             )
         self._check_vllm()
 
+    @property
+    def has_stop_token(self) -> bool:
+        """Whether a token ends completions before `response_length`."""
+        return self.stop_token is not None or self.stop_token_id is not None
+
+    def find_stop_token(self, eos_token_id: int | None) -> int | None:
+        """The token that ends completions, if there is one.
+
+        Args:
+            eos_token_id (`int` or `None`):
+                The tokenizer's EOS.
+
+        Raises:
+            ValueError: If that is to be the tokenizer's EOS, and the tokenizer has none.
+        """
+        if self.stop_token == "eos" and eos_token_id is None:
+            raise ValueError("`stop_token='eos'`, but the tokenizer has no EOS token.")
+        return eos_token_id if self.stop_token == "eos" else self.stop_token_id
+
     def with_reward_defaults(self, scores_tokens: bool) -> "FineGrainedPPOConfig":
         """A copy in which the settings of rewards that are `None` have the values that they stand for.
 
@@ -485,13 +385,17 @@ class FineGrainedPPOConfig(PPOConfig):
             scores_tokens (`bool`):
                 Whether the rewards are the token scores of a reward model.
         """
-        stop_token = self.stop_token is not None or self.stop_token_id is not None
+        if scores_tokens and self.hold_length is None and not self.has_stop_token:
+            logger.warning_once(
+                "`hold_length` is off: without a stop token every completion has `response_length` tokens. Set "
+                "`hold_length=False` to say so, or a `stop_token`."
+            )
         defaults = {
             "token_score_transform": "log_sigmoid" if scores_tokens else "none",
             "reward_scale": 0.2 if scores_tokens else 1.0,
             "center_rewards": scores_tokens,
             "reward_clip": 1.0 if scores_tokens else math.inf,
-            "hold_length": scores_tokens and stop_token,
+            "hold_length": scores_tokens and self.has_stop_token,
         }
         args = copy.copy(self)
         for name, value in defaults.items():
@@ -517,6 +421,25 @@ class FineGrainedPPOConfig(PPOConfig):
                 raise ValueError(
                     f"`{name}={getattr(self, name)}`: vLLM samples at {_VLLM_LOWEST_TEMPERATURE} instead of at less."
                 )
+
+
+def check_density(signal: str | None, density: str | None) -> None:
+    """Check that a reward signal can be spread as asked.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if signal == "token_scores" and density == "potential":
+        raise ValueError("`reward_density='potential'` spreads the sequence score: leave `reward_signal` unset.")
+    if signal == "sequence_score" and density in ("token", "sentence"):
+        raise ValueError(
+            f"`reward_density={density!r}` spreads token scores. To spread the sequence score, set "
+            "`reward_density='potential'`."
+        )
+
+
+def _signal_of(density: str | None) -> str | None:
+    return "sequence_score" if density == "potential" else None
 
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:

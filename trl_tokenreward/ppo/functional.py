@@ -339,12 +339,11 @@ def shape_scores(
     scale: float = 1.0,
     center: bool = False,
     clip: float | None = None,
-    average: bool = False,
 ) -> Tensor:
-    """Take the log-sigmoid of raw scores, scale, centre, clip and average them, in this order.
+    """Take the log-sigmoid of raw scores, scale, centre and clip them, in this order.
 
     `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
-    tokens of the batch, and then `s / length` if `average`. Where a score is the log-odds that an annotator would leave a
+    tokens of the batch. Where a score is the log-odds that an annotator would leave a
     token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
     would touch it: a bad token costs what it cost before, and how good the others are no longer matters much.
     `signal="sequence_score"` does the same to each row's sum and puts the difference on its last token, so that potential
@@ -363,16 +362,12 @@ def shape_scores(
         if signal == "sequence_score":
             raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
         scores = nn.functional.logsigmoid(scores) * completion_mask
-    if average and signal == "sequence_score":
-        raise ValueError("`average_token_scores` has no effect on a sequence score, which is not a sum over tokens.")
     scores = scale * scores
     if signal == "token_scores":
         if center:
             scores = scores - masked_mean(scores, completion_mask)
         if clip is not None:
             scores = scores.clamp(-clip, clip)
-        if average:
-            scores = scores / completion_mask.sum(1, keepdim=True)
         return scores
     totals = (scores * completion_mask).sum(1)
     shaped = totals - totals.mean() if center else totals

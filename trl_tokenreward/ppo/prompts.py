@@ -1,6 +1,6 @@
 """The prompts of PPO: preparation, padding, and which rows an update trains on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .._trl import get_dataset_column_names, pad, trl_tokenize
 from ..data.formats import preference_prompt
+
+
+DataCollator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
 class Prompts(NamedTuple):

@@ -65,7 +65,7 @@ def hacking_signs(
 
 
 _REMEDIES = {
-    "length": "token scores add up: try `center_rewards`, `average_token_scores` or a higher `kl_coef`",
+    "length": "token scores add up: try `center_rewards`, `hold_length` or a higher `kl_coef`",
     "repetition": "try a lower `reward_clip` or `reward_scale`, or a higher `kl_coef`",
     "kl": "try a higher `kl_coef`, or `kl_target` to have it adapted",
 }

@@ -75,3 +75,12 @@ class Rollout(NamedTuple):
     @property
     def prompts(self) -> Prompts:
         return Prompts(self.prompt_ids, self.prompt_mask)
+
+    def rows(self, rows: Tensor) -> "Rollout":
+        """Some of its rows.
+
+        Args:
+            rows (`Tensor`):
+                Their numbers, on any device.
+        """
+        return Rollout(*(x[rows.to(x.device)] for x in self))

@@ -32,9 +32,11 @@ class VLLMEngine:
         accelerator (`Accelerator`):
             The trainer's.
         args ([`FineGrainedPPOConfig`]):
-            With the batch sizes that the trainer computes.
+            The settings of vLLM and of sampling.
         stop_token_id (`int` or `None`):
             Ends a completion and belongs to it. `None`: every completion has `response_length` tokens.
+        max_rows (`int`):
+            Most prompts that this process samples at once.
 
     Raises:
         ImportError: Where vLLM, or what TRL needs for it, is not installed.
@@ -48,6 +50,7 @@ class VLLMEngine:
         accelerator: Accelerator,
         args: FineGrainedPPOConfig,
         stop_token_id: int | None,
+        max_rows: int,
     ):
         if args.vllm_mode == "colocate" and not policy.name_or_path:
             raise ValueError(
@@ -66,7 +69,6 @@ class VLLMEngine:
         self.max_model_length = args.vllm_max_model_length
         self.stop_token_id = stop_token_id
         self.pad_token_id = processing_class.pad_token_id
-        rows = max(args.local_batch_size, args.per_device_eval_batch_size)
         self.generation = load_vllm_generation()(
             model=policy,
             accelerator=accelerator,
@@ -80,7 +82,7 @@ class VLLMEngine:
             tensor_parallel_size=args.vllm_tensor_parallel_size,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             max_model_length=args.vllm_max_model_length,
-            max_num_seqs=rows * args.vllm_tensor_parallel_size,
+            max_num_seqs=max_rows * args.vllm_tensor_parallel_size,
             enable_sleep_mode=args.vllm_enable_sleep_mode,
             model_impl=args.vllm_model_impl,
             repetition_penalty=1.0,

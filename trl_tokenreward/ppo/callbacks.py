@@ -1,0 +1,36 @@
+"""What happens between updates."""
+
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from transformers import TrainerCallback
+
+
+if TYPE_CHECKING:
+    from .trainer import FineGrainedPPOTrainer
+
+
+class UpdateCallback(TrainerCallback):
+    """What happens at the end of an update: checkpoints that fell due, samples, and the epoch in terms of prompts."""
+
+    def __init__(self, trainer: "FineGrainedPPOTrainer"):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        trainer, schedule = self.trainer, self.trainer.schedule
+        # A stream has no length, so the whole run is its epoch.
+        is_stream = not isinstance(trainer.train_dataset, Dataset)
+        size = schedule.num_episodes if is_stream else len(trainer.train_dataset)
+        update, within = divmod(state.global_step, schedule.steps_per_update)
+        state.epoch = state.global_step / schedule.steps_per_update * schedule.batch_size / size
+        trainer._save_is_due |= control.should_save
+        if within != 0:
+            control.should_save = False
+            return control
+        control.should_save = trainer._save_is_due
+        # A checkpoint holds no metrics that wait to be logged.
+        control.should_log |= control.should_save
+        times = args.num_sample_generations
+        if times > 0 and (update - 1) % max(1, schedule.num_updates // times) == 0:
+            trainer.generate_completions(sampling=True)
+        return control

@@ -1,0 +1,290 @@
+"""Collecting a rollout: prompts, completions, scores, rewards, advantages."""
+
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..nn.masked import masked_whiten
+from ..nn.modules import without_peft
+from .adaptation import AdaptiveState
+from .completion_scorer import CompletionScorer, RawScores
+from .config import FineGrainedPPOConfig
+from .functional import gae, hold_mean_length, kl_per_token, mean_length, token_level_rewards
+from .inference import Inference
+from .metrics import sampling_difference
+from .prompts import DataCollator, Prompts, PromptSource
+from .rollout import Completions, Rollout
+from .sampling import generate, uniforms
+from .schedule import SAMPLING
+from .vllm import VLLMEngine
+
+
+class Readings(NamedTuple):
+    """What the reference, value and reward models give for B completions of T tokens.
+
+    Attributes:
+        ref_per_token_logps (`Tensor`):
+            Shape (B, T), nats.
+        values (`Tensor`):
+            Shape (B, T): V(s_t), before token t.
+        final_values (`Tensor`):
+            Shape (B,): the value after the last real token.
+        scores ([`~ppo.completion_scorer.RawScores`]):
+            The rewards before they are shaped.
+        sequence_scores ([`~ppo.completion_scorer.RawScores`] or `None`):
+            Sequence scores to add, with a `sequence_score_coef`.
+    """
+
+    ref_per_token_logps: Tensor
+    values: Tensor
+    final_values: Tensor
+    scores: RawScores
+    sequence_scores: RawScores | None
+
+
+class Collected(NamedTuple):
+    """The rollout of an update, and metrics of how it was collected."""
+
+    rollout: Rollout
+    metrics: dict[str, float]
+
+
+class RolloutCollector:
+    """Samples completions and scores them.
+
+    Args:
+        inference ([`~ppo.inference.Inference`]):
+            The models.
+        scorer ([`~ppo.completion_scorer.CompletionScorer`]):
+            Scores of completions.
+        sequence_scorer ([`~ppo.completion_scorer.CompletionScorer`], *optional*):
+            Sequence scores that are added to token scores.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the policy.
+        data_collator (`Callable`):
+            Makes left-padded `input_ids` and `attention_mask` of a list of rows.
+        args ([`FineGrainedPPOConfig`]):
+            The settings.
+        accelerator (`Accelerator`):
+            The processes.
+        stop_token_id (`int` or `None`):
+            Ends a completion.
+        vllm_engine ([`~ppo.vllm.VLLMEngine`], *optional*):
+            Samples the completions in place of transformers.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        scorer: CompletionScorer,
+        sequence_scorer: CompletionScorer | None,
+        processing_class: PreTrainedTokenizerBase,
+        data_collator: DataCollator,
+        args: FineGrainedPPOConfig,
+        accelerator: Accelerator,
+        stop_token_id: int | None,
+        vllm_engine: VLLMEngine | None,
+    ):
+        self.inference = inference
+        self.scorer, self.sequence_scorer = scorer, sequence_scorer
+        self.processing_class, self.data_collator = processing_class, data_collator
+        self.args, self.accelerator = args, accelerator
+        self.stop_token_id, self.vllm_engine = stop_token_id, vllm_engine
+
+    def collect(self, update: int, source: PromptSource, adaptive: AdaptiveState) -> Collected:
+        """The rollout of update number `update`, whole on every process."""
+        self.sync()
+        rows = source.rows(update)
+        local = self._local_rows(len(rows))
+        rows = [rows[i] for i in local]
+        prompts = self.collate(rows)
+        numbers = uniforms((SAMPLING, self.args.seed, update), local, self.args.response_length)
+        completions, metrics = self._with_own_logps(prompts, self.generate(prompts, numbers, self.args.temperature))
+        readings = self.read(prompts, completions, rows)
+        rollout, length_bonus = self.advantages(*self._gather(prompts, completions, readings), adaptive)
+        if length_bonus is not None:
+            metrics["objective/length_bonus"] = length_bonus
+        return Collected(rollout, metrics)
+
+    def sync(self) -> None:
+        """Send the policy's weights to vLLM, where vLLM samples."""
+        if self.vllm_engine is not None:
+            self.vllm_engine.sync()
+
+    def collate(self, rows: list[dict[str, Any]]) -> Prompts:
+        """Padded prompts of rows with `input_ids`.
+
+        Raises:
+            ValueError: If a prompt is empty or does not fit into a model with the longest completion.
+        """
+        for index, row in enumerate(rows):
+            if len(row["input_ids"]) == 0:
+                raise ValueError(f"Prompt {index} of this batch has no token: its first token would have no state.")
+        batch = self.data_collator([{"input_ids": row["input_ids"]} for row in rows])
+        if "attention_mask" not in batch or not bool(batch["attention_mask"][:, -1].all()):
+            raise ValueError("`data_collator` must return `input_ids` padded on the left and their `attention_mask`.")
+        device = self.accelerator.device
+        prompts = Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        longest = prompts.ids.shape[1] + self.args.response_length
+        for name, model in self._readers().items():
+            limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+            if limit is not None and longest > limit:
+                raise ValueError(
+                    f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do not fit "
+                    f"in the {limit} positions of `{name}`: drop such prompts or shorten the responses."
+                )
+        return prompts
+
+    def generate(self, prompts: Prompts, uniform: Tensor, temperature: float) -> Completions:
+        """Sample one completion for each prompt. `uniform`, (B, T), holds the random numbers to sample with."""
+        if self.vllm_engine is not None:
+            return self.vllm_engine.generate(prompts, temperature)
+        chunks = []
+        size, pad = self.args.local_rollout_forward_batch_size, self.processing_class.pad_token_id
+        with self.inference.use(self.inference.models.policy) as policy:
+            for i in range(0, len(prompts.ids), size):
+                chunks.append(
+                    generate(
+                        policy,
+                        Prompts(*(x[i : i + size] for x in prompts)),
+                        uniform[i : i + size],
+                        temperature=temperature,
+                        stop_token_id=self.stop_token_id,
+                        pad_token_id=pad,
+                    )
+                )
+        return _concatenated(chunks, pad)
+
+    def read(self, prompts: Prompts, completions: Completions, rows: list[dict[str, Any]]) -> Readings:
+        """Run the reference, value and reward models on completions, one after the other, so that the whole weights of one
+        alone are needed at a time."""
+        ref_per_token_logps = self.inference.ref_logps(prompts, completions)
+        values, final_values = self.inference.values(prompts, completions)
+        batch = prompts, completions.ids, completions.mask, rows
+        with self.inference.use(self.inference.models.reward_model):
+            scores = self.scorer.raw_scores(*batch)
+            sequence_scores = None if self.sequence_scorer is None else self.sequence_scorer.raw_scores(*batch)
+        return Readings(ref_per_token_logps, values, final_values, scores, sequence_scores)
+
+    def advantages(
+        self, prompts: Prompts, completions: Completions, readings: Readings, adaptive: AdaptiveState
+    ) -> tuple[Rollout, float | None]:
+        """From raw scores of the whole batch to advantages and returns.
+
+        Returns:
+            `tuple[Rollout, float | None]`: The rollout, and what a token is paid to hold the mean length, if it is held.
+        """
+        args, mask = self.args, completions.mask
+        scores = self._token_level_scores(completions, readings)
+        kl = kl_per_token(completions.per_token_logps, readings.ref_per_token_logps, args.kl_estimator) * mask
+        rewards = token_level_rewards(scores, kl, mask, adaptive.kl_coef)
+        if args.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        bootstrap = readings.final_values * ~completions.ended if args.bootstrap_truncated else None
+        advantages, returns = gae(rewards, readings.values, mask, args.gamma, args.lam, bootstrap)
+        length_bonus = None
+        if args.hold_length:
+            target = mean_length(mask) if adaptive.target_length is None else adaptive.target_length
+            advantages, length_bonus = hold_mean_length(advantages, mask, target)
+        raw_token_scores = readings.scores.values * mask
+        rollout = Rollout(
+            prompt_ids=prompts.ids,
+            prompt_mask=prompts.mask,
+            completion_ids=completions.ids,
+            completion_mask=mask,
+            ended=completions.ended,
+            per_token_logps=completions.per_token_logps,
+            ref_per_token_logps=readings.ref_per_token_logps,
+            values=readings.values,
+            final_values=readings.final_values,
+            raw_scores=raw_token_scores.sum(1),
+            raw_token_scores=raw_token_scores,
+            token_level_scores=scores,
+            kl=kl,
+            token_level_rewards=rewards,
+            advantages=masked_whiten(advantages, mask),
+            returns=returns,
+        )
+        return rollout, length_bonus
+
+    def _token_level_scores(self, completions: Completions, readings: Readings) -> Tensor:
+        """Scores, (B, T), shaped, spread over tokens and with the penalty for completions without a stop token."""
+        args, mask = self.args, completions.mask
+        shaping = {"scale": args.reward_scale, "center": args.center_rewards, "clip": args.reward_clip}
+        log_sigmoid = args.token_score_transform == "log_sigmoid"
+        scores = self.scorer.spread(readings.scores, completions.ids, mask, **shaping, log_sigmoid=log_sigmoid)
+        if self.sequence_scorer is not None:
+            spread = self.sequence_scorer.spread(readings.sequence_scores, completions.ids, mask, **shaping)
+            scores = scores + args.sequence_score_coef * spread
+        if args.missing_eos_penalty is not None:
+            last = (mask.sum(1) - 1).long()
+            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
+        return scores
+
+    def _with_own_logps(self, prompts: Prompts, completions: Completions) -> tuple[Completions, dict[str, float]]:
+        """Completions with the policy's own log-probabilities, where those of sampling are not exact.
+
+        At low precision a full pass and cached decoding differ by more than rounding, as vLLM and transformers do at any:
+        PPO's ratio would not start at 1.
+        """
+        if self.vllm_engine is None and self.accelerator.mixed_precision == "no":
+            return completions, {}
+        logps = self.inference.policy_logps(prompts, completions)
+        metrics = {} if self.vllm_engine is None else sampling_difference(completions, logps, self.accelerator)
+        return completions._replace(per_token_logps=logps), metrics
+
+    def _local_rows(self, total: int) -> range:
+        """Which of `total` rows are this process's: the process_index-th block."""
+        size = total // self.accelerator.num_processes
+        return range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
+
+    def _readers(self) -> dict[str, nn.Module]:
+        """The models that read the policy's own tokens, by argument."""
+        given = self.inference.models
+        models = {"model": given.policy, "ref_model": given.ref_model, "value_model": given.value_model}
+        if self.scorer.reward_processing_class is None:
+            models["reward_model"] = given.reward_model
+        return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+
+    def _gather(
+        self, prompts: Prompts, completions: Completions, readings: Readings
+    ) -> tuple[Prompts, Completions, Readings]:
+        """The same for the rows of all processes, in the order of the batch."""
+        accelerator, pad = self.accelerator, self.processing_class.pad_token_id
+        if accelerator.num_processes == 1:
+            return prompts, completions, readings
+
+        def gather(x: Tensor, pad_index: int = 0, pad_first: bool = False) -> Tensor:
+            if x.ndim > 1:
+                x = accelerator.pad_across_processes(x, dim=1, pad_index=pad_index, pad_first=pad_first)
+            return accelerator.gather(x.contiguous())
+
+        def gather_scores(scores: RawScores | None) -> RawScores | None:
+            return None if scores is None else scores._replace(values=gather(scores.values))
+
+        return (
+            Prompts(gather(prompts.ids, pad, True), gather(prompts.mask, 0, True)),
+            Completions(gather(completions.ids, pad), *(gather(x) for x in completions[1:])),
+            Readings(
+                *(gather(x) for x in readings[:3]),
+                scores=gather_scores(readings.scores),
+                sequence_scores=gather_scores(readings.sequence_scores),
+            ),
+        )
+
+
+def _concatenated(chunks: list[Completions], pad_token_id: int) -> Completions:
+    length = max(chunk.ids.shape[1] for chunk in chunks)
+    return Completions(
+        torch.cat([_pad_right(chunk.ids, length, pad_token_id) for chunk in chunks]),
+        torch.cat([_pad_right(chunk.mask, length) for chunk in chunks]),
+        torch.cat([_pad_right(chunk.per_token_logps, length) for chunk in chunks]),
+        torch.cat([chunk.ended for chunk in chunks]),
+    )
+
+
+def _pad_right(x: Tensor, width: int, value: int = 0) -> Tensor:
+    return nn.functional.pad(x, (0, width - x.shape[1]), value=value)
