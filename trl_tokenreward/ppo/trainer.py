@@ -1,6 +1,5 @@
 """PPO with dense rewards on [`~transformers.Trainer`]'s own loop."""
 
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from transformers.trainer_utils import speed_metrics
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
 from ..nn.modules import without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
+from ..utils.paper import PAPER
 from .adaptation import AdaptiveState
 from .batches import packed_groups
 from .callbacks import UpdateCallback
@@ -92,18 +92,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     _tag_names = ["trl", "ppo", "fine-grained-ppo"]
     _name = "FineGrainedPPO"
-    _paper = {
-        "title": "Aligning Large Language Models via Fine-grained Supervision",
-        "id": "2406.02756",
-        "citation": textwrap.dedent("""\
-            @inproceedings{xu2024aligning,
-                title     = {{Aligning Large Language Models via Fine-grained Supervision}},
-                author    = {Dehong Xu and Liang Qiu and Minseok Kim and Faisal Ladhak and Jaeyoung Do},
-                year      = 2024,
-                booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational Linguistics (Volume 2: Short Papers)},
-                pages     = {673--680},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,

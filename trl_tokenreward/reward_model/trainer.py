@@ -26,6 +26,7 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
+from ..utils.paper import PAPER
 from .config import UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
 from .metrics import TokenStatistics
@@ -113,22 +114,7 @@ class TokenRewardTrainer(RewardTrainer):
 
     _tag_names = ["trl", "reward-trainer", "token-reward-trainer"]
     _name = "Token Reward"
-    _paper = {
-        "title": "Aligning Large Language Models via Fine-grained Supervision",
-        "id": "2406.02756",
-        # docstyle-ignore
-        "citation": """\
-@inproceedings{xu2024aligning,
-    title     = {Aligning Large Language Models via Fine-grained Supervision},
-    author    = {Xu, Dehong and Qiu, Liang and Kim, Minseok and Ladhak, Faisal and Do, Jaeyoung},
-    booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational Linguistics (Volume 2: Short Papers)},
-    pages     = {673--680},
-    year      = 2024,
-    address   = {Bangkok, Thailand},
-    publisher = {Association for Computational Linguistics},
-    url       = {https://aclanthology.org/2024.acl-short.62},
-}""",
-    }
+    _paper = PAPER
 
     def __init__(
         self,
