@@ -2,10 +2,10 @@
 
     python benchmarks/alignment.py --data <folder>
 
-The folder holds `hh-rlhf-harmless-base-test.jsonl.gz` (Anthropic/hh-rlhf, harmless-base, test split). Its dialogues, one after
-the other, are cut to texts of 64 to 8,192 tokens, and every tenth word of them is edited. Then its rows are repeated to as many
-as HH-RLHF has, and prepared as `TokenRewardTrainer` does it: tokens, alignment and masks, through `datasets.map` with
-workers. A byte-level BPE tokenizer is trained on the spot. The table is printed and written to
+The folder holds `hh-rlhf-harmless-base-test.jsonl.gz` (Anthropic/hh-rlhf, harmless-base, test split). Its dialogues,
+one after the other, are cut to texts of 64 to 8,192 tokens, and every tenth word of them is edited. Then its rows are
+repeated to as many as HH-RLHF has, and prepared as `TokenRewardTrainer` does it: tokens, alignment and masks, through
+`datasets.map` with workers. A byte-level BPE tokenizer is trained on the spot. The table is printed and written to
 `benchmarks/results/alignment.md`. It takes about three minutes on two cores.
 """
 
@@ -138,7 +138,8 @@ def processor_seconds() -> float:
 def measure_preparation(
     rows: list[dict[str, str]], pairs: int, workers: int, max_length: int, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, float | str]:
-    """Seconds that `TokenRewardTrainer` needs for its data, and the least: the same texts through the tokenizer alone."""
+    """Seconds that `TokenRewardTrainer` needs for its data, and the least: the same texts through the tokenizer
+    alone."""
     dataset = Dataset.from_list(rows).select([n % len(rows) for n in range(pairs)])
     caching = datasets.is_caching_enabled()
     datasets.disable_caching()  # the measure is of work done, not of what an earlier run left

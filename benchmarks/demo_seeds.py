@@ -2,9 +2,9 @@
 
     python benchmarks/demo_seeds.py --output runs/demo-seeds
 
-Each seed is the whole method from nothing: other rows, another start policy, another reward model, other completions. What
-`examples/demo.py` writes for a seed stays in the output folder, and a seed that is there is not run again. The figures go to
-`benchmarks/results/demo_seeds.md`.
+Each seed is the whole method from nothing: other rows, another start policy, another reward model, other completions.
+What `examples/demo.py` writes for a seed stays in the output folder, and a seed that is there is not run again. The
+figures go to `benchmarks/results/demo_seeds.md`.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """The density dial: what PPO gains when the same reward model's scores are spread over tokens, on human edits.
 
     python benchmarks/density.py prepare --data <folder>    # start policy and reward models
-    python benchmarks/density.py run --data <folder> --arm token --seed 1 --kl-coef 0.1 --learning-rate 2e-4    # one run
+    python benchmarks/density.py run --data <folder> --arm token --seed 1 --kl-coef 0.1 --learning-rate 2e-4
     python benchmarks/density.py all --data <folder>    # prepare, tune every arm, run the seeds, write the results
 
-The folder holds `paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox). Every run has a process of one thread, and
-`--jobs` of them run at a time; what a run has come to is one JSON file in the output folder, and what is there is not run
-again. All arms start from one policy and answer the same prompts; a classifier of a part of the data that nothing else sees
-says who wins against the start policy.
+The folder holds `paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox). Every run has a process of one thread,
+and `--jobs` of them run at a time; what a run has come to is one JSON file in the output folder, and what is there is
+not run again. All arms start from one policy and answer the same prompts; a classifier of a part of the data that
+nothing else sees says who wins against the start policy.
 
 Needs TRL 1.12, for its PPOTrainer, and scikit-learn: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
@@ -36,16 +36,18 @@ BATCH_SIZE = 64
 RESPONSE_LENGTH = 32
 VOCABULARY, HIDDEN_SIZE, LAYERS, MAX_LENGTH = 4096, 128, 2, 128
 TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
-# What tuning chooses from. TRL's PPO has no factor on the score, so that its coefficients are five times ours for the same
-# weight of the KL penalty. And it has nothing else to hold the length by: it is tuned with larger ones too.
+# What tuning chooses from. TRL's PPO has no factor on the score, so that its coefficients are five times ours for the
+# same weight of the KL penalty. And it has nothing else to hold the length by: it is tuned with larger ones too.
 LEARNING_RATES, KL_COEFS, LAMS = (2e-4, 3e-4), (0.025, 0.05, 0.1), (0.95, 0.7)
 TRL_KL_COEFS = (*KL_COEFS, 0.2, 0.4, 0.8)
 REWARD_SCALE = 0.2
-# What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the people's.
+# What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the
+# people's.
 MAX_KL, MAX_LENGTH_ERROR = 8.0, 0.2
 
 # One reward model for all but the first, which has one trained on whole sequences alone, as TRL's users have. How token
-# scores become rewards is the package's default; the arms with a sequence score have its scale and its hold on the length.
+# scores become rewards is the package's default; the arms with a sequence score have its scale and its hold on the
+# length.
 HELD = {"reward_scale": REWARD_SCALE, "hold_length": True}
 TOKENS = {"reward_signal": "token_scores"}
 ARMS: dict[str, dict[str, Any]] = {
@@ -364,8 +366,8 @@ def tuning_jobs(arm: str) -> list[Job]:
 
 
 def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, float, float]:
-    """Learning rate, KL coefficient and lambda with the highest mean win rate among those that are allowed on every tuning
-    seed; where none is, among those with a KL that is allowed; and else among all."""
+    """Learning rate, KL coefficient and lambda with the highest mean win rate among those that are allowed on every
+    tuning seed; where none is, among those with a KL that is allowed; and else among all."""
     by_setting: dict[tuple[float, float, float], list[Final]] = {}
     for result in results:
         job = result["job"]

@@ -2,9 +2,10 @@
 
     python benchmarks/density_data.py --data <folder>
 
-measures what the data allow, in a second: how well a judge of the gold part ranks the test part's edits, and how well one
-person's edit finds the words that another's takes out. It writes `benchmarks/results/density_data.md`. The folder holds
-`paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox) and `qa-feedback-dev.json.gz` (QA-Feedback, dev split).
+measures what the data allow, in a second: how well a judge of the gold part ranks the test part's edits, and how well
+one person's edit finds the words that another's takes out. It writes `benchmarks/results/density_data.md`. The folder
+holds `paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox) and `qa-feedback-dev.json.gz` (QA-Feedback, dev
+split).
 """
 
 import argparse
@@ -33,9 +34,9 @@ PROMPT_WORDS = 2
 class Parts(NamedTuple):
     """What each of four learners sees: no source sentence is in two of them.
 
-    `policy` has texts to imitate, `prompt` and `rejected`; the others have pairs, `prompt`, `chosen` (the human edit) and
-    `rejected`. `reward` may have several edits of one sentence, `test` has one of each. `counts` says what became of the
-    rows."""
+    `policy` has texts to imitate, `prompt` and `rejected`; the others have pairs, `prompt`, `chosen` (the human edit)
+    and `rejected`. `reward` may have several edits of one sentence, `test` has one of each. `counts` says what became
+    of the rows."""
 
     policy: Dataset
     reward: Dataset
@@ -48,10 +49,11 @@ def paradetox(path: Path, seed: int = 0, test: int = 500, gold: int = 1000) -> P
     """ParaDetox (Logacheva et al., ACL 2022): toxic sentences and human rewrites that keep their meaning.
 
     A sentence's first two words are the prompt, the rest is the answer. Both sides are brought to one spelling
-    ([`normalised`]): the source is lower-case with spaces before punctuation and the rewrites are not, so that otherwise
-    most edits would be of format. A rewrite that shares the first word at least and changes at most `MAX_WORD_DISTANCE` of
-    the words is a minimal edit; one that does not share the second word has a prompt of one. Sentences without a minimal
-    edit serve the policy, which needs texts alone. The test part's edits share the whole prompt.
+    ([`normalised`]): the source is lower-case with spaces before punctuation and the rewrites are not, so that
+    otherwise most edits would be of format. A rewrite that shares the first word at least and changes at most
+    `MAX_WORD_DISTANCE` of the words is a minimal edit; one that does not share the second word has a prompt of one.
+    Sentences without a minimal edit serve the policy, which needs texts alone. The test part's edits share the whole
+    prompt.
     """
     counts, sentences = Counter(), {}
     with path.open(encoding="utf-8") as lines:
@@ -145,8 +147,8 @@ def _pair(toxic: str, edit: str | None = None) -> dict[str, str]:
 class GoldJudge:
     """How probable it is that a text is an edited one, by a classifier that has seen the gold part alone.
 
-    Logistic regression of character n-grams (tf-idf, within words, 2 to 5 characters, each text's vector of length 1, so that
-    a text's length by itself says nothing).
+    Logistic regression of character n-grams (tf-idf, within words, 2 to 5 characters, each text's vector of length 1,
+    so that a text's length by itself says nothing).
     """
 
     def __init__(self, pairs: Dataset):

@@ -58,8 +58,8 @@ def write_results(
         output (`Path`):
             Folder with `prepared.json`.
         tuned, results, long, ablations (`list[dict]`):
-            Results of the runs that tuned the arms, of the arms on all seeds, of the long runs, and of the token arm without
-            one of its defaults, in the order of `density.ABLATIONS` and of the seeds.
+            Results of the runs that tuned the arms, of the arms on all seeds, of the long runs, and of the token arm
+            without one of its defaults, in the order of `density.ABLATIONS` and of the seeds.
         settings (`dict`):
             Each arm's learning rate, KL coefficient and lambda.
     """

@@ -2,9 +2,9 @@
 
     python benchmarks/hh_rlhf.py --data <folder> --updates 8
 
-The folder holds `hh-rlhf-harmless-base-test.jsonl.gz` (Anthropic/hh-rlhf, harmless-base, test split). A tokenizer, a small
-policy, a token reward model and a judge are trained on the spot, PPO runs with the terminal and with dense rewards, and the
-table is printed and written to `benchmarks/results`.
+The folder holds `hh-rlhf-harmless-base-test.jsonl.gz` (Anthropic/hh-rlhf, harmless-base, test split). A tokenizer, a
+small policy, a token reward model and a judge are trained on the spot, PPO runs with the terminal and with dense
+rewards, and the table is printed and written to `benchmarks/results`.
 """
 
 import argparse

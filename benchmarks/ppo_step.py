@@ -1,12 +1,14 @@
-"""Time and memory of one PPO update: TRL's PPOTrainer and FineGrainedPPOTrainer on the same models, prompts and completions.
+"""Time and memory of one PPO update: TRL's PPOTrainer and FineGrainedPPOTrainer on the same models, prompts and
+completions.
 
     python benchmarks/ppo_step.py                                       # all settings
     python benchmarks/ppo_step.py --settings 50k-padded --repeats 5     # one of them
     python benchmarks/ppo_step.py --settings 50k-full --hidden 1024 --layers 16 --heads 16 --intermediate 4096
 
-It needs TRL 1.12, the last version with a PPOTrainer. Every measurement runs in a process of its own, the two trainers in
-turn. Both sample for real; what they draw is then replaced by the same tokens, so that they do the same work, and the run
-fails if they trained on other tokens or took other numbers of optimizer steps. It runs on a GPU where there is one.
+It needs TRL 1.12, the last version with a PPOTrainer. Every measurement runs in a process of its own, the two trainers
+in turn. Both sample for real; what they draw is then replaced by the same tokens, so that they do the same work, and
+the run fails if they trained on other tokens or took other numbers of optimizer steps. It runs on a GPU where there is
+one.
 
 The floor is the time that the matrix products of an update and the weights read in decoding would take alone, at the
 throughput that this machine shows in between: see `floor_seconds`.
@@ -52,7 +54,8 @@ NUM_PPO_EPOCHS = 4
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on what. Lengths in tokens; a `mean_length` below `response` makes completions of uneven length."""
+    """What is trained on what. Lengths in tokens; a `mean_length` below `response` makes completions of uneven
+    length."""
 
     name: str
     vocabulary: int
@@ -86,7 +89,8 @@ SIZES = [field.name for field in fields(Setting) if field.type is int]
 
 
 def completion_lengths(setting: Setting, seed: int, update: int) -> np.ndarray:
-    """Lengths of an update's completions, (B,): geometric, moved until their mean is `mean_length`, the longest `response`."""
+    """Lengths of an update's completions, (B,): geometric, moved until their mean is `mean_length`, the longest
+    `response`."""
     if setting.mean_length == setting.response:
         return np.full(setting.batch, setting.response)
     rng = np.random.default_rng([seed, update, 0])
@@ -131,7 +135,8 @@ class PromptsInTurn:
 
 
 def make_model(setting: Setting, family: str, seed: int, **kwargs: Any) -> torch.nn.Module:
-    """A model with random weights: a sequence classifier where `num_labels` is given, a causal language model elsewhere."""
+    """A model with random weights: a sequence classifier where `num_labels` is given, a causal language model
+    elsewhere."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig
 
     config = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig}[family](
@@ -172,10 +177,10 @@ def floor_seconds(
 
         F(n) = 2 · backbone_weights · n + 2 · attention_width · n (n + 1)
 
-    operations: each token meets each weight once, and attention's two products take 4 · attention_width for every key that
-    a query may look at, 1 + 2 + … + n of them. The head takes H(T) = 2 · head_weights · T on the T completion tokens. With
-    n = P + T - 1 (no model but the reward model has to read the last token) and E epochs, a backward pass being twice a
-    forward pass, a row takes
+    operations: each token meets each weight once, and attention's two products take 4 · attention_width for every key
+    that a query may look at, 1 + 2 + … + n of them. The head takes H(T) = 2 · head_weights · T on the T completion
+    tokens. With n = P + T - 1 (no model but the reward model has to read the last token) and E epochs, a backward pass
+    being twice a forward pass, a row takes
 
         [F(n) + H(T)]                  decoding: the prompt, then each token
         + [F(n) + H(T)]                reference

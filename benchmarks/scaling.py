@@ -3,8 +3,8 @@ Arithmetic of PPO past one machine: memory per GPU and tokens per second. It pri
 
     python benchmarks/scaling.py
 
-Nothing here is measured. Memory follows from what is kept, in bytes for each parameter; time from floating point operations
-and bytes moved, at shares of the hardware's peak that are assumptions. GB are 10^9 bytes.
+Nothing here is measured. Memory follows from what is kept, in bytes for each parameter; time from floating point
+operations and bytes moved, at shares of the hardware's peak that are assumptions. GB are 10^9 bytes.
 """
 
 from collections.abc import Iterator
@@ -85,18 +85,19 @@ class Job:
 
 SHAPE, HARDWARE, JOB = Shape(), Hardware(), Job()
 ENGINES = ("DDP", "ZeRO-2", "ZeRO-3", "FSDP2")
-# What is trained: all weights of both models; adapters in the policy, and all weights of the value model; adapters in both.
-# With an adapter in the policy there is no copy of it for reference.
+# What is trained: all weights of both models; adapters in the policy, and all weights of the value model; adapters in
+# both. With an adapter in the policy there is no copy of it for reference.
 SETUPS = ("full", "LoRA policy", "LoRA both")
 LORA = 40_000_000  # parameters of adapters of rank 16 in every linear layer of a 7B model; a bound
 
 
 def trained_bytes(engine: str, gpus: int) -> float:
-    """Bytes on each GPU for each parameter that is trained at mixed precision: weight, gradient and two moments of Adam.
+    """Bytes on each GPU for each parameter that is trained at mixed precision: weight, gradient and two moments of
+    Adam.
 
-    DDP: float32 weight 4 + gradient 4 + Adam 8, and autocast's bfloat16 copy 2. DeepSpeed: bfloat16 weight 2 + gradient 2,
-    float32 copy 4 + Adam 8; ZeRO-2 spreads all but the weight, ZeRO-3 all. FSDP2: float32 weight 4 + gradient 4 + Adam 8,
-    all spread.
+    DDP: float32 weight 4 + gradient 4 + Adam 8, and autocast's bfloat16 copy 2. DeepSpeed: bfloat16 weight 2 + gradient
+    2, float32 copy 4 + Adam 8; ZeRO-2 spreads all but the weight, ZeRO-3 all. FSDP2: float32 weight 4 + gradient 4 +
+    Adam 8, all spread.
     """
     return {"DDP": 18, "ZeRO-2": 2 + 14 / gpus, "ZeRO-3": 16 / gpus, "FSDP2": 16 / gpus}[engine]
 
@@ -120,14 +121,16 @@ def kept(engine: str, gpus: int, setup: str, shape: Shape = SHAPE) -> float:
 
 
 def rollout(engine: str, shape: Shape = SHAPE, job: Job = JOB) -> float:
-    """What a rollout needs besides: the cache, and the whole weights of the model that is read where they are spread."""
+    """What a rollout needs besides: the cache, and the whole weights of the model that is read where they are
+    spread."""
     cache = job.decoded * job.length * shape.cache_per_token
     return cache + (2 * shape.policy if engine in ("ZeRO-3", "FSDP2") else 0)
 
 
 def training(engine: str, setup: str, shape: Shape = SHAPE, job: Job = JOB) -> float:
-    """What a pass with gradients needs besides, with gradient checkpointing: the inputs of all layers of both models, the
-    values and gradients within one layer, some logits, the gradient of the head, and weights gathered for the pass."""
+    """What a pass with gradients needs besides, with gradient checkpointing: the inputs of all layers of both models,
+    the values and gradients within one layer, some logits, the gradient of the head, and weights gathered for the
+    pass."""
     checkpoints = 2 * shape.layers * shape.hidden_size * 2 * job.pass_tokens
     within_layer = 2 * (8 * shape.hidden_size + 3 * shape.intermediate_size) * 2 * job.pass_tokens
     logits = 3 * _CHUNK_BYTES["cuda"]
@@ -157,13 +160,14 @@ def memory_table(gpus: int, hardware: Hardware = HARDWARE) -> Iterator[str]:
 def seconds(
     rows: int, setup: str, share: float, shape: Shape = SHAPE, job: Job = JOB, hardware: Hardware = HARDWARE
 ) -> dict:
-    """Seconds of the parts of one update, for each GPU's `rows` prompts, with decoding at a `share` of the bandwidth."""
+    """Seconds of the parts of one update, for each GPU's `rows` prompts, with decoding at a `share` of the
+    bandwidth."""
     rate = hardware.flops * hardware.mfu
     tokens, models = rows * job.length, shape.policy + shape.backbone
     steps = job.response * -(-rows // job.decoded)
     cache = min(rows, job.decoded) * (job.prompt + job.response / 2) * shape.cache_per_token
-    # Forward 2 operations for each parameter and token, again 2 to make activations anew, backward 2 for activations, and 2
-    # for the weights that are trained.
+    # Forward 2 operations for each parameter and token, again 2 to make activations anew, backward 2 for activations,
+    # and 2 for the weights that are trained.
     policy, value = {"full": (8, 8), "LoRA policy": (6, 8), "LoRA both": (6, 6)}[setup]
     return {
         "prefill": 2 * shape.policy * rows * job.prompt / rate,

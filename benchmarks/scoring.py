@@ -2,10 +2,11 @@
 
     python benchmarks/scoring.py
 
-A sequence classifier and a token reward model around the same backbone read the same batches in turns. The cost is the ratio
-of their times, batch by batch. `score_texts` is measured beside the least that scores texts with the classifier: the
-same texts tokenised at once, padded in batches of like length, read, and the scores fetched. The table is printed and written to
-`benchmarks/results/scoring.md`. It takes about ten minutes on two cores; on a machine with a GPU it runs there.
+A sequence classifier and a token reward model around the same backbone read the same batches in turns. The cost is the
+ratio of their times, batch by batch. `score_texts` is measured beside the least that scores texts with the classifier:
+the same texts tokenised at once, padded in batches of like length, read, and the scores fetched. The table is printed
+and written to `benchmarks/results/scoring.md`. It takes about ten minutes on two cores; on a machine with a GPU it runs
+there.
 """
 
 import argparse
@@ -39,7 +40,8 @@ PAD, EOS, UNKNOWN, FIRST_WORD = 0, 1, 2, 3
 @dataclass(frozen=True)
 class Setting:
     """A backbone, and batches of `batch` rows, the longest of `length` tokens. `padded`: the others have between a
-    quarter of that and all of it, with padding on the right and an attention mask; else all are equally long, without one."""
+    quarter of that and all of it, with padding on the right and an attention mask; else all are equally long, without
+    one."""
 
     hidden: int
     layers: int
@@ -125,8 +127,8 @@ def score_sequences(
 
 
 def in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each run, `repeats` times and for `SECONDS` at least, the first to go changing each time. Two rounds
-    to warm up. On a CPU it is processor time, so that what else runs on the machine counts little."""
+    """Milliseconds of each run, `repeats` times and for `SECONDS` at least, the first to go changing each time. Two
+    rounds to warm up. On a CPU it is processor time, so that what else runs on the machine counts little."""
 
     def clock() -> float:
         if device == "cuda":
@@ -148,8 +150,8 @@ def in_turns(runs: dict[str, Callable[[], object]], repeats: int, device: str) -
 
 @torch.no_grad()
 def measure(setting: Setting, repeats: int, seed: int, device: str) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of one batch (`forward`) and, of padded settings, of four batches of texts (`texts`), for the classifier
-    and ours."""
+    """Milliseconds of one batch (`forward`) and, of padded settings, of four batches of texts (`texts`), for the
+    classifier and ours."""
     classifier, model = make_models(setting, seed, device)
     generator = torch.Generator().manual_seed(seed)
     batch = {name: tensor.to(device) for name, tensor in make_batch(setting, generator).items()}

@@ -1,7 +1,8 @@
-"""A griffe extension that makes Markdown of docstrings in Hugging Face's form, before the API reference is made of them.
+"""A griffe extension that makes Markdown of docstrings in Hugging Face's form, before the API reference is made of
+them.
 
-Sections become definition lists, and references such as [`TokenRewardModel`] become links where the reference has an entry
-for the name. A reference to nothing is a warning, which `mkdocs build --strict` refuses.
+Sections become definition lists, and references such as [`TokenRewardModel`] become links where the reference has an
+entry for the name. A reference to nothing is a warning, which `mkdocs build --strict` refuses.
 """
 
 import re
@@ -116,8 +117,8 @@ def _link(match: re.Match, thing: griffe.Object) -> str:
 
 
 def _resolve(name: str, thing: griffe.Object) -> str | None:
-    """The path of what a name stands for where `thing` is defined, or in the package; of its class for a method that comes
-    from another package."""
+    """The path of what a name stands for where `thing` is defined, or in the package; of its class for a method that
+    comes from another package."""
     scope: griffe.Object | None = thing
     while scope is not None:
         try:

@@ -23,8 +23,8 @@ HELP = "<!-- the help of every command -->"
 
 
 # --- files beside docs -----------------------------------------------------------------------------------------------
-# Pages link to results, examples and the changelog as they lie in the repository, so that the links work there. The files
-# that are linked to become part of the site, and links point to where they are in it.
+# Pages link to results, examples and the changelog as they lie in the repository, so that the links work there. The
+# files that are linked to become part of the site, and links point to where they are in it.
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

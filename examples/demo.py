@@ -71,7 +71,8 @@ Judge = Callable[[list[str], list[str]], list[float]]
 
 
 class Data(NamedTuple):
-    """The rows of a run: what the policy and the reward model learn from, what is held out, and the judge's own part."""
+    """The rows of a run: what the policy and the reward model learn from, what is held out, and the judge's own
+    part."""
 
     train: Dataset
     evaluation: Dataset
@@ -170,8 +171,8 @@ def main() -> None:
     console.print(f"\nThe report, the curves and the models are in [bold]{run.output}[/]; open report.html.")
 
 
-# Both arms: the same models, prompts, seed, number of updates, learning rate and KL coefficient. For token scores the defaults
-# do the rest; the score of the whole answer gets their scale and their hold on the length here.
+# Both arms: the same models, prompts, seed, number of updates, learning rate and KL coefficient. For token scores the
+# defaults do the rest; the score of the whole answer gets their scale and their hold on the length here.
 ARMS: dict[str, dict[str, Any]] = {
     "terminal reward": {"reward_signal": "sequence_score", "reward_scale": 0.2, "hold_length": True},
     "dense rewards": {"reward_signal": "token_scores"},
@@ -405,8 +406,8 @@ def callback(trainer: FineGrainedPPOTrainer, kind: type) -> Any:
 
 
 class Exam(NamedTuple):
-    """A policy's answers to the held-out prompts, with the judge's score, the KL to the start policy in nats and the length
-    in tokens of each."""
+    """A policy's answers to the held-out prompts, with the judge's score, the KL to the start policy in nats and the
+    length in tokens of each."""
 
     prompts: list[str]
     answers: list[str]
@@ -417,7 +418,8 @@ class Exam(NamedTuple):
 
 
 class Examiner:
-    """Has a policy answer the held-out prompts, with the same random numbers for every policy, and measures the answers."""
+    """Has a policy answer the held-out prompts, with the same random numbers for every policy, and measures the
+    answers."""
 
     def __init__(
         self,

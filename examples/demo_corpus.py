@@ -1,9 +1,9 @@
 """A small corpus of dialogues with minimal edits, in HH-RLHF's own format, and a judge that knows what is right in it.
 
-Each row is `{"chosen": ..., "rejected": ...}`, whole dialogues of the form `"\\n\\nHuman: ...\\n\\nAssistant: ..."`, some
-of them with two turns. A person asks for one fact about an everyday subject; the answer opens, states that fact, adds a
-second one and closes. `rejected` goes wrong at a few places (a wrong fact, a rude remark, a hedge, a refusal, a word
-doubled or left out) and `chosen` is the same answer with those places put right and nothing else touched.
+Each row is `{"chosen": ..., "rejected": ...}`, whole dialogues of the form `"\\n\\nHuman: ...\\n\\nAssistant: ..."`,
+some of them with two turns. A person asks for one fact about an everyday subject; the answer opens, states that fact,
+adds a second one and closes. `rejected` goes wrong at a few places (a wrong fact, a rude remark, a hedge, a refusal, a
+word doubled or left out) and `chosen` is the same answer with those places put right and nothing else touched.
 
 The facts stand in tables, so that [`judge`] can tell right from wrong for any text that a policy writes. It is the gold
 standard of the demo: nothing that is trained ever sees it.

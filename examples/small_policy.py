@@ -1,8 +1,8 @@
 # /// script
 # dependencies = ["trl-tokenreward[demo]"]
 # ///
-"""A small policy for trying things out, trained on the spot: its tokenizer on a data set's texts, the model from scratch on the
-answers as they were before the edit. A minute or two on two cores, without a network.
+"""A small policy for trying things out, trained on the spot: its tokenizer on a data set's texts, the model from
+scratch on the answers as they were before the edit. A minute or two on two cores, without a network.
 
     python examples/demo_corpus.py --output pairs
     python examples/small_policy.py --dataset pairs --output small-policy

@@ -29,15 +29,15 @@ LoRA:
         --response_length 128 --stop_token eos --missing_eos_penalty 1.0 \
         --use_peft --lora_r 32 --lora_alpha 16
 
-Several GPUs: put this in place of `python`, with ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml (docs/scaling.md says which).
-The batch has per_device_train_batch_size * gradient_accumulation_steps * processes prompts.
+Several GPUs: put this in place of `python`, with ddp.yaml, fsdp2.yaml, zero2.yaml or zero3.yaml (docs/scaling.md says
+which). The batch has per_device_train_batch_size * gradient_accumulation_steps * processes prompts.
 
     accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml --num_processes 8
 
-How token scores become rewards is left to the defaults, which docs/choosing-rewards.md explains. The reward model may be a
-TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density sequence` puts the whole reward
-on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with the prompt inside.
-`--max_prompt_length` leaves out longer prompts and says how many.
+How token scores become rewards is left to the defaults, which docs/choosing-rewards.md explains. The reward model may
+be a TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density sequence` puts the
+whole reward on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with the prompt
+inside. `--max_prompt_length` leaves out longer prompts and says how many.
 """
 
 from dataclasses import dataclass, field
@@ -66,7 +66,8 @@ class PPOScriptArguments(ScriptArguments):
 
 
 def load_reward_model(path: str, **kwargs):
-    """Whatever kind of reward model the checkpoint holds; an adapter is merged into the model that it was trained on."""
+    """Whatever kind of reward model the checkpoint holds; an adapter is merged into the model that it was trained
+    on."""
     if (Path(path) / "adapter_config.json").exists():
         from peft import PeftConfig, PeftModel
 

@@ -1,9 +1,9 @@
 """Registers the token reward model at transformers' auto classes, without importing transformers to do so.
 
-`import trl_tokenreward` has to stay light, yet `AutoModel.from_pretrained` has to load a token reward model's checkpoint
-once the package is imported. So a finder waits on `sys.meta_path`. When transformers' table of configurations or of models
-has been executed, it loads this package's own configuration or model, and once that has been executed, it registers it. A
-module that is loaded already is taken care of at once.
+`import trl_tokenreward` has to stay light, yet `AutoModel.from_pretrained` has to load a token reward model's
+checkpoint once the package is imported. So a finder waits on `sys.meta_path`. When transformers' table of
+configurations or of models has been executed, it loads this package's own configuration or model, and once that has
+been executed, it registers it. A module that is loaded already is taken care of at once.
 """
 
 import importlib.util

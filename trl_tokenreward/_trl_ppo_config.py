@@ -1,7 +1,8 @@
 """TRL 1.12's `PPOConfig`, for later versions of TRL, which have none.
 
-It has the fields that a user sets, with TRL's names and defaults. TRL's trainer writes others into its configuration while it
-is built; they are left out. This module can go when the supported range of TRL ends at 1.12 or a later TRL has PPO again.
+It has the fields that a user sets, with TRL's names and defaults. TRL's trainer writes others into its configuration
+while it is built; they are left out. This module can go when the supported range of TRL ends at 1.12 or a later TRL has
+PPO again.
 """
 
 from dataclasses import dataclass, field

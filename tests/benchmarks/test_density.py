@@ -57,7 +57,8 @@ def test_parts_share_no_sentence(tmp_path):
 
 
 def test_agreement_by_hand():
-    """One leaves out `b`, one `b` and `c`: of 2 and 1 wrong words the other finds 1 and 1; of 2 and 3 right ones 2 and 2."""
+    """One leaves out `b`, one `b` and `c`: of 2 and 1 wrong words the other finds 1 and 1; of 2 and 3 right ones 2 and
+    2."""
     row = {"prompt": "a", "rejected": " b c d"}
     found = density_data.agreement(Dataset.from_list([{**row, "chosen": " c d"}, {**row, "chosen": " d"}]))
     assert found["pairs of edits"] == 2

@@ -9,9 +9,9 @@ from trl_tokenreward._trl import TRL_HAS_PPO
 
 
 def test_the_floor_is_what_one_counts_by_hand():
-    # Two rows. The first has n = 2 + 3 - 1 = 4 tokens to read, the second 1 + 1 - 1 = 1. With 10 weights in the backbone and
-    # an attention width of 5, F(n) = 20 n + 10 n (n + 1): F(1) = 40, F(2) = 100, F(4) = 280, F(5) = 400. With 7 weights in
-    # the head, H(T) = 14 T: H(3) = 42, H(1) = 14. Two epochs.
+    # Two rows. The first has n = 2 + 3 - 1 = 4 tokens to read, the second 1 + 1 - 1 = 1. With 10 weights in the
+    # backbone and an attention width of 5, F(n) = 20 n + 10 n (n + 1): F(1) = 40, F(2) = 100, F(4) = 280, F(5) = 400.
+    # With 7 weights in the head, H(T) = 14 T: H(3) = 42, H(1) = 14. Two epochs.
     first = 2 * (280 + 42) + 280 + 400 + 3 * 2 * (2 * 280 + 42)
     second = 2 * (40 + 14) + 40 + 100 + 3 * 2 * (2 * 40 + 14)
     assert (first, second) == (4936, 812)

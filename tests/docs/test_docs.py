@@ -1,5 +1,5 @@
-"""The documentation: its commands and its Python run as they stand there, its links lead somewhere, and the site that is built
-of it needs no network."""
+"""The documentation: its commands and its Python run as they stand there, its links lead somewhere, and the site that
+is built of it needs no network."""
 
 import csv
 import functools
@@ -40,7 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-# What no test here runs: how a command, or a line of a block of Python, begins, and why. Such a block is left out as a whole.
+# What no test here runs: how a command, or a line of a block of Python, begins, and why. Such a block is left out as a
+# whole.
 NOT_RUN = {
     r"pip install ": "installs what the tests run with",
     r"make (browser|demo|test)\b": "make test runs this; make demo is examples/demo.py; make browser installs",
@@ -83,7 +84,8 @@ def answer(text: str, number: int) -> str:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """What the pages take for granted: a checkout's examples, data sets, a model from the Hub, a policy and a reward model."""
+    """What the pages take for granted: a checkout's examples, data sets, a model from the Hub, a policy and a reward
+    model."""
     folder = tmp_path_factory.mktemp("docs")
     tokenizer = tiny.tokenizer()
     policy = tiny.causal_lm(max_position_embeddings=2048)

@@ -1,5 +1,5 @@
-"""Editors and the data sets that they make, on a local HTTP server that answers as it is told to, on models in this process,
-and on `transformers serve`."""
+"""Editors and the data sets that they make, on a local HTTP server that answers as it is told to, on models in this
+process, and on `transformers serve`."""
 
 import argparse
 import json
@@ -88,7 +88,8 @@ def test_the_edits_train_a_reward_model(server, tmp_path):
     for part in ("| edited | 3 |", "| identical | 1 |", "cost 0.0011", "| dataset | `mine` |", "editor-1", "be nice"):
         assert part in card, part
     assert f"````\n{TEMPLATE}\n````" in card
-    # Of a folder on the Hub, `load_dataset` takes what the card names; of a local one it refuses what `save_to_disk` wrote.
+    # Of a folder on the Hub, `load_dataset` takes what the card names; of a local one it refuses what `save_to_disk`
+    # wrote.
     shutil.copytree(tmp_path / "out", tmp_path / "hub", ignore=shutil.ignore_patterns("state.json"))
     loaded = load_dataset(str(tmp_path / "hub"), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.to_list() == saved.to_list()
@@ -307,8 +308,8 @@ SPOKEN = "{criteria} {prompt} {answer} <edited> </edited> go"
 
 
 def speaker(transitions, **kwargs):
-    """A model and a tokenizer: after `go` (and after an unknown word, which a retry ends with) it says `<edited> a`, then what
-    `transitions` have."""
+    """A model and a tokenizer: after `go` (and after an unknown word, which a retry ends with) it says `<edited> a`,
+    then what `transitions` have."""
     ids = {word: 3 + i for i, word in enumerate(WORDS)}
     chain = {2: {3: 1.0}, ids["go"]: {3: 1.0}, 3: {ids["a"]: 1.0}, ids["</edited>"]: {1: 1.0}}
     chain |= {ids[word]: {ids[to]: p for to, p in after.items()} for word, after in transitions.items()}

@@ -1,4 +1,5 @@
-"""Edit alignment: worked cases for every kind of tokenizer, properties over Unicode text, bounds on time, real edits."""
+"""Edit alignment: worked cases for every kind of tokenizer, properties over Unicode text, bounds on time, real
+edits."""
 
 import os
 import re
@@ -665,9 +666,9 @@ def seconds(original: str, edited: str) -> float:
 
 @pytest.mark.parametrize(("vocabulary", "most"), [(3000, 20), (2, 64)], ids=["words", "two words alone"])
 def test_time_grows_with_the_length(vocabulary, most):
-    # Stated bounds: 8,000 words edited in every tenth place within 10 s (about 0.2 s on an ordinary core); 8 times the words
-    # in about 8 times the time (with room for processor caches: tokens of 8,000 words do not fit), in at most 64 times where
-    # texts of two different words leave nothing to tell one place from another.
+    # Stated bounds: 8,000 words edited in every tenth place within 10 s (about 0.2 s on an ordinary core); 8 times the
+    # words in about 8 times the time (with room for processor caches: tokens of 8,000 words do not fit), in at most 64
+    # times where texts of two different words leave nothing to tell one place from another.
     took = {words: seconds(*random_edit(words, seed=0, vocabulary=vocabulary)) for words in (1000, 8000)}
     assert took[8000] < 10
     assert took[8000] <= most * took[1000]

@@ -1,4 +1,5 @@
-"""What has to be right before anything is sharded. That sharded models train as whole ones: tests/ppo/test_distributed.py."""
+"""What has to be right before anything is sharded. That sharded models train as whole ones:
+tests/ppo/test_distributed.py."""
 
 from types import SimpleNamespace
 

@@ -165,7 +165,8 @@ TRACKERS = [name for name in ("tensorboard", "trackio", "wandb") if find_spec(na
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """A run that logs to all the trackers that are installed, in a process that sees no network, and what is found there."""
+    """A run that logs to all the trackers that are installed, in a process that sees no network, and what is found
+    there."""
     if not TRACKERS:
         pytest.skip("none of tensorboard, trackio and wandb is installed (extra: dev)")
     folder = tmp_path_factory.mktemp("tracked")

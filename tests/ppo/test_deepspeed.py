@@ -1,5 +1,5 @@
-"""Two processes under DeepSpeed ZeRO-2 and ZeRO-3 train as one process does. Where DeepSpeed is installed, which it is not by
-`make test`: see docs/scaling.md for how to install it on a machine without a GPU."""
+"""Two processes under DeepSpeed ZeRO-2 and ZeRO-3 train as one process does. Where DeepSpeed is installed, which it is
+not by `make test`: see docs/scaling.md for how to install it on a machine without a GPU."""
 
 import importlib.util
 from functools import cache

@@ -13,8 +13,8 @@ from trl_tokenreward import read_completions
 
 PEFT = ["peft"] if importlib.util.find_spec("peft") else []
 
-# One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a GPT-2,
-# whose head is its embedding, and the others have Llamas.
+# One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a
+# GPT-2, whose head is its embedding, and the others have Llamas.
 RUNS = {
     ("ddp", 2): ["terminal", "stream", "function", "full length", *PEFT],
     ("ddp", 4): ["function"],

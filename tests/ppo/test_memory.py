@@ -1,4 +1,5 @@
-"""No tensor of batch * length * vocabulary elements is ever made, in a rollout or in a loss: allocations are counted."""
+"""No tensor of batch * length * vocabulary elements is ever made, in a rollout or in a loss: allocations are
+counted."""
 
 import numpy as np
 import pytest

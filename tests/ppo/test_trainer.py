@@ -1,7 +1,7 @@
 """FineGrainedPPOTrainer beside TRL's PPOTrainer, and by itself.
 
-Where TRL's trainer has a defect, the same scenario runs on both trainers and each must show its own outcome: so the test is
-known to tell them apart. TRL's half is skipped on versions of TRL that have no PPOTrainer.
+Where TRL's trainer has a defect, the same scenario runs on both trainers and each must show its own outcome: so the
+test is known to tell them apart. TRL's half is skipped on versions of TRL that have no PPOTrainer.
 """
 
 import copy
@@ -309,8 +309,9 @@ def test_pad_may_be_sampled(scenario, trainer_class, expected):
 
 @ours_and_trls(right=True, wrong=False)
 def test_the_score_is_paid_for_the_last_real_token(scenario, trainer_class, expected):
-    # With lam = 0 and a value model that says 0, an action is reinforced by the score on its own slot alone. Responses to A
-    # end, and earn 1; those to B do not, and earn 0. Where the score lands after the end, nothing is ever reinforced.
+    # With lam = 0 and a value model that says 0, an action is reinforced by the score on its own slot alone. Responses
+    # to A end, and earn 1; those to B do not, and earn 0. Where the score lands after the end, nothing is ever
+    # reinforced.
     policy = tiny.bigram_lm({A: {C: 1.0}, C: {EOS: 0.5, D: 0.5}, D: {EOS: 1.0}, B: {B: 1.0}})
     before = next_token_probabilities(policy, C)[EOS]
     scenario.train(
@@ -880,8 +881,8 @@ def test_the_kl_coefficient_is_adapted(scenario):
 
 @pytest.mark.parametrize("per_token", [1.0, -1.0])
 def test_the_length_is_held_against_a_reward_that_pays_for_it(scenario, per_token):
-    """A reward above all for length, either way: without a bonus completions become full, or end at once. The two words are
-    not worth the same, and that is still learned."""
+    """A reward above all for length, either way: without a bonus completions become full, or end at once. The two words
+    are not worth the same, and that is still learned."""
 
     def reward(completion_ids, **kwargs):
         return [[per_token + 0.5 * (token == C) for token in ids] for ids in completion_ids]
@@ -1362,7 +1363,8 @@ def test_metrics_are_averaged_between_logs(scenario):
 
 
 def evaluation(scenario, **settings):
-    """A -> C EOS with the score 2, anything else -> D until it is cut off, with the score -1; and a data set of 3 and 2."""
+    """A -> C EOS with the score 2, anything else -> D until it is cut off, with the score -1; and a data set of 3 and
+    2."""
     settings = {
         "policy": tiny.bigram_lm({A: {C: 1.0}, C: {EOS: 1.0}, B: {D: 1.0}, D: {D: 1.0}}),
         "reward": tiny.unigram_classifier({EOS: 2.0, D: -1.0}),
@@ -1491,8 +1493,9 @@ def test_evaluate_without_a_data_set(scenario):
 
 @pytest.mark.parametrize(("density", "learned"), [("token", True), ("sequence", False)])
 def test_dense_rewards_teach_what_the_same_total_at_the_end_does_not(scenario, density, learned):
-    # Worth a point: each C among 16 tokens, of which it is one in 16 at first. Twelve updates of 16 responses. Over seeds 0
-    # to 3 its share in the last batch came to between .77 and .95 for dense rewards, between .36 and .48 for terminal ones.
+    # Worth a point: each C among 16 tokens, of which it is one in 16 at first. Twelve updates of 16 responses. Over
+    # seeds 0 to 3 its share in the last batch came to between .77 and .95 for dense rewards, between .36 and .48 for
+    # terminal ones.
     trainer = scenario.train(
         policy=tiny.causal_lm(vocab_size=16),
         reward=lambda completion_ids, **kwargs: [[float(token == C) for token in ids] for ids in completion_ids],

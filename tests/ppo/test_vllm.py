@@ -31,8 +31,8 @@ pytest.importorskip("requests", reason="TRL talks to vLLM by requests (extra: de
 
 
 class Collector(ppo_runs.RecordingCollector):
-    """Has the stand-in sample with the random numbers that the trainer draws for transformers, so that the runs compare; and
-    keeps the weights that it should sample with."""
+    """Has the stand-in sample with the random numbers that the trainer draws for transformers, so that the runs
+    compare; and keeps the weights that it should sample with."""
 
     fake, server = None, None
 
@@ -70,7 +70,8 @@ class Trainer(ppo_runs.RecordingTrainer):
 
 
 def save_checkpoint(directory, family="llama"):
-    """What vLLM finds at the policy's path: a model of its form with other weights, which none of the samples may come from."""
+    """What vLLM finds at the policy's path: a model of its form with other weights, which none of the samples may come
+    from."""
     path = str(Path(directory) / f"checkpoint-{family}")
     tiny.causal_lm(family, seed=9, vocab_size=ppo_runs.VOCAB_SIZE).save_pretrained(path)
     return path

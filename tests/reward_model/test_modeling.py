@@ -850,7 +850,8 @@ class TestScoreTexts:
     def test_spans_of_bytes_and_words(self):
         model, tokenizer = reward_model(), tiny.tokenizer("bpe")
         (result,) = model.score_texts(["the fox 🦊"], tokenizer)
-        # There is no token of the animal's picture. Each of its four bytes has one, with the span of the whole character.
+        # There is no token of the animal's picture. Each of its four bytes has one, with the span of the whole
+        # character.
         assert "".join(result.text[start:end] for start, end in result.spans[:-4]) == "the fox "
         assert result.spans[-4:] == [(8, 9)] * 4
         (result,) = model.score_texts(["no thanks"], tiny.tokenizer("wordpiece"))

@@ -36,8 +36,9 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Callable]:
-    """`open_page(url, **context options)` opens a page in a context of its own, `open_page(url, context=page.context)` another
-    one in that of a page. Errors in a page's scripts, and requests to other hosts than the url's, fail the test at its end."""
+    """`open_page(url, **context options)` opens a page in a context of its own, `open_page(url, context=page.context)`
+    another one in that of a page. Errors in a page's scripts, and requests to other hosts than the url's, fail the test
+    at its end."""
     contexts, problems = [], []
 
     def open(url: str, context=None, **options):

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """`respond(text, request number)` gives the text of the model's answer, or the status, the body and perhaps the headers
-    to send."""
+    """`respond(text, request number)` gives the text of the model's answer, or the status, the body and perhaps the
+    headers to send."""
 
     daemon_threads = True
 

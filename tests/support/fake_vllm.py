@@ -1,7 +1,7 @@
 """A stand-in for vLLM under TRL's own `VLLMGeneration` and `VLLMClient`, which run as they are.
 
-It generates with a transformers model that has no weights but those that came to it the way that vLLM's do. It stops where
-vLLM stops: at a stop token, at EOS unless that is ignored, after `max_tokens`, and where its context ends.
+It generates with a transformers model that has no weights but those that came to it the way that vLLM's do. It stops
+where vLLM stops: at a stop token, at EOS unless that is ignored, after `max_tokens`, and where its context ends.
 """
 
 import json
@@ -22,8 +22,8 @@ from trl_tokenreward.ppo.sampling import generate
 class FakeVLLM:
     """The model, what was loaded into it, and what it was asked for.
 
-    `uniforms` are the random numbers to sample with, one row for each prompt; `error` is what is added to the log-probability
-    of the first token of each completion.
+    `uniforms` are the random numbers to sample with, one row for each prompt; `error` is what is added to the
+    log-probability of the first token of each completion.
     """
 
     def __init__(self, path, max_model_len=None):

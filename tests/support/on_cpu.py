@@ -1,7 +1,7 @@
 """Run a script under FSDP or DeepSpeed on CPUs: `accelerate launch ... on_cpu.py SCRIPT ARGUMENT...`.
 
-accelerate has both on GPUs alone: without one it falls back to DDP, or to a single process. Here it is told that there are
-GPUs, and that their device is the CPU and their backend gloo. All else is its own.
+accelerate has both on GPUs alone: without one it falls back to DDP, or to a single process. Here it is told that there
+are GPUs, and that their device is the CPU and their backend gloo. All else is its own.
 """
 
 import os

@@ -1,7 +1,8 @@
 """PPO runs that can be repeated: in the test's own process, in one that is killed, on several processes, and resumed.
 
-As a script: `python ppo_runs.py OUTPUT RUN...` trains each run in its folder of OUTPUT and writes there what came out of it.
-`--resumed RUN CHECKPOINT`, any number of times, does so in the folder "RUN resumed" with a run that goes on from a checkpoint.
+As a script: `python ppo_runs.py OUTPUT RUN...` trains each run in its folder of OUTPUT and writes there what came out
+of it. `--resumed RUN CHECKPOINT`, any number of times, does so in the folder "RUN resumed" with a run that goes on from
+a checkpoint.
 """
 
 import argparse

@@ -109,8 +109,8 @@ def word_tokenizer(pad_token: str = "<pad>", words: str = "abcdefghijkl.") -> Pr
 
 
 def bigram_lm(transitions: Mapping[int, Mapping[int, float]] | None = None, **kwargs) -> PreTrainedModel:
-    """A causal language model with `transitions[last][next]` as probabilities at temperature 1. After a token that is not
-    listed, all 16 tokens are equally likely."""
+    """A causal language model with `transitions[last][next]` as probabilities at temperature 1. After a token that is
+    not listed, all 16 tokens are equally likely."""
     model = AutoModelForCausalLM.from_config(config("llama", vocab_size=16, rms_norm_eps=0.0, **kwargs))
     _read_last_token_only(model.model)
     logits = torch.zeros(16, 16)
@@ -121,7 +121,8 @@ def bigram_lm(transitions: Mapping[int, Mapping[int, float]] | None = None, **kw
 
 
 def unigram_classifier(scores: Mapping[int, float] | None = None, **kwargs) -> PreTrainedModel:
-    """A sequence classifier that scores a text by its last token, `scores[token]` or 0: the prefix scores are known too."""
+    """A sequence classifier that scores a text by its last token, `scores[token]` or 0: the prefix scores are known
+    too."""
     model = AutoModelForSequenceClassification.from_config(
         config("llama", vocab_size=16, rms_norm_eps=0.0, num_labels=1, **kwargs)
     )

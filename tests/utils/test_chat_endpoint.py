@@ -1,5 +1,5 @@
-"""The client of chat-completions endpoints, on a local HTTP server, and the templates and files that go with it. More of it,
-such as what is asked again and when, is in test_judges.py."""
+"""The client of chat-completions endpoints, on a local HTTP server, and the templates and files that go with it. More
+of it, such as what is asked again and when, is in test_judges.py."""
 
 import json
 

@@ -72,8 +72,8 @@ def test_bootstrap_interval_refuses_bad_arguments(arguments):
 
 
 def test_length_control_of_two_lengths_is_known_by_hand():
-    # x is +-tanh(1). A model with as many parameters as lengths fits both rates: .8 where longer, .4 where shorter. At x = 0
-    # its logit is the mean of theirs.
+    # x is +-tanh(1). A model with as many parameters as lengths fits both rates: .8 where longer, .4 where shorter. At
+    # x = 0 its logit is the mean of theirs.
     outcomes = [1, 1, 1, 1, 0] + [1, 1, 0, 0, 0]
     differences = [7] * 5 + [-7] * 5
     logit = (math.log(0.8 / 0.2) + math.log(0.4 / 0.6)) / 2
@@ -85,7 +85,8 @@ def test_length_control_of_two_lengths_is_known_by_hand():
 
 
 def by_search(y, x, counts):
-    """The win rate at x = 0 of the likeliest logistic regression, found by a search that knows nothing of derivatives."""
+    """The win rate at x = 0 of the likeliest logistic regression, found by a search that knows nothing of
+    derivatives."""
     a, b, width = 0.0, 0.0, 4.0
 
     def likelihood(a, b):

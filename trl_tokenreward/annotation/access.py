@@ -52,7 +52,8 @@ class HttpError(Exception):
 
 
 class Guard:
-    """Who may ask for what: the password, if there is one, and sessions of those who gave it; else this machine alone."""
+    """Who may ask for what: the password, if there is one, and sessions of those who gave it; else this machine
+    alone."""
 
     def __init__(self, password: str | None):
         self._password = password
@@ -63,8 +64,8 @@ class Guard:
         """Refuses what another site has a browser ask for."""
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
-        # A name that was made to point here (DNS rebinding) would make the other site's page this one's origin. Where there
-        # is a password, it would have no session.
+        # A name that was made to point here (DNS rebinding) would make the other site's page this one's origin. Where
+        # there is a password, it would have no session.
         if self._password is None and not is_loopback(split_url(f"//{host}").hostname or ""):
             raise HttpError(403, "Only this machine's own names are answered to.")
         if origin is not None and split_url(origin).netloc != host:

@@ -1,6 +1,7 @@
 """How far annotators agree on which words, or tokens, of an answer are wrong.
 
-Each annotator of an answer marks every word of the original with 1 (edited out, or the word right after an insertion) or 0.
+Each annotator of an answer marks every word of the original with 1 (edited out, or the word right after an insertion)
+or 0.
 """
 
 import math
@@ -51,8 +52,8 @@ def cohens_kappa(table: np.ndarray) -> np.ndarray:
 
 
 def pair_f1(table: np.ndarray) -> np.ndarray:
-    """2 n_11 / (2 n_11 + n_01 + n_10): agreement on the words that are marked, of which unmarked ones are no part. NaN where
-    neither marked a word. `table` is that of [`cohens_kappa`]."""
+    """2 n_11 / (2 n_11 + n_01 + n_10): agreement on the words that are marked, of which unmarked ones are no part. NaN
+    where neither marked a word. `table` is that of [`cohens_kappa`]."""
     table = _counts(table, "table", (2, 2))
     with np.errstate(invalid="ignore"):
         both = 2 * table[..., 1, 1]
@@ -89,8 +90,8 @@ def _counts(array: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """Two annotators: the rows and words that both have seen, the share of words that they label alike, and how far they
-    agree beyond chance and on the marked words."""
+    """Two annotators: the rows and words that both have seen, the share of words that they label alike, and how far
+    they agree beyond chance and on the marked words."""
 
     annotators: tuple[str, str]
     rows: int
@@ -174,7 +175,8 @@ def measure_agreement(
             Number of samples drawn.
 
     Raises:
-        ValueError: If an annotator has two answers of a row, a row has two originals, or `level` or `resamples` is out of
+        ValueError: If an annotator has two answers of a row, a row has two originals, or `level` or `resamples` is out
+        of
             range.
     """
     check_bootstrap(level, resamples)

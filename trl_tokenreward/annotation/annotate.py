@@ -18,8 +18,8 @@ def annotate_dataset(
     """Serves a local web page on which people minimally edit the rejected answer of each row, until it is interrupted.
 
     The page shows prompt, preferred and rejected answer, and while someone types the edit by word, its size, and what
-    [`~editing.checks.EditChecks`] says of it. What is typed and what is decided is in the folder `output` before the page says so.
-    [`read_annotations`] reads it.
+    [`~editing.checks.EditChecks`] says of it. What is typed and what is decided is in the folder `output` before the
+    page says so. [`read_annotations`] reads it.
 
     Args:
         dataset (`Dataset`):
@@ -27,8 +27,8 @@ def annotate_dataset(
         output (`str` or `Path`):
             A new folder, or that of the work to go on with.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
-            The address to listen on. Any but this machine's own needs a `password`. It is plain http: over a network that
-            is not trusted, put it behind a tunnel or a proxy with https.
+            The address to listen on. Any but this machine's own needs a `password`. It is plain http: over a network
+            that is not trusted, put it behind a tunnel or a proxy with https.
         port (`int`, *optional*, defaults to `8765`):
             0 takes one that is free.
         password (`str`, *optional*):

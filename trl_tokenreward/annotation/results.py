@@ -31,8 +31,8 @@ class Annotations:
 
     Args:
         decisions (`list[dict]`):
-            The last of each annotator on each row, by row and annotator: `row`, `annotator` (`""` for rows that cannot be
-            annotated), `reason` (`"edited"`, or one of [`SKIP_REASONS`] or [`UNFIT`]), `detail`, `prompt`, `answer`,
+            The last of each annotator on each row, by row and annotator: `row`, `annotator` (`""` for rows that cannot
+            be annotated), `reason` (`"edited"`, or one of [`SKIP_REASONS`] or [`UNFIT`]), `detail`, `prompt`, `answer`,
             `edited`, `edit_ratio`, `time` (seconds since 1970).
         settings, about (`dict`):
             Those of the server.
@@ -61,8 +61,8 @@ class Annotations:
         return people
 
     def agreement(self, tokenizer: "PreTrainedTokenizerBase | None" = None, **kwargs: Any) -> AgreementReport:
-        """How far annotators agree, by [`~annotation.agreement.measure_agreement`]. Who found nothing wrong has marked no word; other
-        skipped rows have no part in it."""
+        """How far annotators agree, by [`~annotation.agreement.measure_agreement`]. Who found nothing wrong has marked
+        no word; other skipped rows have no part in it."""
         answers = [
             EditedAnswer(d["row"], d["annotator"], d["answer"], d["edited"] if d["reason"] == EDITED else d["answer"])
             for d in self.decisions
@@ -74,7 +74,8 @@ class Annotations:
         """Writes a data set for [`TokenRewardTrainer`], as `save_to_disk` does, with a data card.
 
         It has a row for each edit: `prompt`, `chosen` (the edit), `rejected` (the original), `row`, `annotator` and
-        `edit_ratio` (of words). `set_aside.jsonl` has the other decisions with their reasons, `agreement.json` the report.
+        `edit_ratio` (of words). `set_aside.jsonl` has the other decisions with their reasons, `agreement.json` the
+        report.
 
         Args:
             output (`str` or `Path`):

@@ -2,9 +2,11 @@
 
 The page on which people edit is [`~annotation.server`]'s. Here is what it reads and writes, an output folder:
 
-- `annotations.jsonl`, to which each decision is appended (an [`~editing.log.EditLog`]). A later decision of the same annotator on the
+- `annotations.jsonl`, to which each decision is appended (an [`~editing.log.EditLog`]). A later decision of the same
+  annotator on the
   same row supersedes an earlier one;
-- `drafts`, with one file for each row that an annotator has before them: what is typed and not saved. The file is also the
+- `drafts`, with one file for each row that an annotator has before them: what is typed and not saved. The file is also
+  the
   claim on the row, so that after a restart no one else gets it.
 """
 
@@ -70,8 +72,8 @@ class Draft:
 
 
 class AnnotationStore:
-    """What a server of annotations keeps, with all of it on the disk before it says so. One store has a folder at a time; its
-    methods may be called from several threads.
+    """What a server of annotations keeps, with all of it on the disk before it says so. One store has a folder at a
+    time; its methods may be called from several threads.
 
     Args:
         dataset (`Dataset`):
@@ -203,7 +205,8 @@ class AnnotationStore:
         }
 
     def show(self, annotator: str, tab: str, row: int | None = None) -> dict[str, Any]:
-        """A row of the annotator's, or the next one to do, and how far the work is. The row is this tab's from now on."""
+        """A row of the annotator's, or the next one to do, and how far the work is. The row is this tab's from now
+        on."""
         with self._lock:
             row = self._next(annotator) if row is None else self._own(annotator, row)
             shown = {"row": row, **self._neighbours(annotator, row), "progress": self.progress(annotator)}
@@ -469,8 +472,8 @@ def _check_text(text: str) -> None:
 
 
 def _edited(task: Task, text: str) -> str:
-    """The edited answer, given the text of a text field. Where the original had other line breaks, those that were kept are
-    the original's again."""
+    """The edited answer, given the text of a text field. Where the original had other line breaks, those that were kept
+    are the original's again."""
     words, text = task.answer.strip(), _line_breaks(text).strip()
     if "\r" in words:
         shown = _line_breaks(words)

@@ -103,9 +103,9 @@ def dialogue_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
 
 
 def preference_prompt(row: Row) -> str | list[Row]:
-    """The prompt of a preference row, as [`~data.preprocessing.prepare_dataset`] sees it: its `prompt`, a dialogue up to the last
-    `"\\n\\nAssistant:"` that both sides share, or the messages that both begin with. A text, or messages; empty if there
-    is none."""
+    """The prompt of a preference row, as [`~data.preprocessing.prepare_dataset`] sees it: its `prompt`, a dialogue up
+    to the last `"\\n\\nAssistant:"` that both sides share, or the messages that both begin with. A text, or messages;
+    empty if there is none."""
     if "prompt" in row:
         return row["prompt"]
     chosen, rejected = row["chosen"], row["rejected"]
@@ -172,7 +172,8 @@ def _messages(row: Row, column: str) -> list[Row]:
 
 def _locate(completion: list[Row], text: str, prompt_end: int) -> tuple[int, int]:
     """Where the completion's own words are in the rendered text: from those of its first message (if it has but one) to
-    those of its last. Where the template hides or rewrites them they cannot be told, and the whole rendering is taken."""
+    those of its last. Where the template hides or rewrites them they cannot be told, and the whole rendering is
+    taken."""
     content = completion[-1].get("content")
     for words in (content, content.strip()) if isinstance(content, str) else ():
         if len(completion) == 1 and text.startswith(words, prompt_end):

@@ -51,9 +51,9 @@ def _tokenize(
 
 
 def _completion(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, TokenizedText]:
-    """The first token of the completion, the places of the tokens of its own text, and these tokens with offsets into that
-    text. A token across the border of prompt and completion is the completion's; special tokens, which have the span
-    `(0, 0)`, are the prompt's before it."""
+    """The first token of the completion, the places of the tokens of its own text, and these tokens with offsets into
+    that text. A token across the border of prompt and completion is the completion's; special tokens, which have the
+    span `(0, 0)`, are the prompt's before it."""
     first = next((i for i, (_, end) in enumerate(tokens.offsets) if end > text.prompt_end), len(tokens.ids))
     # Byte-level tokenizers that trim their offsets give an empty span to a token of white space, right after it.
     offsets = [
@@ -203,8 +203,8 @@ class RowPreparer:
 
     The whole text is tokenised at once, as [`~trl.RewardTrainer`] does it: texts get an EOS at their end if they have
     none, messages get the chat template. Then the completions are aligned with [`align_tokenized`]. In a row with
-    `rejected_spans` or `chosen_spans`, `[start, end)` pairs or dictionaries with `start` and `end` that count characters
-    of that side's completion, the tokens which overlap them are that side's edited tokens instead.
+    `rejected_spans` or `chosen_spans`, `[start, end)` pairs or dictionaries with `start` and `end` that count
+    characters of that side's completion, the tokens which overlap them are that side's edited tokens instead.
 
     Args:
         format (`str`):
@@ -260,8 +260,8 @@ def _worker() -> str:
 
 
 def edit_ratio(row: Row) -> float:
-    """Edited tokens of both sides of a prepared row, divided by the completion tokens of both sides (EOS and what the chat
-    template adds included); 0 where there are none."""
+    """Edited tokens of both sides of a prepared row, divided by the completion tokens of both sides (EOS and what the
+    chat template adds included); 0 where there are none."""
     edited, tokens = (sum(sum(row[f"{side}_{name}"]) for side in SIDES) for name in ("edit_mask", "completion_mask"))
     return edited / tokens if tokens else 0.0
 
@@ -314,8 +314,8 @@ def prepare_dataset(
     The formats, of which the first row decides for all:
 
     - TRL's preference format, texts or messages, with a `prompt` or with the prompt inside both sides. Messages that
-      both sides begin with are their prompt. Texts without a `prompt` have none: a beginning that both share is unchanged
-      text, not a prompt;
+      both sides begin with are their prompt. Texts without a `prompt` have none: a beginning that both share is
+      unchanged text, not a prompt;
     - HH-RLHF's whole dialogues. The prompt is everything up to the last `"\\n\\nAssistant:"` that both sides share;
     - tokenised rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
       passes as it is.
@@ -339,8 +339,8 @@ def prepare_dataset(
             What errors and progress bars call the data set.
 
     Returns:
-        `tuple[Dataset | IterableDataset, DroppedRows]`: the rows that are kept, and the counts. Those of a stream are 0 at
-        first and grow as it is read.
+        `tuple[Dataset | IterableDataset, DroppedRows]`: the rows that are kept, and the counts. Those of a stream are 0
+        at first and grow as it is read.
 
     Raises:
         ValueError: If a row does not have the format of the first (naming row and column), or if nothing is left.

@@ -28,8 +28,8 @@ class EditChecks:
             By which share of its characters the answer may become shorter or longer.
         score (`Callable`, *optional*):
             Takes prompts (texts, or messages where the data set has messages) and answers, returns one float for each
-            answer, as [`RewardModelJudge`]'s `scores`. The edit must score higher than the original. A `ValueError` means
-            that this answer cannot be scored.
+            answer, as [`RewardModelJudge`]'s `scores`. The edit must score higher than the original. A `ValueError`
+            means that this answer cannot be scored.
 
     Raises:
         `ValueError`: for a bad argument.

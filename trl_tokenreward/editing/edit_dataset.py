@@ -106,8 +106,8 @@ def edit_dataset(
 ) -> EditResult:
     """Have an editor minimally edit the rejected answer of each row.
 
-    Each edit is checked, see [`EditChecks`]. What fails is asked for again, with the failure said in the request and at a
-    higher temperature, and at last set aside with its reason: one of `EditChecks`'s, or
+    Each edit is checked, see [`EditChecks`]. What fails is asked for again, with the failure said in the request and at
+    a higher temperature, and at last set aside with its reason: one of `EditChecks`'s, or
 
     - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
     - `"several_turns"` or `"empty"`: the row has no single answer to edit, and nothing was asked;
@@ -117,15 +117,16 @@ def edit_dataset(
 
     - `log.jsonl`, to which each row is appended as it is done. A run that was killed and is called again with the same
       arguments repeats none of these; other settings are an error;
-    - the data set as `save_to_disk` writes it: `prompt`, `chosen` (the edit), `rejected` (the original) and `row` (its number
+    - the data set as `save_to_disk` writes it: `prompt`, `chosen` (the edit), `rejected` (the original) and `row` (its
+      number
       in `dataset`);
     - `set_aside.jsonl`, the other rows with their reasons;
     - `README.md`, a data card.
 
     Args:
         dataset (`Dataset`):
-            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes. Of `chosen` no more
-            is read than what tells the prompt.
+            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes. Of `chosen` no
+            more is read than what tells the prompt.
         editor ([`Editor`]):
             Such as [`~editing.editors.EndpointEditor`] or [`~editing.editors.LocalEditor`].
         output (`str` or `Path`):
@@ -133,8 +134,8 @@ def edit_dataset(
         criteria (`str`, *optional*):
             What the edited answers must meet.
         template (`str`, *optional*):
-            The request, with `{prompt}`, `{answer}` and `{criteria}`. It must ask for the edited answer between `<edited>` and
-            `</edited>`; where an answer has several, the last one counts.
+            The request, with `{prompt}`, `{answer}` and `{criteria}`. It must ask for the edited answer between
+            `<edited>` and `</edited>`; where an answer has several, the last one counts.
         checks ([`EditChecks`], *optional*):
             With the defaults, if not given.
         retries (`int`, *optional*, defaults to `2`):

@@ -61,8 +61,8 @@ class Editor:
         self.settings, self.usage = settings, EndpointUsage()
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
-        """The answer to each request, or why there is none. `attempt` is 0 at first, and above 0 where earlier answers to the
-        same requests were refused."""
+        """The answer to each request, or why there is none. `attempt` is 0 at first, and above 0 where earlier answers
+        to the same requests were refused."""
         raise NotImplementedError
 
 
@@ -190,8 +190,8 @@ class LocalEditor(Editor):
         width, device = max(map(len, rows)), self.model.device
         ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        # Of the model's own generation config only what ends an answer has a say: a repetition penalty would keep it from
-        # copying what is to stay.
+        # Of the model's own generation config only what ends an answer has a say: a repetition penalty would keep it
+        # from copying what is to stay.
         sampling = {"temperature": self.retry_temperature if sample else 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}
         with evaluation_mode(self.model):
             output = self.model.generate(

@@ -60,7 +60,8 @@ class EditLog:
 
 
 def read_log(path: Path, names: Sequence[str], repair: bool = True) -> list[dict[str, Any]]:
-    """The lines of an [`EditLog`], the one with the settings first; none if there is no file. `repair` as of [`read_jsonl`]."""
+    """The lines of an [`EditLog`], the one with the settings first; none if there is no file. `repair` as of
+    [`read_jsonl`]."""
     return read_jsonl(
         path, "the log", "row", lambda line: "settings" in line or [line[name] for name in names], repair=repair
     )

@@ -41,7 +41,8 @@ class Task(NamedTuple):
         return self.row, self.digest
 
     def with_words(self, words: str) -> str:
-        """The answer with other words. White space around an answer is the data set's affair, and nothing to learn from."""
+        """The answer with other words. White space around an answer is the data set's affair, and nothing to learn
+        from."""
         return self.answer.replace(self.answer.strip(), words.strip(), 1)
 
 
@@ -49,7 +50,8 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
     """The tasks of a preference data set of texts, messages or whole dialogues, or of its first rows.
 
     Raises:
-        `ValueError`: if there are no rows, or one is malformed or has another format than the first; the error names it.
+        `ValueError`: if there are no rows, or one is malformed or has another format than the first; the error names
+        it.
     """
     check_least(limit=(1 if limit is None else limit, 1))
     if not isinstance(dataset, Dataset) or not len(dataset):

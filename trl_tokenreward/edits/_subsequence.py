@@ -1,15 +1,17 @@
 """The longest common subsequence of two sequences, for long ones in parts.
 
-rapidfuzz finds it in time that grows with the product of the lengths. Two long sequences are cut where all of their longest
-common subsequences agree, so that the parts hold what the whole would, down to the choice among several longest ones.
+rapidfuzz finds it in time that grows with the product of the lengths. Two long sequences are cut where all of their
+longest common subsequences agree, so that the parts hold what the whole would, down to the choice among several longest
+ones.
 
-An alignment is a path from corner to corner of a grid: a step along both sequences keeps an element, a step along one of them
-costs 1 (it deletes or inserts an element); the longest subsequences are the cheapest paths. Let P be any path and p a
-point on it. A path Q that avoids p leaves P at some point u before p and next meets it at a point v after p. Wherever P
-keeps `GRAM` elements in a row between u and v which occur in that order only once in the second sequence, Q pays at least
-1: it cannot keep them all side by side without running on P. So if, for all u and v around p, there are more of such runs,
-apart from each other, than P pays between u and v, Q is not cheapest (between u and v, P is cheaper), and every cheapest
-path goes through p. Where u and v lie in one stretch that P keeps, P pays nothing and Q does.
+An alignment is a path from corner to corner of a grid: a step along both sequences keeps an element, a step along one
+of them costs 1 (it deletes or inserts an element); the longest subsequences are the cheapest paths. Let P be any path
+and p a point on it. A path Q that avoids p leaves P at some point u before p and next meets it at a point v after p.
+Wherever P keeps `GRAM` elements in a row between u and v which occur in that order only once in the second sequence, Q
+pays at least 1: it cannot keep them all side by side without running on P. So if, for all u and v around p, there are
+more of such runs, apart from each other, than P pays between u and v, Q is not cheapest (between u and v, P is
+cheaper), and every cheapest path goes through p. Where u and v lie in one stretch that P keeps, P pays nothing and Q
+does.
 """
 
 from collections import Counter
@@ -78,9 +80,9 @@ def _sure_points(first: Sequence[int], second: Sequence[int]) -> list[tuple[int,
     corner = len(first), len(second)
     path = _path(first, second, [(0, 0), *_likely_points(first, second, grams, rare), corner])
 
-    # The surplus at a point of the path: the rare runs that end before it, less what is paid before it. Between two points
-    # it grows by more than 0 if there are more rare runs than edits. Where a point lies within a run, the run counts
-    # as being before the first point and after the last.
+    # The surplus at a point of the path: the rare runs that end before it, less what is paid before it. Between two
+    # points it grows by more than 0 if there are more rare runs than edits. Where a point lies within a run, the run
+    # counts as being before the first point and after the last.
     surplus, before, runs = 0, [], []
     i_end = j_end = 0
     for i, j, length in [*path, [*corner, 0]]:

@@ -1,7 +1,8 @@
 """Minimal edits between two texts, as masks over the tokens of each.
 
-Words are aligned first, so that no word is cut in half, and what is kept is maximal. The kept words are then projected to
-tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold the same tokens.
+Words are aligned first, so that no word is cut in half, and what is kept is maximal. The kept words are then projected
+to tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold the same
+tokens.
 """
 
 import operator
@@ -60,8 +61,8 @@ class EditAlignment:
             `original_mask[i]` says that token `i` was edited out, `edited_mask[j]` that token `j` was edited in.
         original_anchors, edited_anchors (`list[bool]`):
             A deletion leaves no token on the edited side to hold it, an insertion none on the original's. The anchor is
-            the token right after the gap on that side, or the side's last token where the gap is at its end. An anchor is
-            never masked; a side without tokens has none.
+            the token right after the gap on that side, or the side's last token where the gap is at its end. An anchor
+            is never masked; a side without tokens has none.
         operations (`list[EditOperation]`):
             The edits in order. Their token ranges cover exactly the masked tokens.
         edit_ratio (`float`):
@@ -81,10 +82,10 @@ class EditAlignment:
 def align_edits(original: str, edited: str, tokenizer: "PreTrainedTokenizerFast") -> EditAlignment:
     """Finds the tokens that an edit took out of `original` and those that it put into `edited`.
 
-    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time and memory grow
-    with the length of the texts, as long as most of what is said is said once. At worst (unrelated texts, or texts of a few
-    words over and over) time grows with the product of the numbers of words between the first and the last edit; memory
-    too, at one bit for each pair of such words (8 MB for two texts of 8,000 words).
+    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time and memory
+    grow with the length of the texts, as long as most of what is said is said once. At worst (unrelated texts, or texts
+    of a few words over and over) time grows with the product of the numbers of words between the first and the last
+    edit; memory too, at one bit for each pair of such words (8 MB for two texts of 8,000 words).
 
     Args:
         original (`str`):
@@ -142,7 +143,8 @@ def align_tokenized(
 
 
 def align_words(original: str, edited: str) -> EditAlignment:
-    """[`align_edits`] without a tokenizer: a word, a punctuation mark, or a character of a script without spaces is a token.
+    """[`align_edits`] without a tokenizer: a word, a punctuation mark, or a character of a script without spaces is a
+    token.
 
     White space belongs to no token. Where nothing else is edited, no token is masked.
 
@@ -171,9 +173,9 @@ def align_words(original: str, edited: str) -> EditAlignment:
 def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAlignment:
     """[`align_edits`] for bare token ids: the longest common subsequence of tokens is kept.
 
-    Without the text there are no words to respect, so prefer [`align_edits`] where the text is at hand. Time and memory are
-    those of [`align_edits`], with tokens for words. Of the places where an insertion or a deletion could as well be, it
-    is put at the last.
+    Without the text there are no words to respect, so prefer [`align_edits`] where the text is at hand. Time and memory
+    are those of [`align_edits`], with tokens for words. Of the places where an insertion or a deletion could as well
+    be, it is put at the last.
 
     Args:
         original_ids, edited_ids (`Sequence[int]`):
@@ -224,7 +226,8 @@ class _Units(NamedTuple):
 
 
 def _units(text: str) -> _Units:
-    """The units of a text. The last has an empty core: it stands at the text's end, after whatever white space is there."""
+    """The units of a text. The last has an empty core: it stands at the text's end, after whatever white space is
+    there."""
     # "", space, core, "", space, core, ..., and what is left: the units follow on each other from the text's start.
     parts = _UNIT.split(text)
     starts = [*accumulate(map(len, parts))][1::3]
@@ -232,8 +235,8 @@ def _units(text: str) -> _Units:
 
 
 def _match(original: _Units, edited: _Units) -> list[Block]:
-    """The stretches of units with equal cores that the edit kept, a longest common subsequence: position in the original,
-    position in the edit, length."""
+    """The stretches of units with equal cores that the edit kept, a longest common subsequence: position in the
+    original, position in the edit, length."""
     # Several subsequences may be longest. One order of the two sides makes the choice independent of which is which.
     if (len(original.cores), original.cores) > (len(edited.cores), edited.cores):
         return [[i, j, length] for j, i, length in _match(edited, original)]
@@ -323,7 +326,8 @@ def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Sid
 
 
 def _pieces(original: str, edited: str) -> Iterator[tuple[int, int, int]]:
-    """The white space and the words that the edit kept: where each starts in the original and in the edit, its length."""
+    """The white space and the words that the edit kept: where each starts in the original and in the edit, its
+    length."""
     original_units, edited_units = _units(original), _units(edited)
     end, edited_end = 0, 0
     for i, j, length in _match(original_units, edited_units):
@@ -377,8 +381,8 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
             if not text[max(end - 1, 0) : end].isspace():
                 continue
             start -= 1
-        # Tokenizers disagree on whether the space that a token stands for is in its span, and at the start of a text the
-        # space may not even be there ("▁This"). The id says which it is, so the span need not.
+        # Tokenizers disagree on whether the space that a token stands for is in its span, and at the start of a text
+        # the space may not even be there ("▁This"). The id says which it is, so the span need not.
         token = text[start:end]
         word = token.strip()
         if word and len(word) < len(token):

@@ -1,4 +1,5 @@
-"""Judges: which of two answers to a prompt is the better one, said by a reward model, a function or a language model."""
+"""Judges: which of two answers to a prompt is the better one, said by a reward model, a function or a language
+model."""
 
 import hashlib
 import json
@@ -33,9 +34,9 @@ logger = logging.get_logger(__name__)
 class Judge(Protocol):
     """What says which of two answers is better. Any function of this form is one.
 
-    It is called with prompts (texts, or messages where the data set has messages) and two lists of answers, and returns for
-    each prompt 1 where A's answer is better, 0 where B's is, 0.5 for a tie. A number between is the probability that A's is
-    better, and NaN says that there is no verdict.
+    It is called with prompts (texts, or messages where the data set has messages) and two lists of answers, and returns
+    for each prompt 1 where A's answer is better, 0 where B's is, 0.5 for a tie. A number between is the probability
+    that A's is better, and NaN says that there is no verdict.
     """
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]: ...
@@ -144,15 +145,16 @@ class JudgeUsage(EndpointUsage):
 
 
 class EndpointJudge:
-    """A language model behind an OpenAI-compatible chat-completions endpoint (OpenAI's, vLLM's, llama.cpp's, ...) as judge.
+    """A language model behind an OpenAI-compatible chat-completions endpoint (OpenAI's, vLLM's, llama.cpp's, ...) as
+    judge.
 
     Each pair is asked for in both orders, since models prefer the one or the other position (Zheng et al. 2023, arXiv
     2306.05685); where the two verdicts disagree it is a tie. Equal answers are a tie that nobody is asked for.
 
     Requests that fail with status 408, 409, 429 or 5xx, at the connection, by a timeout, or with an answer that has no
-    verdict are repeated after `backoff * 2**n` seconds, or what `Retry-After` asks for (a minute at most). A pair that still
-    has no verdict, or whose request is refused, gets NaN and is counted in `usage.failed_pairs`. Status 401, 403, 404 and
-    redirects end it at once: every other request would fare alike.
+    verdict are repeated after `backoff * 2**n` seconds, or what `Retry-After` asks for (a minute at most). A pair that
+    still has no verdict, or whose request is refused, gets NaN and is counted in `usage.failed_pairs`. Status 401, 403,
+    404 and redirects end it at once: every other request would fare alike.
 
     Args:
         base_url (`str`):
@@ -163,13 +165,13 @@ class EndpointJudge:
             Defaults to the environment variable `OPENAI_API_KEY`; without either none is sent. It is neither logged nor
             cached.
         template (`str`, *optional*):
-            The judge's prompt, with `{prompt}`, `{answer_a}` and `{answer_b}`. It must ask for the verdict `[[A]]`, `[[B]]`
-            or `[[TIE]]`; of several in an answer the last one counts.
+            The judge's prompt, with `{prompt}`, `{answer_a}` and `{answer_b}`. It must ask for the verdict `[[A]]`,
+            `[[B]]` or `[[TIE]]`; of several in an answer the last one counts.
         settings (`dict`, *optional*, defaults to `{"temperature": 0.0}`):
             Further fields of the request.
         cache (`str` or `Path`, *optional*):
-            A JSON Lines file. Answers are appended to it as they come and not asked for again, by this or a later run with
-            the same endpoint and request.
+            A JSON Lines file. Answers are appended to it as they come and not asked for again, by this or a later run
+            with the same endpoint and request.
         concurrency (`int`, *optional*, defaults to `8`):
             Most requests at a time.
         timeout (`float`, *optional*, defaults to `60.0`):

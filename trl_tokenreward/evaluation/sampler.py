@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """An answer to a prompt: its tokens, with the stop token; its text, without special tokens; and whether it ended with
-    the stop token, `None` for a given one."""
+    """An answer to a prompt: its tokens, with the stop token; its text, without special tokens; and whether it ended
+    with the stop token, `None` for a given one."""
 
     ids: list[int]
     text: str
@@ -125,7 +125,8 @@ class AnswerSampler:
         return logps
 
     def given(self, texts: Sequence[str], name: str) -> list[Answer]:
-        """Given texts as answers. The stop token, if there is one, counts as one of their tokens, as it does in samples."""
+        """Given texts as answers. The stop token, if there is one, counts as one of their tokens, as it does in
+        samples."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"`{name}` must be a model or a list of texts, one for each prompt.")
         if len(texts) != len(self._ids):

@@ -1,4 +1,5 @@
-"""Win rates: answers of a policy and of a reference to held-out prompts, compared by a judge, in training or after it."""
+"""Win rates: answers of a policy and of a reference to held-out prompts, compared by a judge, in training or after
+it."""
 
 import json
 import random
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt of a [`WinRate`]: both answers, the judge's outcome for the policy's (NaN where there was no verdict), their
-    lengths in tokens, whether they ended, and the policy's log-probability of its answer less the reference's, in nats."""
+    """One prompt of a [`WinRate`]: both answers, the judge's outcome for the policy's (NaN where there was no verdict),
+    their lengths in tokens, whether they ended, and the policy's log-probability of its answer less the reference's, in
+    nats."""
 
     prompt: "Prompt"
     answer: str
@@ -63,7 +65,8 @@ class WinRate:
         wins, ties, losses, failed (`int`):
             Outcomes above, at and below 0.5, and pairs without a verdict, which no rate counts.
         kl (`float` or `None`):
-            Mean over the policy's answers of log p - log q, in nats a completion; `None` where the reference is no model.
+            Mean over the policy's answers of log p - log q, in nats a completion; `None` where the reference is no
+            model.
         length, reference_length (`float`):
             Mean tokens of an answer, stop token included.
         ended, reference_ended (`float` or `None`):
@@ -137,15 +140,16 @@ def evaluate_win_rate(
         reference (`PreTrainedModel`, `PeftModel` or `Sequence[str]`):
             Another with the same tokenizer, or given answers, one for each prompt, such as a person's.
         judge ([`Judge`]):
-            Says which answer is better, see [`~evaluation.judges`]. It reads prompts as the data set has them, texts or messages, or
-            decoded where it has tokens alone, and answers without special tokens.
+            Says which answer is better, see [`~evaluation.judges`]. It reads prompts as the data set has them, texts or
+            messages, or decoded where it has tokens alone, and answers without special tokens.
         processing_class, prompts, response_length, temperature, stop_token_id, batch_size, seed:
             See [`AnswerSampler`]. The seed is the bootstrap's too.
         level, resamples:
             Of the bootstrap over prompts, see [`~utils.statistics.bootstrap_interval`].
 
     Raises:
-        `TypeError`, `ValueError`: for bad arguments, and if the judge returns something else than one number from 0 to 1 (or
+        `TypeError`, `ValueError`: for bad arguments, and if the judge returns something else than one number from 0 to
+        1 (or
             NaN) for each prompt, or no verdict at all.
     """
     check_bootstrap(level, resamples)
@@ -220,11 +224,12 @@ class WinRateCallback(TrainerCallback):
     """
     Logs the win rate of the policy in training against where it started, and saves the answers.
 
-    For a [`FineGrainedPPOTrainer`] the reference is the trainer's own, and its answers are sampled once, when the training
-    begins. Every so many updates the policy answers the same prompts, and `eval_win_rate`, `eval_win_rate_low`,
-    `eval_win_rate_high`, `eval_win_rate_length_controlled`, `eval_kl` and `eval_completion_length` are logged. Answers go to
-    `output_dir/win_rate/step-<global step>`, see [`WinRate.save`]. Samples come from transformers, even where the trainer's
-    come from vLLM. Nothing of the run is changed by it, its random numbers included.
+    For a [`FineGrainedPPOTrainer`] the reference is the trainer's own, and its answers are sampled once, when the
+    training begins. Every so many updates the policy answers the same prompts, and `eval_win_rate`,
+    `eval_win_rate_low`, `eval_win_rate_high`, `eval_win_rate_length_controlled`, `eval_kl` and `eval_completion_length`
+    are logged. Answers go to `output_dir/win_rate/step-<global step>`, see [`WinRate.save`]. Samples come from
+    transformers, even where the trainer's come from vLLM. Nothing of the run is changed by it, its random numbers
+    included.
 
     On several processes the main one does all of it while the others wait, so it must take less time than their
     communication may.
@@ -244,8 +249,8 @@ class WinRateCallback(TrainerCallback):
         level, resamples:
             Of the bootstrap, see [`evaluate_win_rate`].
         sampling:
-            `response_length`, `temperature`, `stop_token_id`, `batch_size` and `seed`, see [`AnswerSampler`]. Defaults to
-            what a [`FineGrainedPPOTrainer`] evaluates with.
+            `response_length`, `temperature`, `stop_token_id`, `batch_size` and `seed`, see [`AnswerSampler`]. Defaults
+            to what a [`FineGrainedPPOTrainer`] evaluates with.
 
     Raises:
         `ValueError`: if the models are sharded over processes (FSDP, DeepSpeed ZeRO-3), and for bad arguments.

@@ -113,14 +113,15 @@ def inspect_dataset(
 ) -> Inspection:
     """Looks at the edits of preference pairs.
 
-    With a tokenizer, rows are counted and edit ratios are taken as [`~data.preprocessing.prepare_dataset`] does it: EOS and what the chat
-    template adds are among the tokens, and a row's own spans are its edit. Without, the ratio is the share of edited words
-    and punctuation marks in both sides' completions, and spans have no part in it. Kinds of edits and diffs are always
-    those of the alignment of the texts.
+    With a tokenizer, rows are counted and edit ratios are taken as [`~data.preprocessing.prepare_dataset`] does it: EOS
+    and what the chat template adds are among the tokens, and a row's own spans are its edit. Without, the ratio is the
+    share of edited words and punctuation marks in both sides' completions, and spans have no part in it. Kinds of edits
+    and diffs are always those of the alignment of the texts.
 
     Args:
         dataset (`Dataset`):
-            Texts, messages or whole dialogues, in any of the formats of [`~data.preprocessing.prepare_dataset`] but token ids.
+            Texts, messages or whole dialogues, in any of the formats of [`~data.preprocessing.prepare_dataset`] but
+            token ids.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             A fast tokenizer. Without one, words are counted.
         max_length (`int`, *optional*):

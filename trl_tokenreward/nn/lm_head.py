@@ -1,10 +1,11 @@
-"""The language-modelling head on chosen tokens, chunk by chunk: log-probabilities, entropies and the gradient of a loss.
+"""The language-modelling head on chosen tokens, chunk by chunk: log-probabilities, entropies and the gradient of a
+loss.
 
-The logits of a batch, [B, T, V], are the largest tensor of PPO by far: with 150,000 tokens in the vocabulary they take more
-than a hundred times the room of the hidden states that they are made of. Here they are never made. A buffer of fixed size
-takes the logits of some tokens; what is wanted of them is reduced, and the buffer is used again. A loss that is a sum over
-tokens is differentiated in the same pass, while the probabilities are at hand, so the backward pass has no logits to keep
-or to make again.
+The logits of a batch, [B, T, V], are the largest tensor of PPO by far: with 150,000 tokens in the vocabulary they take
+more than a hundred times the room of the hidden states that they are made of. Here they are never made. A buffer of
+fixed size takes the logits of some tokens; what is wanted of them is reduced, and the buffer is used again. A loss that
+is a sum over tokens is differentiated in the same pass, while the probabilities are at hand, so the backward pass has
+no logits to keep or to make again.
 """
 
 import math
@@ -23,13 +24,14 @@ from .modules import without_peft
 
 logger = logging.get_logger(__name__)
 
-# Most tokens whose logits are there at once, and most bytes that these may take: enough for matrix products at full speed.
+# Most tokens whose logits are there at once, and most bytes that these may take: enough for matrix products at full
+# speed.
 _CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 _CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**28}
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
-# Takes the derivatives of the loss in a chunk's log-probabilities, (n,), and gradients to add the parameters' shares to;
-# returns the gradient of the chunk's states, (n, H), and the entropies, (n,).
+# Takes the derivatives of the loss in a chunk's log-probabilities, (n,), and gradients to add the parameters' shares
+# to; returns the gradient of the chunk's states, (n, H), and the entropies, (n,).
 PullBack = Callable[[Tensor, dict[nn.Parameter, Tensor]], tuple[Tensor, Tensor]]
 
 
@@ -102,8 +104,8 @@ def states_and_head(model: nn.Module, input_ids: Tensor, columns: Tensor) -> tup
             Shape (N,): places in the flattened (B * L,) of the tokens whose states are wanted.
 
     Returns:
-        `tuple[Tensor, OutputHead]`: The last hidden states, (N, H), and what makes logits of them. Where a model does more
-        to its logits than is known here, its own logits, (N, V), and an identity: right, but not lean.
+        `tuple[Tensor, OutputHead]`: The last hidden states, (N, H), and what makes logits of them. Where a model does
+        more to its logits than is known here, its own logits, (N, V), and an identity: right, but not lean.
     """
     base = without_peft(model)
     head = _output_head(base)
@@ -174,15 +176,15 @@ def head_loss(head: OutputHead, states: Tensor, targets: Tensor, temperature: fl
         dL/dz_t = g_t (onehot(y_t) - p_t),   dL/dh_t = g_t (W[y_t] - sum_v p_tv W_v) / temperature,
         dL/dW = sum_t dL/dz_t h_t^T / temperature
 
-    are worked out chunk by chunk in the forward pass. The backward pass multiplies them by the incoming scalar, so it can
-    run once.
+    are worked out chunk by chunk in the forward pass. The backward pass multiplies them by the incoming scalar, so it
+    can run once.
 
     Args:
         head, states, targets, temperature:
             See [`token_logps`].
         token_loss (`Callable`):
-            `token_loss(logps, rows)` gives the losses, (n,), of the tokens `rows`, a slice, from their log-probabilities,
-            (n,). A token's loss may depend on its own log-probability alone.
+            `token_loss(logps, rows)` gives the losses, (n,), of the tokens `rows`, a slice, from their
+            log-probabilities, (n,). A token's loss may depend on its own log-probability alone.
 
     Returns:
         [`HeadLoss`]
@@ -236,8 +238,8 @@ def _precise(x: Tensor) -> torch.dtype:
 def _read(
     head: OutputHead, states: Tensor, targets: Tensor, temperature: float
 ) -> Iterator[tuple[slice, Tensor, PullBack]]:
-    """Chunk by chunk: which rows, their log-probabilities and the way back. Each is used up before the next is made, for
-    they share a buffer. To be called without gradients."""
+    """Chunk by chunk: which rows, their log-probabilities and the way back. Each is used up before the next is made,
+    for they share a buffer. To be called without gradients."""
     device = states.device.type
     kind = device if device in _CHUNK_TOKENS else "cuda"
     most = min(_CHUNK_TOKENS[kind], max(1, _CHUNK_BYTES[kind] // (head.vocab_size * _precise(states).itemsize)))

@@ -31,8 +31,8 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Scale `values` to unit variance over the places where `mask` is 1, which become 0 elsewhere.
 
-    The variance is the unbiased one. With fewer than two places that count there is no variance: the values are then only
-    shifted, so that a single trained token gets the advantage 0 and not NaN.
+    The variance is the unbiased one. With fewer than two places that count there is no variance: the values are then
+    only shifted, so that a single trained token gets the advantage 0 and not NaN.
 
     Args:
         values (`Tensor`):

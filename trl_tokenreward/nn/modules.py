@@ -15,7 +15,8 @@ def without_peft(model: nn.Module) -> PreTrainedModel:
 
 
 def is_causal(backbone: nn.Module) -> bool:
-    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that do."""
+    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that
+    do."""
     said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
     return bool(said) and all(said)
 
@@ -35,8 +36,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def independent_copy(model: nn.Module) -> nn.Module:
     """A deep copy that runs its own weights.
 
-    TRL's SFTTrainer (seen in 1.12 and 1.16) replaces a model's `forward` by a function that remembers the model. A deep copy
-    takes the function along, and with it runs the first model's weights: as a reference policy it would follow the policy.
+    TRL's SFTTrainer (seen in 1.12 and 1.16) replaces a model's `forward` by a function that remembers the model. A deep
+    copy takes the function along, and with it runs the first model's weights: as a reference policy it would follow the
+    policy.
     """
     twin = copy.deepcopy(model)
     for module in twin.modules():

@@ -1,5 +1,5 @@
-"""Models whose weights are spread over processes, by FSDP2 or by DeepSpeed ZeRO-3: whole weights for rollouts, frozen models,
-and checkpoints that say nothing of how many processes there were."""
+"""Models whose weights are spread over processes, by FSDP2 or by DeepSpeed ZeRO-3: whole weights for rollouts, frozen
+models, and checkpoints that say nothing of how many processes there were."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,7 +28,8 @@ def is_zero3(accelerator: Accelerator) -> bool:
 
 
 def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) -> None:
-    """Raise a `ValueError` for settings of FSDP and DeepSpeed that PPO cannot run with, and mend those of mixed precision."""
+    """Raise a `ValueError` for settings of FSDP and DeepSpeed that PPO cannot run with, and mend those of mixed
+    precision."""
     if is_zero3(accelerator) and not ds3_gather_for_generation:
         raise ValueError(
             "`ds3_gather_for_generation=False`: processes decode different numbers of tokens, so they cannot gather the "
@@ -48,8 +49,8 @@ def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) ->
             "reference and the reward model would keep it so: set it to false."
         )
     if plugin.mixed_precision_policy is not None:
-        # accelerate would have FSDP round what models return, log-probabilities and values too, to 8 bits, and add up the
-        # gradients of all processes so. Under DDP both are precise.
+        # accelerate would have FSDP round what models return, log-probabilities and values too, to 8 bits, and add up
+        # the gradients of all processes so. Under DDP both are precise.
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
         )
@@ -65,22 +66,23 @@ def layer_classes(*models: nn.Module) -> list[str]:
 
 
 def shard_frozen(model: nn.Module, accelerator: Accelerator) -> None:
-    """Spread the weights of a model that is not trained over the processes, where those of the trained ones are, or move it
-    to the device. Outside of [`unsharded`] it then has no weights to run with."""
+    """Spread the weights of a model that is not trained over the processes, where those of the trained ones are, or
+    move it to the device. Outside of [`unsharded`] it then has no weights to run with."""
     if is_fsdp2(accelerator):
         _fully_shard(model, accelerator)
     elif is_zero3(accelerator):
         _partition(model)
     else:
-        # DeepSpeed runs what is trained in low precision throughout. A reference at another would differ from the policy.
+        # DeepSpeed runs what is trained in low precision throughout. A reference at another would differ from the
+        # policy.
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision) if engine else None
         model.to(accelerator.device, dtype=low)
 
 
 def keep_head(root: nn.Module, head: nn.Module | None, accelerator: Accelerator) -> None:
-    """Have the weights of a head at hand while `root` runs forward and backward, since they are used without running the
-    head itself. FSDP2 does it by itself, for weights outside of layers are the root's."""
+    """Have the weights of a head at hand while `root` runs forward and backward, since they are used without running
+    the head itself. FSDP2 does it by itself, for weights outside of layers are the root's."""
     if is_zero3(accelerator) and head is not None:
         import deepspeed
 
@@ -156,7 +158,8 @@ def unsharded(model: Any, root: Any, accelerator: Accelerator) -> Iterator[None]
         model (`nn.Module` or `Callable`):
             A model, sharded or not, or a reward function, which has no weights.
         root (`nn.Module`):
-            What was sharded as a whole: the trainer's wrapped model for one that is trained, the model itself for another.
+            What was sharded as a whole: the trainer's wrapped model for one that is trained, the model itself for
+            another.
         accelerator (`Accelerator`):
             The trainer's.
     """
@@ -207,7 +210,8 @@ def _fsdp_unsharded(model: nn.Module, root: nn.Module, reshard_after_forward: bo
 
 
 def _begin(root: nn.Module) -> None:
-    """Let FSDP know its root, which otherwise is the module that runs first: a layer, when parts of a model are called."""
+    """Let FSDP know its root, which otherwise is the module that runs first: a layer, when parts of a model are
+    called."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     if not hasattr(root, "_fsdp_begin"):
@@ -235,7 +239,8 @@ def _zero3_unsharded(model: nn.Module, root: nn.Module) -> Iterator[None]:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state dict with whole tensors on the CPU, under FSDP2 on the first process alone. Takes all processes."""
+    """A model's state dict with whole tensors on the CPU, under FSDP2 on the first process alone. Takes all
+    processes."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -263,8 +268,8 @@ def distributed_like(state_dict: dict[str, Tensor], model: nn.Module) -> dict[st
 
 
 def full_optimizer_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state under FSDP2 as it would be without: whole tensors, by the number of the parameter. On the first
-    process alone. Takes all processes."""
+    """An optimizer's state under FSDP2 as it would be without: whole tensors, by the number of the parameter. On the
+    first process alone. Takes all processes."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

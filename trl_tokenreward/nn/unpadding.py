@@ -12,8 +12,8 @@ from torch import Tensor
 
 # Tokens, padding included, that go through a model at once. More would not be faster, and take more memory.
 _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384}
-# What one pass more costs, in tokens: as many could have gone through in the time that starting it takes. Estimates: that of
-# a CPU from a small backbone's passes, that of a GPU from the time of launching kernels, not measured.
+# What one pass more costs, in tokens: as many could have gone through in the time that starting it takes. Estimates:
+# that of a CPU from a small backbone's passes, that of a GPU from the time of launching kernels, not measured.
 _TOKENS_PER_START = {"cpu": 128, "cuda": 2048}
 
 
@@ -26,7 +26,8 @@ def right_packed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
 
     Returns:
         `tuple[Tensor, Tensor]`: ids of shape (B, M), where M is the longest row's number of real tokens, filled up with
-        token 0, which every model knows, as it need not know the pad token; and the columns, (B, M), that they came from.
+        token 0, which every model knows, as it need not know the pad token; and the columns, (B, M), that they came
+        from.
     """
     columns = attention_mask.sort(dim=1, descending=True, stable=True).indices
     columns = columns[:, : int(attention_mask.sum(1).max())]
@@ -43,8 +44,8 @@ def state_columns(prompt_lengths: Tensor, completion_lengths: Tensor, width: int
             L, their columns.
 
     Returns:
-        `Tensor`: Shape (N,), for N completion tokens, row by row: places in the flattened (B * L,). The tokens themselves
-        stand one place further.
+        `Tensor`: Shape (N,), for N completion tokens, row by row: places in the flattened (B * L,). The tokens
+        themselves stand one place further.
     """
     columns = torch.arange(width, device=prompt_lengths.device)
     first = (prompt_lengths - 1).unsqueeze(1)
@@ -55,8 +56,8 @@ def state_columns(prompt_lengths: Tensor, completion_lengths: Tensor, width: int
 def group_sizes(lengths: Sequence[int], max_rows: int, device: str) -> list[int]:
     """How to divide rows of these lengths, longest first, into passes that take the least time together.
 
-    A pass takes time for its tokens, padding included, and for being started. It has at most `max_rows` rows and, unless
-    it is a single row, no more tokens than a pass over this type of device should have.
+    A pass takes time for its tokens, padding included, and for being started. It has at most `max_rows` rows and,
+    unless it is a single row, no more tokens than a pass over this type of device should have.
 
     Args:
         lengths (`Sequence[int]`):

@@ -20,7 +20,8 @@ class AdaptiveState:
         kl_coef (`float`):
             Coefficient of the KL penalty.
         target_length (`float` or `None`):
-            Mean length that `hold_length` keeps, in tokens. `None` before the first update, whose mean length it becomes.
+            Mean length that `hold_length` keeps, in tokens. `None` before the first update, whose mean length it
+            becomes.
     """
 
     kl_coef: float

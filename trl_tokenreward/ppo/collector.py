@@ -159,8 +159,8 @@ class RolloutCollector:
         return _concatenated(chunks, pad)
 
     def read(self, prompts: Prompts, completions: Completions, rows: list[dict[str, Any]]) -> Readings:
-        """Run the reference, value and reward models on completions, one after the other, so that the whole weights of one
-        alone are needed at a time."""
+        """Run the reference, value and reward models on completions, one after the other, so that the whole weights of
+        one alone are needed at a time."""
         ref_per_token_logps = self.inference.ref_logps(prompts, completions)
         values, final_values = self.inference.values(prompts, completions)
         batch = prompts, completions.ids, completions.mask, rows
@@ -175,7 +175,8 @@ class RolloutCollector:
         """From raw scores of the whole batch to advantages and returns.
 
         Returns:
-            `tuple[Rollout, float | None]`: The rollout, and what a token is paid to hold the mean length, if it is held.
+            `tuple[Rollout, float | None]`: The rollout, and what a token is paid to hold the mean length, if it is
+            held.
         """
         args, mask = self.args, completions.mask
         scores = self._token_level_scores(completions, readings)
@@ -227,8 +228,8 @@ class RolloutCollector:
     def _with_own_logps(self, prompts: Prompts, completions: Completions) -> tuple[Completions, dict[str, float]]:
         """Completions with the policy's own log-probabilities, where those of sampling are not exact.
 
-        At low precision a full pass and cached decoding differ by more than rounding, as vLLM and transformers do at any:
-        PPO's ratio would not start at 1.
+        At low precision a full pass and cached decoding differ by more than rounding, as vLLM and transformers do at
+        any: PPO's ratio would not start at 1.
         """
         if self.vllm_engine is None and self.accelerator.mixed_precision == "no":
             return completions, {}

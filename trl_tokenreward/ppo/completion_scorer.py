@@ -46,20 +46,21 @@ class CompletionScorer:
 
     Args:
         reward (`nn.Module` or `Callable`):
-            A reward model, or a function. A function is called with the keyword arguments `prompts`, `completions` (texts,
-            or messages where the prompts are messages), `completion_ids` and the data set's other columns, each a list with
-            one entry a completion; it returns one float for each completion, or one list of floats for each completion with
-            one float for each of its tokens.
+            A reward model, or a function. A function is called with the keyword arguments `prompts`, `completions`
+            (texts, or messages where the prompts are messages), `completion_ids` and the data set's other columns, each
+            a list with one entry a completion; it returns one float for each completion, or one list of floats for each
+            completion with one float for each of its tokens.
         processing_class (`PreTrainedTokenizerBase`):
             Tokenizer of the policy.
         reward_processing_class (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer of the reward model where it is another one. Completions are then read as text, and the score of each
-            of its tokens goes to the policy's token in which it ends. Messages get its own chat template where it has one.
+            Tokenizer of the reward model where it is another one. Completions are then read as text, and the score of
+            each of its tokens goes to the policy's token in which it ends. Messages get its own chat template where it
+            has one.
         signal (`str`, *optional*):
             `"token_scores"`, `"sequence_score"` or `None` for what the reward offers.
         density (`str`, *optional*):
-            `"token"`, `"sentence"`, `"sequence"`, `"potential"`, or `None` for `"token"` with token scores and `"sequence"`
-            with a sequence score. See [`FineGrainedPPOConfig`].
+            `"token"`, `"sentence"`, `"sequence"`, `"potential"`, or `None` for `"token"` with token scores and
+            `"sequence"` with a sequence score. See [`FineGrainedPPOConfig`].
         batch_size (`int`):
             Rows in one forward pass.
     """
@@ -179,8 +180,8 @@ class CompletionScorer:
     def _encode(
         self, prompt_ids: list[int], ids: list[int], row: dict[str, Any]
     ) -> tuple[list[int], list[int], list[int]]:
-        """The reward model's tokens of a prompt and of a completion, and for each of the latter the place of the policy's
-        token that gets its score."""
+        """The reward model's tokens of a prompt and of a completion, and for each of the latter the place of the
+        policy's token that gets its score."""
         tokenizer, last = self.reward_processing_class, len(ids) - 1
         prompt = self._decode(prompt_ids)
         # Decoded with its prompt, because a completion by itself may lose the space that it begins with.

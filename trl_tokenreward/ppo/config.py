@@ -76,64 +76,67 @@ class FineGrainedPPOConfig(PPOConfig):
             `"sequence_score"`: the reward model's score of the whole completion. `None` selects the token scores if the
             reward model has them and `reward_density` is not `"potential"`, and the sequence score otherwise.
         reward_density (`str`, *optional*):
-            How the return is spread over the completion, at equal total. Token scores: `"token"`, `"sentence"` (the sum of
-            each sentence on its last token) or `"sequence"` (the sum of all on the last token). Sequence score:
-            `"sequence"` (all of it on the last token, as in ordinary PPO) or `"potential"` (each token gets the difference
-            that it makes to the score of the prefix: potential-based shaping, Ng et al., 1999). `None` selects `"token"`
-            for token scores and `"sequence"` for a sequence score.
+            How the return is spread over the completion, at equal total. Token scores: `"token"`, `"sentence"` (the sum
+            of each sentence on its last token) or `"sequence"` (the sum of all on the last token). Sequence score:
+            `"sequence"` (all of it on the last token, as in ordinary PPO) or `"potential"` (each token gets the
+            difference that it makes to the score of the prefix: potential-based shaping, Ng et al., 1999). `None`
+            selects `"token"` for token scores and `"sequence"` for a sequence score.
         token_score_transform (`str`, *optional*):
-            `"log_sigmoid"` makes a token's score, the log-odds that an annotator would leave the token, the log-probability
-            of that; a completion's total is then the log-probability that nobody would touch it. `"none"` takes scores as
-            they are. If `None`, `"log_sigmoid"` for the token scores of a reward model.
+            `"log_sigmoid"` makes a token's score, the log-odds that an annotator would leave the token, the
+            log-probability of that; a completion's total is then the log-probability that nobody would touch it.
+            `"none"` takes scores as they are. If `None`, `"log_sigmoid"` for the token scores of a reward model.
         reward_scale (`float`, *optional*):
             Factor on the scores. If `None`, 0.2 for the token scores of a reward model and 1 for everything else. With
-            log-probabilities only its ratio to `kl_coef` counts, but for the clip ranges of values and rewards: at equal
-            numbers the best policy is the reference given that nobody would touch its completions, and at a quarter as
-            large a `kl_coef`, as by default, that to the fourth power.
+            log-probabilities only its ratio to `kl_coef` counts, but for the clip ranges of values and rewards: at
+            equal numbers the best policy is the reference given that nobody would touch its completions, and at a
+            quarter as large a `kl_coef`, as by default, that to the fourth power.
         center_rewards (`bool`, *optional*):
             Whether to subtract the batch's mean: of the token scores over all completion tokens, so that a longer
             completion is not paid for its length; of the sequence scores over all completions. It comes after
             `reward_scale`. If `None`, only for the token scores of a reward model.
         reward_clip (`float`, *optional*):
-            Clips each token's score to `[-reward_clip, reward_clip]`, after centring; with `reward_signal="sequence_score"`
-            it clips the sequence score. Infinity is no bound. If `None`, 1 for the token scores of a reward model and no
-            bound for everything else.
+            Clips each token's score to `[-reward_clip, reward_clip]`, after centring; with
+            `reward_signal="sequence_score"` it clips the sequence score. Infinity is no bound. If `None`, 1 for the
+            token scores of a reward model and no bound for everything else.
         sequence_score_coef (`float`, *optional*, defaults to `0.0`):
-            With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score, scaled,
-            centred and clipped like the others, is added on the completion's last token. It costs one more pass of the reward
-            model.
+            With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score,
+            scaled, centred and clipped like the others, is added on the completion's last token. It costs one more pass
+            of the reward model.
         hold_length (`bool`, *optional*):
-            Whether what the advantages say of the length of completions is taken out of them, and replaced by what keeps the
-            mean length where it is ([`~ppo.functional.hold_mean_length`]). It needs a stop token. If `None`, only for the token
-            scores of a reward model, where there is a stop token.
+            Whether what the advantages say of the length of completions is taken out of them, and replaced by what
+            keeps the mean length where it is ([`~ppo.functional.hold_mean_length`]). It needs a stop token. If `None`,
+            only for the token scores of a reward model, where there is a stop token.
         target_length (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. If `None`, that of the first update's completions.
         kl_target (`float`, *optional*):
-            Mean KL of a completion to the reference, in nats, above which the coefficient of the KL penalty grows, by at
-            most a fifth an update; below, it falls again, but not under `kl_coef`
+            Mean KL of a completion to the reference, in nats, above which the coefficient of the KL penalty grows, by
+            at most a fifth an update; below, it falls again, but not under `kl_coef`
             ([`~ppo.functional.adapted_kl_coef`]). If `None`, the coefficient stays `kl_coef`.
         bootstrap_truncated (`bool`, *optional*, defaults to `False`):
-            Whether a completion that was cut off at `response_length` goes on with the value of its last state. If `False`
-            it ends there, as in TRL.
+            Whether a completion that was cut off at `response_length` goes on with the value of its last state. If
+            `False` it ends there, as in TRL.
         eval_temperature (`float`, *optional*):
-            Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. If `None`, `temperature`.
+            Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. If `None`,
+            `temperature`.
 
         > Parameters that control the logging of completions
 
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether, at each log, completions of the last update are written to `output_dir/completions` with the score,
-            reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb where those are on.
-            `trl-tokenreward score --run output_dir` shows them.
+            reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb where those are
+            on. `trl-tokenreward score --run output_dir` shows them.
         num_completions_to_log (`int`, *optional*, defaults to `8`):
             How many. Where the same prompts come up again, the same are chosen.
 
         > Parameters of generation with vLLM, named as in TRL
 
         use_vllm (`bool`, *optional*, defaults to `False`):
-            Whether vLLM samples the completions, in training and in evaluation, instead of transformers. It draws random
-            numbers of its own: samples then do not follow from `seed` alone, and a resumed run is not repeated exactly.
+            Whether vLLM samples the completions, in training and in evaluation, instead of transformers. It draws
+            random numbers of its own: samples then do not follow from `seed` alone, and a resumed run is not repeated
+            exactly.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
-            `"colocate"`: in the trainer's processes, on their GPUs. `"server"`: on a server that `vllm serve` has started.
+            `"colocate"`: in the trainer's processes, on their GPUs. `"server"`: on a server that `vllm serve` has
+            started.
         vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
             For `"colocate"`. `"vllm"`: vLLM's own implementation of the model. `"transformers"`: that of transformers.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):

@@ -77,8 +77,8 @@ def select_dataset(
 def evaluation_batches(
     collector: RolloutCollector, dataset: EvalDataset, temperature: float
 ) -> Iterator[EvaluationBatch]:
-    """Sampled completions of prepared prompts, batch by batch. The last batch may be short; the processes then share it as
-    evenly as possible."""
+    """Sampled completions of prepared prompts, batch by batch. The last batch may be short; the processes then share it
+    as evenly as possible."""
     # The policy may have changed since the last rollout: by steps, or by a checkpoint that was loaded.
     collector.sync()
     size = collector.args.per_device_eval_batch_size * collector.accelerator.num_processes

@@ -39,8 +39,8 @@ def completion_logps(
 def completion_values(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Values of the states before each of the last `length` tokens, (B, T), 0 where the mask is 0; and of the state after
-    the last real one, (B,)."""
+    """Values of the states before each of the last `length` tokens, (B, T), 0 where the mask is 0; and of the state
+    after the last real one, (B,)."""
     ids, columns, mask = _packed_states(input_ids, attention_mask, length)
     lengths = attention_mask.sum(1)
     packed_mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
@@ -79,8 +79,8 @@ class PolicyAndValue(nn.Module):
         super().__init__()
         self.policy = policy
         self.value_model = value_model
-        # A copy, because Trainer writes the tokenizer's special tokens into it: a pad token that only the tokenizer has would
-        # make a checkpoint that cannot be loaded.
+        # A copy, because Trainer writes the tokenizer's special tokens into it: a pad token that only the tokenizer has
+        # would make a checkpoint that cannot be loaded.
         self.config = copy.deepcopy(policy.config)
         # What FSDP shards by itself.
         self._no_split_modules = layer_classes(policy, value_model)

@@ -3,9 +3,9 @@
 Shapes: B completions, T completion tokens. Every mask is 1 for what counts and is applied where numbers are reduced, so
 whatever stands in a masked place changes nothing.
 
-The index contract: entry `[:, t]` of every (B, T) tensor belongs to completion token t. Its log-probability and the value
-V(s_t) are read off the models' output one column earlier, before the token; its score is read off the reward model's
-output at the token's own column, after it.
+The index contract: entry `[:, t]` of every (B, T) tensor belongs to completion token t. Its log-probability and the
+value V(s_t) are read off the models' output one column earlier, before the token; its score is read off the reward
+model's output at the token's own column, after it.
 """
 
 import torch
@@ -97,8 +97,8 @@ def redistribute(
         completion_mask (`Tensor`):
             Shape (B, T).
         density (`str`):
-            `"token"` leaves each score where it is, `"sentence"` moves the sum of each sentence's scores to its last token,
-            `"sequence"` moves the whole sum to the last real token, as classic PPO has it.
+            `"token"` leaves each score where it is, `"sentence"` moves the sum of each sentence's scores to its last
+            token, `"sequence"` moves the whole sum to the last real token, as classic PPO has it.
         sentence_ends (`Tensor`, *optional*):
             Shape (B, T), 1 where a token ends a sentence; needed by `"sentence"`. The last real token always ends one.
 
@@ -155,8 +155,8 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> f
         beta <- max(least, beta * (1 + clip(kl / target - 1, -0.2, 0.2)))
 
     Ziegler et al. (2019, section 2.2) take steps of a tenth of that, for runs of thousands of updates, and let the
-    coefficient fall without bound while the policy is still close to its reference. A run-away policy leaves its reference
-    within some ten updates, which a fifth each outruns; and with a bound there is nothing to make up for.
+    coefficient fall without bound while the policy is still close to its reference. A run-away policy leaves its
+    reference within some ten updates, which a fifth each outruns; and with a bound there is nothing to make up for.
 
     Args:
         kl_coef (`float`):
@@ -234,8 +234,8 @@ def length_advantages(completion_mask: Tensor) -> Tensor:
         L_t = 1 + m_{t+1} - m_t   where another token follows,   L_t = 1 - m_t   on a completion's last one:
 
     the one-step advantage of a reward of 1 a token, whose value function knows nothing but the position. Going on has a
-    small positive one, ending a large negative one, and over the completions that have a token t they add up to 0. Where all
-    completions end together, as at the limit of the response length, there is nothing to choose and it is 0.
+    small positive one, ending a large negative one, and over the completions that have a token t they add up to 0.
+    Where all completions end together, as at the limit of the response length, there is nothing to choose and it is 0.
 
     Args:
         completion_mask (`Tensor`):
@@ -262,14 +262,14 @@ def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float)
     """Advantages that leave the mean length of completions where it is, or bring it back to a target.
 
     Summed rewards set a price on length: completions that end sooner have fewer chances of a bad token and a smaller KL
-    penalty, those that end later collect more good ones. So the advantages A_t lose their component along the advantages of
-    length, L_t of [`length_advantages`], and get one that grows with the distance from the target,
+    penalty, those that end later collect more good ones. So the advantages A_t lose their component along the
+    advantages of length, L_t of [`length_advantages`], and get one that grows with the distance from the target,
 
         A_t <- A_t + b L_t,   b = 3 e std(A) / std(L) - sum_t A_t L_t / sum_t L_t^2,
         e = clip((target - mean length) / target, -0.3, 0.3).
 
-    It is as if each token were paid a bonus of b. (The first term is a controller's, the second makes its work small: to the
-    first order, an update whose advantages are orthogonal to those of the length does not change it.)
+    It is as if each token were paid a bonus of b. (The first term is a controller's, the second makes its work small:
+    to the first order, an update whose advantages are orthogonal to those of the length does not change it.)
 
     Args:
         advantages (`Tensor`):
@@ -280,8 +280,8 @@ def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float)
             The mean length to keep, in tokens.
 
     Returns:
-        `tuple[Tensor, float]`: The advantages, of shape (B, T) and 0 where the mask is 0, and b, in reward for a token; 0 where
-        all completions have the same length.
+        `tuple[Tensor, float]`: The advantages, of shape (B, T) and 0 where the mask is 0, and b, in reward for a token;
+        0 where all completions have the same length.
     """
     check_shapes("completion_mask", completion_mask, "advantages", advantages)
     advantages, along = zero_masked(advantages, completion_mask), length_advantages(completion_mask)
@@ -305,7 +305,8 @@ def policy_losses(
         ratio_t = exp(logp_t - old_logp_t),   loss_t = max(-A_t ratio_t, -A_t clip(ratio_t, 1 - c, 1 + c))
 
     Returns:
-        `tuple[Tensor, Tensor, Tensor]`: The losses, whether the clipped side was the larger, and the ratios, of shape (B, T).
+        `tuple[Tensor, Tensor, Tensor]`: The losses, whether the clipped side was the larger, and the ratios, of shape
+        (B, T).
     """
     check_shapes("old_per_token_logps", old_per_token_logps, "per_token_logps", per_token_logps)
     check_shapes("advantages", advantages, "per_token_logps", per_token_logps)
@@ -342,12 +343,12 @@ def shape_scores(
 ) -> Tensor:
     """Take the log-sigmoid of raw scores, scale, centre and clip them, in this order.
 
-    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all real
-    tokens of the batch. Where a score is the log-odds that an annotator would leave a
-    token, its log-sigmoid is the log-probability of that, and the sum over a completion the log-probability that nobody
-    would touch it: a bad token costs what it cost before, and how good the others are no longer matters much.
-    `signal="sequence_score"` does the same to each row's sum and puts the difference on its last token, so that potential
-    differences stay what they are.
+    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all
+    real tokens of the batch. Where a score is the log-odds that an annotator would leave a token, its log-sigmoid is
+    the log-probability of that, and the sum over a completion the log-probability that nobody would touch it: a bad
+    token costs what it cost before, and how good the others are no longer matters much. `signal="sequence_score"` does
+    the same to each row's sum and puts the difference on its last token, so that potential differences stay what they
+    are.
 
     Args:
         scores (`Tensor`):

@@ -46,8 +46,8 @@ class Inference:
 
     @contextmanager
     def use(self, model: Any) -> Iterator[Any]:
-        """A model, or a reward function, ready for passes without gradients: in evaluation mode, in the trainer's precision,
-        with whole weights on this process."""
+        """A model, or a reward function, ready for passes without gradients: in evaluation mode, in the trainer's
+        precision, with whole weights on this process."""
         trained = self._trained()
         training = trained.training
         is_trained = model is self.models.policy or model is self.models.value_model

@@ -49,7 +49,8 @@ def rollout_metrics(rollout: Rollout, kl_coef: float, eos_token_id: int | None) 
 
 
 def sampling_difference(completions: Completions, logps: Tensor, accelerator: Accelerator) -> dict[str, float]:
-    """How far vLLM's log-probabilities of the tokens that it sampled are from the policy's, over all processes, in nats.
+    """How far vLLM's log-probabilities of the tokens that it sampled are from the policy's, over all processes, in
+    nats.
 
     Args:
         completions ([`~ppo.rollout.Completions`]):

@@ -109,7 +109,8 @@ def _value_model(
     value_model: nn.Module | None,
     shares_tokenizer: bool,
 ) -> nn.Module:
-    """The value model that was passed, or else a copy of the reward model, or else the policy's backbone with new heads."""
+    """The value model that was passed, or else a copy of the reward model, or else the policy's backbone with new
+    heads."""
     if value_model is None:
         usable = isinstance(reward_model, nn.Module) and shares_tokenizer and has_sequence_score(reward_model)
         value_model = copied(reward_model if usable else policy, TokenRewardModel.from_backbone)

@@ -46,8 +46,8 @@ def prepare_prompts(
     Args:
         dataset (`Dataset` or `IterableDataset`):
             Rows with `input_ids` (already tokenised, taken as they are); with `prompt`, a text or a list of messages,
-            which gets the chat template and its generation prompt; or preference rows with the prompt inside both sides,
-            such as HH-RLHF's dialogues.
+            which gets the chat template and its generation prompt; or preference rows with the prompt inside both
+            sides, such as HH-RLHF's dialogues.
         processing_class (`PreTrainedTokenizerBase`):
             Tokenizer of the policy.
         name (`str`):
@@ -106,8 +106,8 @@ class DataCollatorForPrompts:
 class PromptSource:
     """The rows of each update, as a pure function of the seed and the update's number.
 
-    Rows come in shuffled passes over the data set, one pass after the other without a ragged batch between them, so nothing
-    has to be stored to resume. A stream is read in its own order and from the start again when it ends.
+    Rows come in shuffled passes over the data set, one pass after the other without a ragged batch between them, so
+    nothing has to be stored to resume. A stream is read in its own order and from the start again when it ends.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):

@@ -20,9 +20,9 @@ def hacking_signs(
 ) -> dict[str, str]:
     """What in a PPO run's logs looks like reward hacking (Gao, Schulman and Hilton, 2023, have what follows from it).
 
-    The last `window` logs are compared with the first, whose completions are those of a policy that has hardly moved. Only
-    where the mean raw score has risen between them is anything a sign: a policy that gets worse by every measure has other
-    troubles.
+    The last `window` logs are compared with the first, whose completions are those of a policy that has hardly moved.
+    Only where the mean raw score has risen between them is anything a sign: a policy that gets worse by every measure
+    has other troubles.
 
     Args:
         history (`list[dict[str, float]]`):
@@ -34,8 +34,8 @@ def hacking_signs(
         max_repetition (`float`, *optional*, defaults to `0.2`):
             By how much the share of repeated trigrams may grow.
         max_kl_per_token (`float`, *optional*, defaults to `1.0`):
-            How many nats of KL a completion token may cost: at one nat, the reference finds the policy's tokens e times less
-            probable than the policy does, on average.
+            How many nats of KL a completion token may cost: at one nat, the reference finds the policy's tokens e times
+            less probable than the policy does, on average.
 
     Returns:
         `dict[str, str]`: For each of `"length"`, `"repetition"` and `"kl"` that has run away, what was seen.

@@ -21,8 +21,8 @@ _BLOCK = 256
 def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
     """Random numbers in [0, 1) to sample with, float64 of shape (len(rows), length).
 
-    A row's numbers depend on the seed and on its own number in the batch alone: not on the process that samples it, nor on
-    what was drawn before. So a resumed run, and a run on another number of processes, sample the same completions.
+    A row's numbers depend on the seed and on its own number in the batch alone: not on the process that samples it, nor
+    on what was drawn before. So a resumed run, and a run on another number of processes, sample the same completions.
     """
     return torch.from_numpy(np.stack([np.random.default_rng([*seed, row]).random(length) for row in rows]))
 
@@ -133,8 +133,9 @@ def generate(
 ) -> Completions:
     """Sample completions from the model's own distribution.
 
-    `model.generate` is not used, because the model's generation config would then have a say (a repetition penalty, say,
-    that training knows nothing of), and because its sampling depends on the batch. Rows that have ended leave the batch.
+    `model.generate` is not used, because the model's generation config would then have a say (a repetition penalty,
+    say, that training knows nothing of), and because its sampling depends on the batch. Rows that have ended leave the
+    batch.
 
     Args:
         model (`PreTrainedModel`):

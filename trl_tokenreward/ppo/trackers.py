@@ -55,8 +55,8 @@ def log_to_trackers(callbacks: Iterable[TrainerCallback], rows: Sequence[ScoredR
 
 
 def completion_table(rows: Sequence[ScoredRow]) -> dict[str, list[Any]]:
-    """Columns of a table of completions: `prompt`, `completion`, the numbers of the whole, the mean of every series, and the
-    tokens with their scores."""
+    """Columns of a table of completions: `prompt`, `completion`, the numbers of the whole, the mean of every series,
+    and the tokens with their scores."""
     table: dict[str, list[Any]] = {}
     for row in rows:
         [text] = row.texts
@@ -145,8 +145,8 @@ def _image(rows: Sequence[ScoredRow]) -> np.ndarray | None:
 
 
 def score_figure(rows: Sequence[ScoredRow]) -> "Figure":
-    """A figure of texts whose tokens are coloured by their first series, blue above 0 and orange below, and dotted where they
-    are low.
+    """A figure of texts whose tokens are coloured by their first series, blue above 0 and orange below, and dotted
+    where they are low.
 
     Args:
         rows (`Sequence[ScoredRow]`):

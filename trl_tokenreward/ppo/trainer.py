@@ -45,10 +45,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
     """
     Trainer for Proximal Policy Optimization with dense, per-token rewards.
 
-    It takes the place of TRL's `PPOTrainer` (of which it is a subclass where TRL has one) in a script as it is, and runs on
-    [`~transformers.Trainer`]'s own loop: the training "data set" is an endless series of updates, each of which collects
-    completions and yields them in shuffled micro-batches `num_ppo_epochs` times. Optimizer, gradient clipping, mixed
-    precision, gradient checkpointing, callbacks, logging and checkpoints are the Trainer's.
+    It takes the place of TRL's `PPOTrainer` (of which it is a subclass where TRL has one) in a script as it is, and
+    runs on [`~transformers.Trainer`]'s own loop: the training "data set" is an endless series of updates, each of which
+    collects completions and yields them in shuffled micro-batches `num_ppo_epochs` times. Optimizer, gradient clipping,
+    mixed precision, gradient checkpointing, callbacks, logging and checkpoints are the Trainer's.
 
     Args:
         args ([`FineGrainedPPOConfig`]):
@@ -58,15 +58,15 @@ class FineGrainedPPOTrainer(PPOTrainer):
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy: a causal language model.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            The reference of the KL penalty. If `None`: a copy of the policy, or the policy without its adapter where it has
-            one.
+            The reference of the KL penalty. If `None`: a copy of the policy, or the policy without its adapter where it
+            has one.
         reward_model ([`TokenRewardModel`], [`~transformers.PreTrainedModel`] or `Callable`):
             What scores completions: a [`TokenRewardModel`] or a token classifier with one label (dense), a sequence
-            classifier with one label, or a function (see [`~ppo.completion_scorer.CompletionScorer`]) that returns a float or one float
-            per token for each completion.
+            classifier with one label, or a function (see [`~ppo.completion_scorer.CompletionScorer`]) that returns a
+            float or one float per token for each completion.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Prompts, in a column `input_ids` (tokens) or `prompt` (a text or messages). A stream needs `total_episodes` or
-            `max_steps`.
+            Prompts, in a column `input_ids` (tokens) or `prompt` (a text or messages). A stream needs `total_episodes`
+            or `max_steps`.
         value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
             Its sequence head gives the values. If `None`, a copy of the reward model; where that is a function or has
             another tokenizer, the policy's backbone with a new head.
@@ -76,8 +76,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         eval_dataset ([`~datasets.Dataset`] or `dict` of [`~datasets.Dataset`], *optional*):
             Prompts for `evaluate` and `generate_completions`.
         optimizers (`tuple`, *optional*):
-            Optimizer and learning rate scheduler, as in [`~transformers.Trainer`]. The optimizer's parameters are those of
-            the policy and the value model.
+            Optimizer and learning rate scheduler, as in [`~transformers.Trainer`]. The optimizer's parameters are those
+            of the policy and the value model.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Callbacks.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -227,7 +227,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The gradients of one mini-batch, and its loss. Groups go one after the other, so memory is needed for one alone."""
+        """The gradients of one mini-batch, and its loss. Groups go one after the other, so memory is needed for one
+        alone."""
         *groups, last = inputs["groups"]
         synchronised = self.accelerator.sync_gradients
         loss = torch.zeros((), device=self.accelerator.device)
@@ -300,12 +301,13 @@ class FineGrainedPPOTrainer(PPOTrainer):
     ) -> dict[str, float]:
         """Sample a completion for every evaluation prompt and report its score, KL and length.
 
-        The scores are raw: neither shaped nor spread, so that they compare between configurations. The KL is that of the
-        sampled completions at the training temperature.
+        The scores are raw: neither shaped nor spread, so that they compare between configurations. The KL is that of
+        the sampled completions at the training temperature.
 
         Returns:
-            `dict[str, float]`: `{prefix}_objective/scores`, `{prefix}_objective/kl`, `{prefix}_completions/mean_length`,
-            `{prefix}_completions/ended` and the run time. For a `dict` of data sets, the prefix gets the name of each.
+            `dict[str, float]`: `{prefix}_objective/scores`, `{prefix}_objective/kl`,
+            `{prefix}_completions/mean_length`, `{prefix}_completions/ended` and the run time. For a `dict` of data
+            sets, the prefix gets the name of each.
         """
         dataset = select_dataset(eval_dataset, self.eval_dataset, "`evaluate`")
         if isinstance(dataset, dict):
@@ -330,8 +332,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 Whether to stop after the first batch of each data set.
 
         Returns:
-            `pandas.DataFrame`: Columns `query`, `model response` and `score`; all rows on every process. `None` where there
-            is no evaluation data set.
+            `pandas.DataFrame`: Columns `query`, `model response` and `score`; all rows on every process. `None` where
+            there is no evaluation data set.
         """
         if self.eval_dataset is None:
             return None
@@ -350,7 +352,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def train(self, *args, **kwargs):
-        """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was written."""
+        """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was
+        written."""
         self._reset_state(self.args)
         return BaseTrainer.train(self, *args, **kwargs)
 

@@ -21,8 +21,8 @@ class VLLMEngine:
     TRL's `VLLMGeneration` in the terms of the PPO trainer: tensors in, [`~ppo.rollout.Completions`] out.
 
     Completions are sampled from the policy's own distribution: no truncation of it, no penalties, and nothing from the
-    model's generation config. vLLM draws its own random numbers: a seed in its sampling parameters would start the random
-    numbers of every prompt of a batch at the same place, so that equal prompts got equal completions.
+    model's generation config. vLLM draws its own random numbers: a seed in its sampling parameters would start the
+    random numbers of every prompt of a batch at the same place, so that equal prompts got equal completions.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`):
@@ -106,7 +106,8 @@ class VLLMEngine:
             self.generation.sync_weights()
 
     def generate(self, prompts: Prompts, temperature: float) -> Completions:
-        """Sample one completion for each of this process's prompts. Every process has to call it, with at least one prompt.
+        """Sample one completion for each of this process's prompts. Every process has to call it, with at least one
+        prompt.
 
         Args:
             prompts (`Prompts`):
@@ -115,8 +116,8 @@ class VLLMEngine:
                 0 is greedy.
 
         Returns:
-            `Completions`: B completions of at most `response_length` tokens, with vLLM's own log-probabilities, which its
-            other kernels make differ from the policy's; NaN for a token that vLLM gave none for.
+            `Completions`: B completions of at most `response_length` tokens, with vLLM's own log-probabilities, which
+            its other kernels make differ from the policy's; NaN for a token that vLLM gave none for.
 
         Raises:
             ValueError: Where a prompt and its completion do not fit in `vllm_max_model_length`.
@@ -165,9 +166,9 @@ class VLLMEngine:
 def _without_drift(policy: nn.Module) -> Iterator[None]:
     """Put back the weights under adapters afterwards.
 
-    TRL merges adapters into them for the time of a transfer and subtracts them again. That leaves rounding errors, which at
-    bfloat16 add up from one transfer to the next, in the reference policy too. The copy lies in the CPU's memory, since that
-    of the GPU has to hold vLLM.
+    TRL merges adapters into them for the time of a transfer and subtracts them again. That leaves rounding errors,
+    which at bfloat16 add up from one transfer to the next, in the reference policy too. The copy lies in the CPU's
+    memory, since that of the GPU has to hold vLLM.
     """
     saved = []
     if is_peft_model(policy):

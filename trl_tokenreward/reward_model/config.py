@@ -22,8 +22,8 @@ class TokenRewardConfig(RewardConfig):
     $$ w_\text{sequence} L_\text{sequence} + w_\text{token} (L_\text{token} + w_\text{unchanged} L_\text{unchanged}) $$
 
     Using [`~transformers.HfArgumentParser`] we can turn this class into
-    [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the command
-    line.
+    [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
+    command line.
 
     Parameters:
         > Parameters that control the data preprocessing
@@ -43,29 +43,31 @@ class TokenRewardConfig(RewardConfig):
             Loss of the edited tokens:
 
             - `"classification"`: tells each edited-in token from each edited-out one
-              ([`~reward_model.losses.edit_classification_loss`]). Every edited token gets its own gradient and a score of 0
-              means undecided, which is what dense rewards need;
-            - `"ranking"`: ranks the edited tokens of a pair as a whole ([`~reward_model.losses.edit_ranking_loss`]), the choice
+              ([`~reward_model.losses.edit_classification_loss`]). Every edited token gets its own gradient and a score
+              of 0 means undecided, which is what dense rewards need;
+            - `"ranking"`: ranks the edited tokens of a pair as a whole ([`~reward_model.losses.edit_ranking_loss`]),
+              the choice
               of [Xu et al.](https://huggingface.co/papers/2406.02756).
         edit_aggregation (`str`, *optional*):
-            How `token_loss="ranking"` makes one number of the edited tokens of a side, `"mean"` or `"sum"`. If `None`, it
-            is `"mean"`. An error with another `token_loss`.
+            How `token_loss="ranking"` makes one number of the edited tokens of a side, `"mean"` or `"sum"`. If `None`,
+            it is `"mean"`. An error with another `token_loss`.
         unchanged_token_target (`str`, *optional*, defaults to `"right"`):
             What the completion tokens that no edit touched learn:
 
             - `"right"`: that they are right, by cross-entropy, as those edited in
-              ([`~reward_model.losses.unchanged_classification_loss`]). Low scores then find wrong tokens better, and a score is
-              the log-odds that an annotator would leave the token;
-            - `"zero"`: a score of 0, by its square ([`~reward_model.losses.unchanged_score_penalty`]). A score then says only by
+              ([`~reward_model.losses.unchanged_classification_loss`]). Low scores then find wrong tokens better, and a
+              score is the log-odds that an annotator would leave the token;
+            - `"zero"`: a score of 0, by its square ([`~reward_model.losses.unchanged_score_penalty`]). A score then
+              says only by
               how much a token is better or worse than one that nobody would touch.
         unchanged_token_weight (`float`, *optional*):
             Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
             scores, and summed over a response they drown those of the tokens that matter. If `None`, 1 with the target
-            `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss charges an
-            edited token for being wrong by as much (3.05), so that an edit always outweighs it.
+            `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss
+            charges an edited token for being wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
-            Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
-            after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
+            Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
+            token after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
     """
 
     # Parameters that control the data preprocessing

@@ -43,7 +43,8 @@ class TokenRewardModelConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        # PEFT asks this class for the configuration of whatever checkpoint the model was made of, to see its vocabulary.
+        # PEFT asks this class for the configuration of whatever checkpoint the model was made of, to see its
+        # vocabulary.
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if values.get("model_type", cls.model_type) != cls.model_type:
             values = {"model_type": cls.model_type, "text_config": values}

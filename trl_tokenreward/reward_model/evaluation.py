@@ -25,8 +25,8 @@ from .modeling import TokenRewardModel
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Tokens of one kind: how many there are, how many of them are edited, how well the scores tell these from the unchanged
-    ones (AUROC, NaN where there is nothing to compare), and the mean score of all."""
+    """Tokens of one kind: how many there are, how many of them are edited, how well the scores tell these from the
+    unchanged ones (AUROC, NaN where there is nothing to compare), and the mean score of all."""
 
     name: str
     tokens: int
@@ -37,8 +37,9 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Edited tokens with a probability sigmoid(score) from `low` to `high`: their number, their mean probability, and the
-    share of them that was edited in, which would be the same number in a calibrated model. NaN where there are none."""
+    """Edited tokens with a probability sigmoid(score) from `low` to `high`: their number, their mean probability, and
+    the share of them that was edited in, which would be the same number in a calibrated model. NaN where there are
+    none."""
 
     low: float
     high: float
@@ -148,12 +149,13 @@ def evaluate_token_rewards(
 ) -> TokenRewardReport:
     """Measure a token reward model on held-out preference pairs.
 
-    Sequence accuracy, token accuracy and AUROC are those of [`TokenRewardTrainer.evaluate`] on the same data with the same
-    settings (its `eval_accuracy` is a mean over batches, so that is the same where all batches have one size).
+    Sequence accuracy, token accuracy and AUROC are those of [`TokenRewardTrainer.evaluate`] on the same data with the
+    same settings (its `eval_accuracy` is a mean over batches, so that is the same where all batches have one size).
 
-    Prepared rows do not hold the kind of an edit. It follows from their masks: without their masked tokens both sides are
-    equal, so an edit is a gap between two kept tokens. A gap with masked tokens on both sides is a replacement, with some on
-    the rejected side alone a deletion, on the chosen side alone an insertion, as in [`EditAlignment.operations`].
+    Prepared rows do not hold the kind of an edit. It follows from their masks: without their masked tokens both sides
+    are equal, so an edit is a gap between two kept tokens. A gap with masked tokens on both sides is a replacement,
+    with some on the rejected side alone a deletion, on the chosen side alone an insertion, as in
+    [`EditAlignment.operations`].
 
     Args:
         model ([`TokenRewardModel`] or `PeftModel`):
@@ -225,8 +227,8 @@ def evaluate_token_rewards(
 def _score_rows(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], use_anchors: bool, batch_size: int
 ) -> tuple[np.ndarray, dict[str, _Tokens], int]:
-    """For each row whether the chosen side won, the token pairs that are ranked rightly and all, (R, 3); the tokens of each
-    side; and how many rows do not tell the kinds of their edits."""
+    """For each row whether the chosen side won, the token pairs that are ranked rightly and all, (R, 3); the tokens of
+    each side; and how many rows do not tell the kinds of their edits."""
     collate = DataCollatorForTokenReward(tokenizer.pad_token_id or 0)
     table, sides, unknown, rows = [], {side: [] for side in SIDES}, 0, iter(rows)
     with evaluation_mode(model):
@@ -267,8 +269,8 @@ def _score_rows(
 
 
 def edit_kinds(row: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    """The kind of edit of each completion token of a prepared row, `"insert"`, `"delete"`, `"replace"` or `""`, by side; or
-    `None` where the sides differ outside of their edit masks."""
+    """The kind of edit of each completion token of a prepared row, `"insert"`, `"delete"`, `"replace"` or `""`, by
+    side; or `None` where the sides differ outside of their edit masks."""
     masks, gaps, kept = {}, {}, {}
     for side in SIDES:
         inside = np.array(row[f"{side}_completion_mask"], dtype=bool)

@@ -1,7 +1,7 @@
 """Losses and accuracies of the token reward model: pure functions of tensors.
 
-Shapes: B pairs, L tokens. `chosen` is the edit, `rejected` the original. Every mask is 1 for the tokens that count and is
-applied where numbers are reduced, so whatever stands in a masked place changes neither a loss nor a gradient. Where
+Shapes: B pairs, L tokens. `chosen` is the edit, `rejected` the original. Every mask is 1 for the tokens that count and
+is applied where numbers are reduced, so whatever stands in a masked place changes neither a loss nor a gradient. Where
 nothing counts a loss is 0, with a gradient of 0.
 """
 
@@ -53,14 +53,15 @@ def edit_ranking_loss(
     rejected_edit_mask: Tensor,
     aggregation: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    r"""Bradley-Terry loss of the edited tokens alone, after Xu et al. (ACL 2024, https://huggingface.co/papers/2406.02756).
+    r"""Bradley-Terry loss of the edited tokens alone, after Xu et al. (ACL 2024,
+    https://huggingface.co/papers/2406.02756).
 
     With U(y) the edited tokens of a response, the mean over the pairs of
 
     $$ -\log \sigma\Bigl(\mathrm{agg}_{t \in U(y^+)} r_t - \mathrm{agg}_{t \in U(y^-)} r_t\Bigr) $$
 
-    A side without edited tokens (a pure insertion or deletion) counts 0: what was inserted must then score above 0, what
-    was deleted below. Pairs without edited tokens on either side take no part.
+    A side without edited tokens (a pure insertion or deletion) counts 0: what was inserted must then score above 0,
+    what was deleted below. Pairs without edited tokens on either side take no part.
 
     Args:
         chosen_scores (`Tensor`):

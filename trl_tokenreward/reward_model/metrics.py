@@ -37,7 +37,8 @@ def token_auroc(scores: Tensor, labels: Tensor) -> float:
 
     Args:
         scores (`Tensor`):
-            Shape (N,). To ask how well low scores find wrong tokens, give the negated scores and label the wrong ones 1.
+            Shape (N,). To ask how well low scores find wrong tokens, give the negated scores and label the wrong ones
+            1.
         labels (`Tensor`):
             1 or 0. Shape (N,).
 
@@ -54,10 +55,11 @@ def token_auroc(scores: Tensor, labels: Tensor) -> float:
 def edit_pair_wins(
     chosen_scores: Tensor, rejected_scores: Tensor, chosen_edit_mask: Tensor, rejected_edit_mask: Tensor
 ) -> Tensor:
-    """For each row, how many of its (edited-in, edited-out) token pairs the model ranks rightly, and how many there are.
+    """For each row, how many of its (edited-in, edited-out) token pairs the model ranks rightly, and how many there
+    are.
 
-    Token accuracy is the first summed over the rows, divided by the second summed. Ties count half, so that scores which
-    are the same everywhere get .5.
+    Token accuracy is the first summed over the rows, divided by the second summed. Ties count half, so that scores
+    which are the same everywhere get .5.
 
     Args:
         chosen_scores (`Tensor`):

@@ -84,8 +84,8 @@ class ScoreHead(nn.Linear):
         super().__init__(hidden_size, 1, bias=bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        # The model's `_init_weights` sets them. No random numbers are drawn here, so the same seed gives the same head as
-        # a sequence classifier of transformers gets.
+        # The model's `_init_weights` sets them. No random numbers are drawn here, so the same seed gives the same head
+        # as a sequence classifier of transformers gets.
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -101,10 +101,11 @@ class ScoreHead(nn.Linear):
 
 class TokenRewardModel(PreTrainedModel):
     r"""
-    A reward model that scores each token and each sequence: a causal backbone (`model`) with two linear heads on its last
-    hidden state. One forward pass of the backbone gives all the scores.
+    A reward model that scores each token and each sequence: a causal backbone (`model`) with two linear heads on its
+    last hidden state. One forward pass of the backbone gives all the scores.
 
-    - `score`, without bias, is the sequence head. It has the name and the shape of a sequence classifier's, so code made
+    - `score`, without bias, is the sequence head. It has the name and the shape of a sequence classifier's, so code
+      made
       for sequence-classification reward models works with this one, TRL's included.
     - `token_score`, with bias, is the token head. It starts at zero: an untrained one says 0 of every token, and
       [`~TokenRewardModel.token_head_is_trained`] tells so.
@@ -239,9 +240,11 @@ class TokenRewardModel(PreTrainedModel):
         Load a token reward model, or make one of another checkpoint:
 
         - its own checkpoints;
-        - a sequence classifier with one label (a reward model): its `score` head is kept, the token head starts at zero;
+        - a sequence classifier with one label (a reward model): its `score` head is kept, the token head starts at
+          zero;
         - a token classifier with one label: its head becomes the token head, `score` is initialised;
-        - a causal language model: `score` is initialised (normal, with the backbone's `initializer_range`; seed torch for
+        - a causal language model: `score` is initialised (normal, with the backbone's `initializer_range`; seed torch
+          for
           reproducible weights), the token head starts at zero.
 
         Only safetensors checkpoints are loaded, and code from the Hub only where `trust_remote_code=True` is passed.
@@ -258,7 +261,8 @@ class TokenRewardModel(PreTrainedModel):
             [`TokenRewardModel`]: in evaluation mode.
 
         Raises:
-            `ValueError`: if the checkpoint is a classifier with more than one label, an encoder-decoder, a bidirectional
+            `ValueError`: if the checkpoint is a classifier with more than one label, an encoder-decoder, a
+            bidirectional
                 encoder, a multimodal model or a PEFT adapter, or if an argument asks for what is not supported.
         """
         num_labels = kwargs.pop("num_labels", None)
@@ -294,16 +298,16 @@ class TokenRewardModel(PreTrainedModel):
     @classmethod
     def from_backbone(cls, model: PreTrainedModel, copy: bool = True) -> "TokenRewardModel":
         r"""
-        Make a token reward model of a model in memory, with the heads that [`~TokenRewardModel.from_pretrained`] would give
-        it. This is how PPO makes a value model of the reward model or of the policy.
+        Make a token reward model of a model in memory, with the heads that [`~TokenRewardModel.from_pretrained`] would
+        give it. This is how PPO makes a value model of the reward model or of the policy.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
                 A causal language model, sequence classifier or token classifier with one label, backbone or
                 [`TokenRewardModel`]. The adapter of a PEFT model is merged into the copy.
             copy (`bool`, *optional*, defaults to `True`):
-                Whether the weights are copied: `model` is left as it is and all parameters of the copy are trainable. If
-                `False`, the new model is made of `model`'s own modules: training one trains the other.
+                Whether the weights are copied: `model` is left as it is and all parameters of the copy are trainable.
+                If `False`, the new model is made of `model`'s own modules: training one trains the other.
 
         Returns:
             [`TokenRewardModel`]: in the mode, training or evaluation, of `model`.
@@ -375,8 +379,8 @@ class TokenRewardModel(PreTrainedModel):
         r"""
         Score texts, and each of their tokens, with the characters that it stands for.
 
-        Tokens that the tokenizer adds (such as BOS) are read but not listed. The model's mode, training or evaluation, is
-        restored.
+        Tokens that the tokenizer adds (such as BOS) are read but not listed. The model's mode, training or evaluation,
+        is restored.
 
         Args:
             texts (`Sequence[str]`):
@@ -384,24 +388,26 @@ class TokenRewardModel(PreTrainedModel):
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 The model's tokenizer, a fast one.
             prompts (`Sequence[str]`, *optional*):
-                What stands before each text. It is tokenized together with the text; only the text's tokens are listed, and
-                spans are relative to the text. A token of both belongs to the text, with the part of its span that lies
-                in it.
+                What stands before each text. It is tokenized together with the text; only the text's tokens are listed,
+                and spans are relative to the text. A token of both belongs to the text, with the part of its span that
+                lies in it.
             batch_size (`int`, *optional*, defaults to `8`):
                 Number of texts per forward pass.
             max_length (`int`, *optional*):
                 Number of tokens, prompt and special tokens included, that a text may have. Defaults to the backbone's
                 `max_position_embeddings`. Nothing is truncated.
             append_eos (`bool`, *optional*, defaults to `True`):
-                Whether the EOS token is appended to texts that do not end in it, where the tokenizer has one. The sequence
-                score is then read there, as reward models are trained on plain texts. It is not among the listed tokens.
+                Whether the EOS token is appended to texts that do not end in it, where the tokenizer has one. The
+                sequence score is then read there, as reward models are trained on plain texts. It is not among the
+                listed tokens.
 
         Returns:
             `list[TextScores]`: one for each text, in order.
 
         Raises:
             `TypeError`: if `texts` or `prompts` is a single string or holds something else than strings.
-            `ValueError`: if the tokenizer is not a fast one, if a text has no tokens at all or more than `max_length`, or if
+            `ValueError`: if the tokenizer is not a fast one, if a text has no tokens at all or more than `max_length`,
+            or if
                 there are not as many prompts as texts.
         """
         _check_strings("texts", texts)
@@ -466,16 +472,17 @@ class TokenRewardModel(PreTrainedModel):
 
     def export_sequence_classification(self, directory: str | os.PathLike) -> None:
         r"""
-        Write a checkpoint of the backbone and the sequence head that `AutoModelForSequenceClassification` loads, without
-        this package. Its `logits` are the sequence scores. It finds the last token by `pad_token_id`, so that must be
-        set in the configuration for batches, and must not occur within a sequence.
+        Write a checkpoint of the backbone and the sequence head that `AutoModelForSequenceClassification` loads,
+        without this package. Its `logits` are the sequence scores. It finds the last token by `pad_token_id`, so that
+        must be set in the configuration for batches, and must not occur within a sequence.
 
         Args:
             directory (`str` or `os.PathLike`):
                 Folder to write. The tokenizer is not this model's to save.
 
         Raises:
-            `ValueError`: if the backbone's architecture has no sequence classifier, or if the model holds an adapter or is
+            `ValueError`: if the backbone's architecture has no sequence classifier, or if the model holds an adapter or
+            is
                 quantized.
         """
         self._export(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier", self.score, directory)

@@ -20,7 +20,8 @@ def has_token_scores(model: nn.Module) -> bool:
 
 
 def has_sequence_score(model: nn.Module) -> bool:
-    """Whether the model scores whole texts: a `TokenRewardModel`, or a sequence classifier with a head named `score`."""
+    """Whether the model scores whole texts: a `TokenRewardModel`, or a sequence classifier with a head named
+    `score`."""
     base = without_peft(model)
     return isinstance(base, TokenRewardModel) or (
         architecture(model).endswith("ForSequenceClassification") and hasattr(base, "score")
@@ -52,7 +53,8 @@ def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
 
 
 def packed_prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """[`prefix_scores`] of right-packed rows. A causal model needs no `attention_mask` for them, see [`~nn.unpadding`]."""
+    """[`prefix_scores`] of right-packed rows. A causal model needs no `attention_mask` for them, see
+    [`~nn.unpadding`]."""
     base = without_peft(model)
     if isinstance(base, TokenRewardModel):
         return base(input_ids=input_ids).prefix_scores
@@ -79,8 +81,8 @@ def _read_packed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, re
 
 
 def check_adapter(model: nn.Module, argument: str) -> None:
-    """Raise a `ValueError` if `model` has an adapter of virtual tokens: they are no part of the model under the wrapper,
-    and every position would shift."""
+    """Raise a `ValueError` if `model` has an adapter of virtual tokens: they are no part of the model under the
+    wrapper, and every position would shift."""
     for config in model.peft_config.values() if is_peft_model(model) else ():
         if config.is_prompt_learning:
             raise ValueError(

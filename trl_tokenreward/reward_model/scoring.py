@@ -1,7 +1,7 @@
 """Texts with a number for every token: what token reward models say of them, and how that is shown.
 
-[`score_dataset`] makes [`ScoredRows`] of texts, [`~ppo.completion_log.read_completions`] of the completions of a training run.
-They show themselves on a terminal and in a notebook, and [`ScoredRows.write_page`] writes a page.
+[`score_dataset`] makes [`ScoredRows`] of texts, [`~ppo.completion_log.read_completions`] of the completions of a
+training run. They show themselves on a terminal and in a notebook, and [`ScoredRows.write_page`] writes a page.
 """
 
 import math
@@ -151,20 +151,21 @@ def score_dataset(
 ) -> ScoredRows:
     """Scores every token of texts, or of both sides of edits.
 
-    Texts are tokenised as [`TokenRewardTrainer`] does it: prompt and text together, with an EOS at the end, which is scored
-    too; messages get the chat template.
+    Texts are tokenised as [`TokenRewardTrainer`] does it: prompt and text together, with an EOS at the end, which is
+    scored too; messages get the chat template.
 
     Args:
         dataset (`Dataset`, `IterableDataset` or `Iterable[Mapping]`):
-            Rows with `text` or `completion`, a text or messages, and perhaps a `prompt`; or preference rows in any format
-            of [`~data.preprocessing.prepare_dataset`], whose sides are both scored, with the edited tokens marked.
+            Rows with `text` or `completion`, a text or messages, and perhaps a `prompt`; or preference rows in any
+            format of [`~data.preprocessing.prepare_dataset`], whose sides are both scored, with the edited tokens
+            marked.
         scorers ([`TokenScorer`]):
             One model, or several to see side by side, each with its own tokens.
         limit (`int`, *optional*):
             Score the first so many rows only.
         max_length (`int`, *optional*):
-            Rows with more tokens, prompt included, are left out and counted. Defaults to what the models read. Nothing is
-            truncated.
+            Rows with more tokens, prompt included, are left out and counted. Defaults to what the models read. Nothing
+            is truncated.
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences in one forward pass.
         progress (`bool`, *optional*, defaults to `False`):
@@ -224,7 +225,8 @@ def score_dataset(
 
 
 class _Row(NamedTuple):
-    """A row as one model reads it: its prompt, and its texts as ids, with where they begin and which tokens are edited."""
+    """A row as one model reads it: its prompt, and its texts as ids, with where they begin and which tokens are
+    edited."""
 
     prompt: str
     ids: list[list[int]]
@@ -233,7 +235,8 @@ class _Row(NamedTuple):
 
 
 class _Reader:
-    """Turns rows into a scorer's tokens, by way of [`~data.preprocessing.RowPreparer`]: a lone text is a pair of equal sides."""
+    """Turns rows into a scorer's tokens, by way of [`~data.preprocessing.RowPreparer`]: a lone text is a pair of equal
+    sides."""
 
     def __init__(self, scorer: TokenScorer, max_length: int | None):
         self.tokenizer = scorer.tokenizer
@@ -317,8 +320,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> list[str]:
-    """What each token adds to the text, special tokens by their names. Where several tokens make one character, the first
-    has it and the others have `""`.
+    """What each token adds to the text, special tokens by their names. Where several tokens make one character, the
+    first has it and the others have `""`.
 
     Args:
         ids (`Sequence[int]`):
@@ -335,7 +338,8 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context:
         return tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
 
     texts = [""] * len(ids)
-    # Two tokens at a time: what a token adds depends on whether there is one before it, not on what the text begins with.
+    # Two tokens at a time: what a token adds depends on whether there is one before it, not on what the text begins
+    # with.
     before, done = 0, 0
     for stop in range(1, len(ids) + 1):
         added = decode(before, stop)[len(decode(before, done)) :]

@@ -28,8 +28,8 @@ class TextScores(NamedTuple):
         tokens (`list[str]`):
             The tokens, as the tokenizer names them.
         spans (`list[tuple[int, int]]`):
-            Characters of `text` that each token stands for, `text[start:end]`. Where the tokenizer cuts a character into
-            several tokens, they have the same span.
+            Characters of `text` that each token stands for, `text[start:end]`. Where the tokenizer cuts a character
+            into several tokens, they have the same span.
     """
 
     text: str

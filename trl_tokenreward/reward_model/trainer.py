@@ -67,10 +67,12 @@ class TokenRewardTrainer(RewardTrainer):
     - `loss/sequence` (`RewardTrainer`'s loss), `loss/token`, `loss/unchanged`: the parts of the loss, not weighted;
     - `token_accuracy`: the share of (edited-in, edited-out) token pairs, within a row, where the edited-in one scores
       higher; ties count half;
-    - `token_auroc`: how well low scores find the wrong tokens of the originals, edited-out ones among unchanged ones; the
+    - `token_auroc`: how well low scores find the wrong tokens of the originals, edited-out ones among unchanged ones;
+      the
       mean over training batches, and over all tokens of an evaluation set;
     - `token_score/edited_in`, `token_score/edited_out`, `token_score/unchanged`: mean scores of these tokens;
-    - `left_out/identical`, `left_out/too_long`, `left_out/not_minimal`: rows of a stream left out since its start, as this
+    - `left_out/identical`, `left_out/too_long`, `left_out/not_minimal`: rows of a stream left out since its start, as
+      this
       process counted them. Those of a `Dataset` are known at once, see [`~TokenRewardTrainer.left_out`].
 
     A metric without anything to measure (no token was edited) is not logged. With several evaluation sets, each has its
@@ -85,7 +87,8 @@ class TokenRewardTrainer(RewardTrainer):
               these say nothing else;
             - a [`TokenRewardModel`];
             - a causal language model, sequence or token classifier. A token reward model is made of its modules with
-              [`TokenRewardModel.from_backbone`]; training changes its weights too, and `trainer.model` is the one to keep;
+              [`TokenRewardModel.from_backbone`]; training changes its weights too, and `trainer.model` is the one to
+              keep;
             - a PEFT model around a [`TokenRewardModel`].
         args ([`TokenRewardConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
@@ -104,8 +107,8 @@ class TokenRewardTrainer(RewardTrainer):
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantization of a model that is loaded by name.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            PEFT configuration used to wrap the model. The two heads are added to (a copy of) its `modules_to_save`, since
-            new heads have to be trained in full.
+            PEFT configuration used to wrap the model. The two heads are added to (a copy of) its `modules_to_save`,
+            since new heads have to be trained in full.
 
     Raises:
         ValueError: If a row is malformed, if no rows are left, or if the heads cannot be trained.
@@ -185,9 +188,9 @@ class TokenRewardTrainer(RewardTrainer):
 
     @property
     def left_out(self) -> dict[str, dict[str, int]]:
-        """For each data set (`"train"`, `"eval"` or `"eval_<name>"`): its `rows`, those `kept`, and those left out because
-        they are `identical`, `too_long` or `not_minimal`. The counts of a stream grow as it is read, epoch after epoch,
-        and are those of this process."""
+        """For each data set (`"train"`, `"eval"` or `"eval_<name>"`): its `rows`, those `kept`, and those left out
+        because they are `identical`, `too_long` or `not_minimal`. The counts of a stream grow as it is read, epoch
+        after epoch, and are those of this process."""
         return {name: left_out.counts() for name, left_out in self._left_out.items()}
 
     def _prepare_dataset(
@@ -301,8 +304,9 @@ class TokenRewardTrainer(RewardTrainer):
         losses = self.accelerator.gather(losses[None]).mean(0).tolist()
         for name, value in zip(("sequence", "token", "unchanged"), losses, strict=True):
             self._metrics[mode][f"loss/{name}"].append(value)
-        # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its last
-        # batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as such.
+        # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its
+        # last batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as
+        # such.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
         table = torch.stack([scores.float(), edited.float(), unchanged.float()], dim=-1)
         table = torch.stack(table.chunk(2), dim=1)

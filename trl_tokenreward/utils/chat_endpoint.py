@@ -35,15 +35,16 @@ class EndpointUsage:
     without_usage: int = 0
 
     def cost(self, prices: tuple[float, float] | None) -> float | None:
-        """What the tokens have cost, given the prices of a million prompt tokens and of a million completion tokens; `None`
-        without prices."""
+        """What the tokens have cost, given the prices of a million prompt tokens and of a million completion tokens;
+        `None` without prices."""
         if prices is None:
             return None
         return (prices[0] * self.prompt_tokens + prices[1] * self.completion_tokens) / 1e6
 
 
 class Unanswered(Exception):
-    """Why a request has no answer that is of use, and how long to wait before it is asked again; `None`: never again."""
+    """Why a request has no answer that is of use, and how long to wait before it is asked again; `None`: never
+    again."""
 
     def __init__(self, problem: str, wait: float | None = 0.0):
         super().__init__(problem)
@@ -61,12 +62,12 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class EndpointClient:
-    """Asks an OpenAI-compatible chat-completions endpoint (OpenAI's, vLLM's, llama.cpp's, `transformers serve`, ...). Any
-    number of threads may use one client.
+    """Asks an OpenAI-compatible chat-completions endpoint (OpenAI's, vLLM's, llama.cpp's, `transformers serve`, ...).
+    Any number of threads may use one client.
 
-    Requests that fail with status 408, 409, 429 or 5xx, at the connection, by a timeout, or with an answer that is of no use
-    are repeated after `backoff * 2**n` seconds, or what `Retry-After` asks for (a minute at most). Status 401, 403, 404 and
-    redirects are an [`EndpointError`]: every other request would fare alike.
+    Requests that fail with status 408, 409, 429 or 5xx, at the connection, by a timeout, or with an answer that is of
+    no use are repeated after `backoff * 2**n` seconds, or what `Retry-After` asks for (a minute at most). Status 401,
+    403, 404 and redirects are an [`EndpointError`]: every other request would fare alike.
 
     Args:
         base_url (`str`):

@@ -33,7 +33,8 @@ def check_source(name: str | Path, what: str) -> None:
             What it should be, for the error.
 
     Raises:
-        ValueError: If nothing is there, and it is no name on the Hub either: it ends as a data file does, has other parts
+        ValueError: If nothing is there, and it is no name on the Hub either: it ends as a data file does, has other
+        parts
             than those two, or lies in a folder that is there.
     """
     path = Path(name)
@@ -78,7 +79,8 @@ def load_split(
             Whether to read it as a stream.
 
     Raises:
-        ValueError: If there is no such file or folder, a file has an unknown ending, is asked for a configuration or cannot be read, or the data set has no
+        ValueError: If there is no such file or folder, a file has an unknown ending, is asked for a configuration or
+        cannot be read, or the data set has no
             such split.
     """
     path = Path(name)

@@ -1,4 +1,5 @@
-"""Statistics of evaluations, with numpy alone: outcomes, win rates, bootstrap intervals, and how figures are written."""
+"""Statistics of evaluations, with numpy alone: outcomes, win rates, bootstrap intervals, and how figures are
+written."""
 
 import json
 import math
@@ -87,8 +88,8 @@ def length_controlled_win_rate(
         P(y = 1) = sigmoid(a + b tanh(d / std(d))),   win rate = sigmoid(a)
 
     Where the fit does not exist, nothing can be told about equal lengths and the result is the plain win rate: if all
-    lengths differ by the same, if all outcomes are 1 or all are 0, or if the wins are separated from the losses by length
-    (no loss is longer than any win, or none is shorter). A tie counts as half a win and half a loss.
+    lengths differ by the same, if all outcomes are 1 or all are 0, or if the wins are separated from the losses by
+    length (no loss is longer than any win, or none is shorter). A tie counts as half a win and half a loss.
 
     Args:
         outcomes (`Sequence[float]`):
@@ -117,8 +118,8 @@ def length_controlled_win_rate(
 
 
 def _fit_logistic(x: np.ndarray, y: np.ndarray, counts: np.ndarray, ridge: float = 1e-6) -> np.ndarray:
-    """Intercepts, (R,), of R logistic regressions of y on x, both (n,), weighted by counts, (R, n): Newton's method with
-    halved steps."""
+    """Intercepts, (R,), of R logistic regressions of y on x, both (n,), weighted by counts, (R, n): Newton's method
+    with halved steps."""
 
     def loss(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         z = a[:, None] + b[:, None] * x
@@ -158,7 +159,8 @@ def quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
-    """A figure with the interval of its bootstrap samples, (R,). Those that drew nothing to measure are NaN and are left out."""
+    """A figure with the interval of its bootstrap samples, (R,). Those that drew nothing to measure are NaN and are
+    left out."""
     samples = samples[~np.isnan(samples)]
     return Estimate(float(value), *(quantiles(samples, level) if len(samples) else (math.nan, math.nan)))
 

@@ -5,7 +5,8 @@ from typing import Any
 
 
 def visible(text: str) -> str:
-    """A text without what a terminal would obey or no page may hold: control characters and half surrogates are shown."""
+    """A text without what a terminal would obey or no page may hold: control characters and half surrogates are
+    shown."""
     return "".join(
         char
         if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs")

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 
-# Blue and orange stay apart in all common forms of colour blindness. Nothing is told by colour alone: what is low is dotted
-# as well, and edits are lined.
+# Blue and orange stay apart in all common forms of colour blindness. Nothing is told by colour alone: what is low is
+# dotted as well, and edits are lined.
 GOOD_RGB = (33, 102, 172)
 BAD_RGB = (230, 97, 1)
 STRONGEST = 0.6  # opacity of the strongest colour: the text on it stays legible on a light and on a dark page
@@ -26,8 +26,8 @@ def score_colour(score: float, limit: float) -> str:
 
 
 def colour_limit(scores: Iterable[float]) -> float:
-    """Where the colours of these scores are strongest: the 98th percentile of their magnitudes, so that single outliers do
-    not wash out the rest."""
+    """Where the colours of these scores are strongest: the 98th percentile of their magnitudes, so that single outliers
+    do not wash out the rest."""
     magnitudes = sorted(map(abs, scores))
     if not magnitudes or magnitudes[-1] == 0:
         return 1.0

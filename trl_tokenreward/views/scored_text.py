@@ -28,8 +28,8 @@ class ScoredText:
 
     Args:
         tokens (`Sequence[str]`):
-            What each token adds to the text: joined, they are the text. A token that only completes the character of the
-            token before it has `""`.
+            What each token adds to the text: joined, they are the text. A token that only completes the character of
+            the token before it has `""`.
         series (`Mapping[str, Sequence[float | None]]`):
             Name to L numbers, `None` where there is none. The first series is the one that is coloured.
         name (`str`, *optional*):
@@ -71,8 +71,8 @@ class ScoredText:
         return "".join(self.tokens)
 
     def pieces(self) -> list[Shown]:
-        """The tokens as they are shown, in order. Those without a text of their own are shown with the one before, or, at
-        the beginning, with the one after."""
+        """The tokens as they are shown, in order. Those without a text of their own are shown with the one before, or,
+        at the beginning, with the one after."""
         starts = [i for i, token in enumerate(self.tokens) if token]
         if not starts:
             return []

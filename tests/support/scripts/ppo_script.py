@@ -1,7 +1,7 @@
 """PPO as users of TRL 1.12 write it, for the test of the migration.
 
-Prompts are tokenised beforehand, long ones are left out; four models are loaded from checkpoints; the pad token is added to
-the tokenizer alone. Only names that TRL 1.12 documents are used.
+Prompts are tokenised beforehand, long ones are left out; four models are loaded from checkpoints; the pad token is
+added to the tokenizer alone. Only names that TRL 1.12 documents are used.
 """
 
 from accelerate import PartialState
