@@ -1,7 +1,7 @@
 # make demo    the main job on the embedded corpus (variables: DATASET, OUTPUT, SEED)
 # make test    the suite on each supported end of TRL's range, and once what no TRL has a say in (variable: PYTEST_ARGS)
 # make browser Debian's Chromium, for the tests of web pages (needs root; without it they are skipped)
-# make lint    style
+# make lint    style, levels of imports, types
 # make docs    the documentation site, in site/: open site/index.html
 # make clean   removes the environments, caches and the demo's default output
 #
@@ -71,6 +71,8 @@ browser:
 lint: .venv-trl$(NEWEST_TRL)/.installed
 	.venv-trl$(NEWEST_TRL)/bin/ruff check .
 	.venv-trl$(NEWEST_TRL)/bin/ruff format --check .
+	.venv-trl$(NEWEST_TRL)/bin/lint-imports
+	.venv-trl$(NEWEST_TRL)/bin/mypy
 
 .PHONY: docs
 docs: .venv-trl$(NEWEST_TRL)/.installed

@@ -170,8 +170,8 @@ def spread(values: list[float]) -> str:
 def report(results: dict[int, dict[str, list[float]]], preparation: dict, pairs: int, workers: int) -> str:
     """The tables, in Markdown."""
     lines = [
-        "| tokens | `align_edits`, ms | `align_tokenized`, ms | rapidfuzz on words alone, ms | difflib on words alone, ms | "
-        "difflib ÷ `align_tokenized` |",
+        "| tokens | `align_edits`, ms | `align_tokenized`, ms | rapidfuzz on words alone, ms | difflib on words alone, "
+        "ms | difflib ÷ `align_tokenized` |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for length, times in results.items():
@@ -208,10 +208,11 @@ def about(options: argparse.Namespace, arguments: list[str], tokens: float) -> s
     return (
         f"`{' '.join(['python benchmarks/alignment.py', *given])}`, {date.today()}, seed {options.seed}. "
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end; Python "
-        f"{platform.python_version()}, {versions}. Processor time of {options.repeats} pairs of texts, the best of three runs "
-        "each: median (least–greatest). One word in ten is edited. `align_edits` tokenizes, `align_tokenized` does not; "
-        "rapidfuzz and difflib (without its junk heuristic) are given the words and make no masks. The tokenizer is "
-        f"byte-level BPE with {options.vocab_size} tokens, trained on the data; a pair of HH-RLHF has {tokens:.0f} tokens."
+        f"{platform.python_version()}, {versions}. Processor time of {options.repeats} pairs of texts, the best of "
+        "three runs each: median (least–greatest). One word in ten is edited. `align_edits` tokenizes, "
+        "`align_tokenized` does not; rapidfuzz and difflib (without its junk heuristic) are given the words and make "
+        f"no masks. The tokenizer is byte-level BPE with {options.vocab_size} tokens, trained on the data; a pair of "
+        f"HH-RLHF has {tokens:.0f} tokens."
     )
 
 

@@ -49,8 +49,9 @@ def report(seeds: list[int], results: list[dict[str, dict[str, float]]], command
         "",
         f"`{command}`, {date.today()}, commit {commit()}, {machine()}.",
         "",
-        "Mean over the seeds, each with rows, models and completions of its own, with a 95 % interval of the mean (Student's "
-        "t). Both arms have the same start policy, reward model, number of updates, learning rate and KL coefficient.",
+        "Mean over the seeds, each with rows, models and completions of its own, with a 95 % interval of the mean "
+        "(Student's t). Both arms have the same start policy, reward model, number of updates, learning rate and KL "
+        "coefficient.",
         "",
         f"| | start policy | {' | '.join(ARMS)} |",
         f"| --- | --- |{' --- |' * len(ARMS)}",

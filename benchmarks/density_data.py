@@ -228,12 +228,13 @@ def main() -> None:
     found = agreement(toxic.reward)
     lines += [
         "",
-        "Of an answer about passages, a classifier of character n-grams cannot tell what is wrong: it would have to know the "
-        "passages. So QA-Feedback has no gold judge here, and no run of the density dial.",
+        "Of an answer about passages, a classifier of character n-grams cannot tell what is wrong: it would have to "
+        "know the passages. So QA-Feedback has no gold judge here, and no run of the density dial.",
         "",
-        f"ParaDetox, where a sentence has several edits ({found['pairs of edits']} ordered pairs in the reward part): one "
-        f"person's edit finds {found['sensitivity']:.3f} of the words that another's takes out, and {found['specificity']:.3f} "
-        f"of those that it leaves; as a finder of wrong words it has an AUROC of {found['auroc']:.3f}.",
+        f"ParaDetox, where a sentence has several edits ({found['pairs of edits']} ordered pairs in the reward part): "
+        f"one person's edit finds {found['sensitivity']:.3f} of the words that another's takes out, and "
+        f"{found['specificity']:.3f} of those that it leaves; as a finder of wrong words it has an AUROC of "
+        f"{found['auroc']:.3f}.",
         "",
     ]
     path = Path(__file__).parent / "results" / "density_data.md"

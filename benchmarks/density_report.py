@@ -70,16 +70,17 @@ def write_results(
     lines = [
         "# The density dial on ParaDetox",
         "",
-        f"`python benchmarks/density.py all --data <folder>`, {date.today()}, commit {commit()}, seeds {', '.join(map(str, SEEDS))} (tuning: "
-        f"{', '.join(map(str, TUNING_SEEDS))}), {machine()}.",
+        f"`python benchmarks/density.py all --data <folder>`, {date.today()}, commit {commit()}, seeds "
+        f"{', '.join(map(str, SEEDS))} (tuning: {', '.join(map(str, TUNING_SEEDS))}), {machine()}.",
         "",
         f"Policy and reward model: Llamas of {LAYERS} layers of {HIDDEN_SIZE}, vocabulary {VOCABULARY}, "
         f"{known['parameters']:,} parameters, trained on the spot. Rows: {parts}. The gold judge, a classifier of "
-        f"character n-grams of the gold part, ranks {known['gold_accuracy']:.3f} of the test part's edits rightly. Every run: "
-        f"{UPDATES} updates of {BATCH_SIZE} completions. Win rates are against the start policy, on the test part's "
-        f"{known['parts']['test']} prompts, and with the KL and the length the mean of a run's last two examinations, "
-        f"{EVALUATE_EVERY} updates apart. The people's edits have {human:.1f} tokens, the sentences that they edited "
-        f"{known['lengths']['rejected']:.1f}; the edits win {known['human_win_rate']:.3f} against the start policy.",
+        f"character n-grams of the gold part, ranks {known['gold_accuracy']:.3f} of the test part's edits rightly. "
+        f"Every run: {UPDATES} updates of {BATCH_SIZE} completions. Win rates are against the start policy, on the "
+        f"test part's {known['parts']['test']} prompts, and with the KL and the length the mean of a run's last two "
+        f"examinations, {EVALUATE_EVERY} updates apart. The people's edits have {human:.1f} tokens, the sentences that "
+        f"they edited {known['lengths']['rejected']:.1f}; the edits win {known['human_win_rate']:.3f} against the "
+        "start policy.",
         "",
         "## Reward models, on the test part",
         "",
@@ -89,12 +90,13 @@ def write_results(
         "",
         "## Arms",
         "",
-        f"Each at the learning rate, KL coefficient and lambda of GAE that won on the tuning seed: the highest win rate at a KL of at most "
-        f"{MAX_KL:g} nats and a length within {MAX_LENGTH_ERROR:.0%} of the people's where a setting of the arm has that. Mean "
-        "over the seeds, with a 95 % interval of the mean (Student's t). TRL's own coefficient is five times the one that "
-        "stands here, for its score has no factor of a fifth.",
+        "Each at the learning rate, KL coefficient and lambda of GAE that won on the tuning seed: the highest win "
+        f"rate at a KL of at most {MAX_KL:g} nats and a length within {MAX_LENGTH_ERROR:.0%} of the people's where a "
+        "setting of the arm has that. Mean over the seeds, with a 95 % interval of the mean (Student's t). TRL's own "
+        "coefficient is five times the one that stands here, for its score has no factor of a fifth.",
         "",
-        "| arm | learning rate, KL coefficient, lambda | win rate | length-controlled | KL (nats) | length | within bounds |",
+        "| arm | learning rate, KL coefficient, lambda | win rate | length-controlled | KL (nats) | length | within "
+        "bounds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, runs in of_arm.items():
@@ -164,8 +166,8 @@ def _at_equal_kl(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
         "## At equal KL",
         "",
-        "The win rate when a run's KL first comes to so many nats, between two examinations by linear interpolation; mean over "
-        "the seeds that come so far, with their number where it is not all.",
+        "The win rate when a run's KL first comes to so many nats, between two examinations by linear interpolation; "
+        "mean over the seeds that come so far, with their number where it is not all.",
         "",
         f"| arm | {' | '.join(f'{level} nats' for level in KL_LEVELS)} |",
         f"| --- |{' --- |' * len(KL_LEVELS)}",

@@ -587,7 +587,8 @@ def run_all(
                     results[setting.name, arm].append(result)
                     seconds = statistics.median(u["total"] for u in result["phases"])
                     progress.console.print(
-                        f"{setting.name}: {arm}, repeat {repeat + 1}: {seconds:.2f} s an update, {result['memory']:.0f} MiB"
+                        f"{setting.name}: {arm}, repeat {repeat + 1}: {seconds:.2f} s an update, "
+                        f"{result['memory']:.0f} MiB"
                     )
                     progress.advance(task)
     flops, bandwidth = (statistics.median(column) for column in zip(*throughputs, strict=True))
@@ -679,16 +680,18 @@ def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> li
     precision = "mixed precision, which TRL's trainer ignores" if options.bf16 else "float32"
     return [
         f"`{options.command}`, {date.today()}. {versions}; {device}, threads: {options.threads}.",
-        f"{options.family} models with random weights; {precision}, without gradient checkpointing (TRL's trainer ignores "
-        f"`bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). Batch = micro-batch, "
-        f"{NUM_PPO_EPOCHS} epochs, one optimizer step each. Ours has dense token rewards, TRL's a terminal one. The same "
-        f"prompts and completions in both, checked.",
-        f"Repeats: {options.repeats}, each in a process of its own; measured updates in each: {options.updates}, after one that is not "
-        f"measured; {clock}, median and range. The speed-up is the median, and the range, of each repeat's ratio.",
-        f"Memory is the peak above that of the loaded models ({memory}); gradients and the optimizer's state are part of it.",
-        f"Floor: the matrix products of an update at {throughput[0] / 1e9:.0f} GFLOP/s ({matrices}, measured on a square "
-        f"product) and the weights that decoding reads at {throughput[1] / 1e9:.1f} GB/s. Small models make much of the "
-        f"vocabulary: the gains shrink as the backbone grows.",
+        f"{options.family} models with random weights; {precision}, without gradient checkpointing (TRL's trainer "
+        "ignores `bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). Batch = "
+        f"micro-batch, {NUM_PPO_EPOCHS} epochs, one optimizer step each. Ours has dense token rewards, TRL's a "
+        f"terminal one. The same prompts and completions in both, checked.",
+        f"Repeats: {options.repeats}, each in a process of its own; measured updates in each: {options.updates}, after "
+        f"one that is not measured; {clock}, median and range. The speed-up is the median, and the range, of each "
+        "repeat's ratio.",
+        f"Memory is the peak above that of the loaded models ({memory}); gradients and the optimizer's state are part "
+        "of it.",
+        f"Floor: the matrix products of an update at {throughput[0] / 1e9:.0f} GFLOP/s ({matrices}, measured on a "
+        f"square product) and the weights that decoding reads at {throughput[1] / 1e9:.1f} GB/s. Small models make "
+        f"much of the vocabulary: the gains shrink as the backbone grows.",
     ]
 
 
@@ -751,8 +754,8 @@ def choose_settings(options: argparse.Namespace) -> list[Setting]:
         least = -(-(setting.response + setting.batch - 1) // setting.batch)
         if not least <= setting.mean_length <= setting.response:
             raise SystemExit(
-                f"{setting.name}: --mean-length must be between {least} (one completion of {setting.response} tokens, the "
-                f"others of 1) and --response {setting.response}, got {setting.mean_length}."
+                f"{setting.name}: --mean-length must be between {least} (one completion of {setting.response} tokens, "
+                f"the others of 1) and --response {setting.response}, got {setting.mean_length}."
             )
         chosen.append(setting)
     return chosen
@@ -768,8 +771,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if "trl" in options.arms and not TRL_HAS_PPO:
         raise SystemExit(
-            f"TRL {version('trl')} has no PPOTrainer to compare with: run this with TRL 1.12 (`pip install trl==1.12.0`), or "
-            "measure ours alone with `--arms ours`."
+            f"TRL {version('trl')} has no PPOTrainer to compare with: run this with TRL 1.12 (`pip install "
+            "trl==1.12.0`), or measure ours alone with `--arms ours`."
         )
     console = Console()
     if not console.is_terminal:

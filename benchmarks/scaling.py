@@ -211,13 +211,18 @@ def sizes_table(shape: Shape = SHAPE, job: Job = JOB) -> Iterator[str]:
     yield "| | |"
     yield "| --- | ---: |"
     yield f"| parameters of the policy, and of its reference | {shape.policy / 1e9:.2f} billion |"
-    yield f"| parameters of the value model, and of the reward model, which have no head of {shape.vocab_size:,} tokens | {shape.backbone / 1e9:.2f} billion |"
+    headless = (
+        f"parameters of the value model, and of the reward model, which have no head of {shape.vocab_size:,} tokens"
+    )
+    yield f"| {headless} | {shape.backbone / 1e9:.2f} billion |"
     yield f"| cache of one token | {shape.cache_per_token / 1e3:.0f} kB |"
-    yield f"| cache of {job.decoded} rows of {job.length:,} tokens | {job.decoded * job.length * shape.cache_per_token / GB:.1f} GB |"
+    cache = job.decoded * job.length * shape.cache_per_token
+    yield f"| cache of {job.decoded} rows of {job.length:,} tokens | {cache / GB:.1f} GB |"
     yield f"| logits of {job.pass_tokens:,} tokens in float32, which are never made | {logits / GB:.1f} GB |"
     yield f"| logits that are there at once, at most | {_CHUNK_BYTES['cuda'] / GB:.2f} GB |"
     yield f"| host memory of 8 processes that load four models in bfloat16 | {8 * 2 * 2 * models / GB:.0f} GB |"
-    yield f"| host memory of the first process while a checkpoint is written under FSDP2 (optimizer) | {8 * models / GB:.0f} GB |"
+    writer = "host memory of the first process while a checkpoint is written under FSDP2 (optimizer)"
+    yield f"| {writer} | {8 * models / GB:.0f} GB |"
     yield f"| a checkpoint under FSDP2: float32 weights and optimizer | {12 * models / GB:.0f} GB |"
 
 

@@ -212,9 +212,9 @@ def about(options: argparse.Namespace, arguments: list[str], device: str) -> str
     return (
         f"`{command}`, {date.today()}, seed {options.seed}. {where}; Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}. Llama, float32, vocabulary {VOCABULARY}. "
-        f"{'Wall clock' if device == 'cuda' else 'Processor time'}, median (middle half); the ratio is taken turn by turn, the "
-        "two models on the same batch with the same weights. Padded: rows of a quarter of the length to all of it, with an attention mask; full: "
-        "without one."
+        f"{'Wall clock' if device == 'cuda' else 'Processor time'}, median (middle half); the ratio is taken turn by "
+        "turn, the two models on the same batch with the same weights. Padded: rows of a quarter of the length to all "
+        "of it, with an attention mask; full: without one."
     )
 
 
@@ -235,7 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(Markdown(text))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(
-        f"# A score for every token beside one for the sequence\n\n{about(options, sys.argv[1:] if arguments is None else arguments, device)}\n\n{text}",
+        "# A score for every token beside one for the "
+        f"sequence\n\n{about(options, sys.argv[1:] if arguments is None else arguments, device)}\n\n{text}",
         encoding="utf-8",
     )
     console.print(f"Written to {options.output}.")

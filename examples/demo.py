@@ -150,13 +150,13 @@ def main() -> None:
     stage("Result")
     table = [*reward_rows(reward_metrics), *policy_rows(exams, run.seed)]
     notes = [
-        f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were trained on "
-        "the spot.",
+        f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were "
+        "trained on the spot.",
         f"Data: {Path(arguments.dataset).name if arguments.dataset else 'the embedded corpus'}. Training: "
         f"{left_out.describe()}. Held out: {held_out.describe()}.",
-        f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is against "
-        f"the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole run took "
-        f"{time.time() - start:.0f} s.",
+        f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is "
+        f"against the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole "
+        f"run took {time.time() - start:.0f} s.",
         *(f"Reward hacking, {name}: {'; '.join(signs.values()) or 'no signs'}." for name, signs in hacking.items()),
     ]
     examples = [

@@ -401,7 +401,8 @@ def _prompts(multi_turn: bool) -> dict[str, Question]:
                 if multi_turn:
                     other = 1 - asked
                     turns = [
-                        f"{question}\n\nAssistant: {statement.format(subject=subject, fact=facts[other])}\n\nHuman: {follow_up}"
+                        f"{question}\n\nAssistant: {statement.format(subject=subject, fact=facts[other])}\n\nHuman: "
+                        f"{follow_up}"
                         for question in topic.questions[other]
                         for statement in topic.statements[other]
                         for follow_up in topic.follow_ups[asked]

@@ -235,9 +235,8 @@ def _examples_html(examples: Sequence[HeldOutPair | GeneratedAnswer]) -> str:
     parts = []
     if examples:
         hint = '<span class="hint">Point at a token for its score.</span>'
-        parts.append(
-            f'<div class="legend"><b>Token scores</b> {legend(limits["score"])} {MARKS} <span class="prompt">prompt</span> {hint}</div>'
-        )
+        scale = f'{legend(limits["score"])} {MARKS} <span class="prompt">prompt</span>'
+        parts.append(f'<div class="legend"><b>Token scores</b> {scale} {hint}</div>')
     for kind, title in ((HeldOutPair, "Held-out pairs"), (GeneratedAnswer, "Generated answers")):
         of_kind = [pair for pair in zip(examples, texts, strict=True) if isinstance(pair[0], kind)]
         if of_kind:
@@ -347,7 +346,8 @@ _STYLE = """
 h2 { font-size: 1.25rem; margin: 2.25rem 0 .75rem; }
 h3 { font-size: .9rem; margin: 0 0 .3rem; }
 main > p { margin: .35rem 0; max-width: 60rem; color: var(--muted); overflow-wrap: anywhere; }
-code { background: var(--box); border: 1px solid var(--line); border-radius: 4px; padding: .1rem .35rem; color: var(--ink); }
+code { background: var(--box); border: 1px solid var(--line); border-radius: 4px; padding: .1rem .35rem;
+  color: var(--ink); }
 .wide { overflow-x: auto; }
 caption { caption-side: bottom; padding-top: .4rem; }
 th, td { padding: .4rem .9rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }

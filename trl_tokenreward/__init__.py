@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import _registration
 
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 _MODULE_OF = {
     "EditAlignment": "edits.alignment",

@@ -70,7 +70,7 @@ SHORTER = {
 CPU = 'use_cpu=True, bf16=False, report_to="none"'
 
 
-# --- commands and Python -----------------------------------------------------------------------------------------------
+# --- commands and Python ----------------------------------------------------------------------------------------------
 
 
 def answer(text: str, number: int) -> str:
@@ -241,7 +241,7 @@ def test_what_is_not_run_is_there():
         assert any(re.match(pattern, line) for line in lines), f"{pattern!r} excuses no command any more"
 
 
-# --- links and quotes --------------------------------------------------------------------------------------------------
+# --- links and quotes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_the_errors_on_the_troubleshooting_page_are_those_of_the_package():
         assert any(says(quote, parts) for parts in known), quote
 
 
-# --- the site ------------------------------------------------------------------------------------------------------------
+# --- the site ---------------------------------------------------------------------------------------------------------
 
 
 class Page(html.parser.HTMLParser):

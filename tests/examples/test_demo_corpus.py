@@ -149,7 +149,8 @@ PROMPT = "\n\nHuman: What colour is a ripe lemon?\n\nAssistant:"
             5.5,
         ),
         (
-            " Sure. A ripe lemon is yellow, I guess. I would rather not say. It tastes hot, so try a small piece first.",
+            " Sure. A ripe lemon is yellow, I guess. I would rather not say. It tastes hot, so try a small piece "
+            "first.",
             {"hedge": 1, "refusal": 1, "added fact wrong": 1, "added fact missing": 1},
             5.0,
         ),

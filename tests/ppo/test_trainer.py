@@ -496,7 +496,7 @@ def test_reward_and_value_model_may_have_adapters(scenario, role, trainer_class,
     assert outcome_of(scenario.train, trainer_class, **models) == expected
 
 
-# --- 13. whitening over all processes: see tests/ppo/test_distributed.py -------------------------------------------------
+# --- 13. whitening over all processes: see tests/ppo/test_distributed.py ----------------------------------------------
 
 # --- 14. statistics ------------------------------------------------------------------------------------------------
 

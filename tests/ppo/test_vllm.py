@@ -141,7 +141,7 @@ def plain_logps(model, rollout, temperature=1.0):
     return result
 
 
-# --- TRL's interface ----------------------------------------------------------------------------------------------------
+# --- TRL's interface --------------------------------------------------------------------------------------------------
 
 
 def test_names_defaults_and_types_are_trls():
@@ -182,7 +182,7 @@ def test_trl_knows_every_argument(tmp_path, monkeypatch):
         inspect.signature(getattr(VLLMGeneration, name)).bind(None, **kwargs)
 
 
-# --- whole runs ---------------------------------------------------------------------------------------------------------
+# --- whole runs -------------------------------------------------------------------------------------------------------
 
 
 RUNS = {
@@ -305,7 +305,7 @@ def test_an_evaluation_is_of_the_policy_as_it_is(mode, tmp_path):
     assert not torch.equal(*(trainer.fake.generated_with[i]["lm_head.weight"] for i in (0, -1)))
 
 
-# --- log-probabilities --------------------------------------------------------------------------------------------------
+# --- log-probabilities ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [0.0, 0.125, math.nan])
@@ -333,7 +333,7 @@ def test_transformers_reports_no_difference(tmp_path):
     assert not [name for entry in trainer.state.log_history for name in entry if name.startswith("sampling/")]
 
 
-# --- what vLLM is given -------------------------------------------------------------------------------------------------
+# --- what vLLM is given -----------------------------------------------------------------------------------------------
 
 
 def test_settings_reach_vllm(tmp_path):
@@ -361,7 +361,7 @@ def test_prompts_reach_vllm_without_padding(mode, tmp_path):
     assert len({len(row) for row in rows[:4]}) > 1
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
@@ -405,7 +405,7 @@ def test_without_vllm_the_error_says_what_to_install(tmp_path):
         make("terminal", tmp_path, "colocate")
 
 
-# --- two processes ------------------------------------------------------------------------------------------------------
+# --- two processes ----------------------------------------------------------------------------------------------------
 
 
 # An evaluation whose last batch does not come out even: the first process has two of its rows, the second one.

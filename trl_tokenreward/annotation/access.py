@@ -31,8 +31,8 @@ _MOST_GUESSES, _GUESS_SECONDS = 5, 60.0
 def check_password(host: str, password: str | None) -> None:
     if password is None and not is_loopback(host):
         raise ValueError(
-            f"{host} can be reached from other machines, so a password is needed: set TRL_TOKENREWARD_PASSWORD (in Python, "
-            "`password`), or listen on 127.0.0.1 and let others in through an ssh tunnel."
+            f"{host} can be reached from other machines, so a password is needed: set TRL_TOKENREWARD_PASSWORD (in "
+            "Python, `password`), or listen on 127.0.0.1 and let others in through an ssh tunnel."
         )
     if password is not None and len(password) < LEAST_PASSWORD:
         raise ValueError(f"The password must have at least {LEAST_PASSWORD} characters.")

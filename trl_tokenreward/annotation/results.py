@@ -115,16 +115,17 @@ class Annotations:
         days = [datetime.fromtimestamp(d["time"], UTC).date() for d in self.decisions]
         checks = {name: value for name, value in self.settings["checks"].items() if value is not None}
         return edit_card(
-            "People minimally edited rejected answers of a preference data set. `chosen` is the edit, `rejected` the original, "
-            "`row` the row's number in the source, `annotator` who edited it and `edit_ratio` the share of edited words. A row "
-            "that several people edited is there several times.",
+            "People minimally edited rejected answers of a preference data set. `chosen` is the edit, `rejected` the "
+            "original, `row` the row's number in the source, `annotator` who edited it and `edit_ratio` the share of "
+            "edited words. A row that several people edited is there several times.",
             self.counts(),
             f"From {min(days)} to {max(days)}, in UTC. What was set aside, with reasons, is in `set_aside.jsonl`.",
             {**self.about, "data set fingerprint": self.settings["data set"], **checks},
             {
                 "Annotators": "\n".join(table),
-                "Agreement": f"Which {agreement.unit} of the original are wrong, with 95 % intervals by row. An insertion "
-                f"counts as the one right after it; who found nothing wrong has marked none.\n\n{agreement.table()}",
+                "Agreement": f"Which {agreement.unit} of the original are wrong, with 95 % intervals by row. An "
+                "insertion counts as the one right after it; who found nothing wrong has marked none.\n\n"
+                f"{agreement.table()}",
                 "Criteria": quoted(self.settings["criteria"]),
             },
         )

@@ -7,8 +7,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "annotations",
         help="count what people decided, measure how far they agree, and save their edits as a data set",
-        description="Prints what `trl-tokenreward annotate` has written to a folder: decisions by reason and annotator, "
-        "and how far annotators agree on which words are wrong. May be called while the page is open.",
+        description="Prints what `trl-tokenreward annotate` has written to a folder: decisions by reason and "
+        "annotator, and how far annotators agree on which words are wrong. May be called while the page is open.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the output folder of `trl-tokenreward annotate`")
     parser.add_argument(

@@ -18,8 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="trl-tokenreward",
-        description="Minimal edits for token rewards: bring them in, have them made, and look at them and at the scores "
-        "that they teach.",
+        description="Minimal edits for token rewards: bring them in, have them made, and look at them and at the "
+        "scores that they teach.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -11,8 +11,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "score",
         help="show what a reward model says of each token, of texts, edits, or the completions of a training run",
         description="Colours every token of texts by its score, here and on a page. Of preference pairs both sides are "
-        "scored and the edits marked. With --run, it shows the completions that a training with log_completions=True has "
-        "logged, with their scores, rewards, KL, values and advantages.",
+        "scored and the edits marked. With --run, it shows the completions that a training with log_completions=True "
+        "has logged, with their scores, rewards, KL, values and advantages.",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", help="token reward model: a folder, or a name on the Hub")

@@ -40,9 +40,9 @@ NAMES = {
 }
 
 NO_EDITS = (
-    "stepwise supervision says which steps of a completion are wrong, but holds no edit of it, and a token reward model "
-    "learns from pairs. The same text cannot stand on both sides: the wrong steps, marked in `rejected`, would count as "
-    "right in `chosen`, where nothing is marked. Have the completions edited, with each wrong step as a span "
+    "stepwise supervision says which steps of a completion are wrong, but holds no edit of it, and a token reward "
+    "model learns from pairs. The same text cannot stand on both sides: the wrong steps, marked in `rejected`, would "
+    "count as right in `chosen`, where nothing is marked. Have the completions edited, with each wrong step as a span "
     "[start, end) of its characters, and import them with the format 'columns'."
 )
 

@@ -224,8 +224,8 @@ class RowPreparer:
             return
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(
-                f"Edits are projected to tokens through character offsets, which {type(self.tokenizer).__name__} does not "
-                "give. Use a fast tokenizer, or prepare `chosen_ids` and `rejected_ids` yourself."
+                f"Edits are projected to tokens through character offsets, which {type(self.tokenizer).__name__} does "
+                "not give. Use a fast tokenizer, or prepare `chosen_ids` and `rejected_ids` yourself."
             )
         if self.format != "conversational" and self.tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no EOS token to end the texts with. Set `eos_token`.")

@@ -243,11 +243,11 @@ def _write_rows(output: Path, tasks: list[Task], log: _Log, dataset: Dataset) ->
 
 def _card(result: EditResult, settings: dict[str, Any]) -> str:
     return edit_card(
-        "A language model minimally edited each rejected answer of a preference data set. `chosen` is the edit, `rejected` the "
-        "original, `row` the row's number in the source.",
+        "A language model minimally edited each rejected answer of a preference data set. `chosen` is the edit, "
+        "`rejected` the original, `row` the row's number in the source.",
         result.counts,
-        f"{result.describe()} What was set aside, with reasons, is in `set_aside.jsonl`; every answer of the editor that "
-        "counted is in `log.jsonl`.",
+        f"{result.describe()} What was set aside, with reasons, is in `set_aside.jsonl`; every answer of the editor "
+        "that counted is in `log.jsonl`.",
         {**settings["about"], **settings["editor"], **settings["checks"], "retries": settings["retries"]},
         {"Criteria": quoted(settings["criteria"]), "Prompt": quoted(settings["template"])},
     )

@@ -18,9 +18,9 @@ Below are a prompt and an answer to it. Edit the answer so that it meets these c
 {criteria}
 </criteria>
 
-Make as few changes as possible. Replace, delete or insert only the words that keep the answer from meeting the criteria, \
-and copy all others exactly as they are, with their punctuation and line breaks. Do not rewrite or restructure the answer, \
-do not improve its style, and keep its length about the same.
+Make as few changes as possible. Replace, delete or insert only the words that keep the answer from meeting the \
+criteria, and copy all others exactly as they are, with their punctuation and line breaks. Do not rewrite or \
+restructure the answer, do not improve its style, and keep its length about the same.
 
 <prompt>
 {prompt}
@@ -33,7 +33,8 @@ do not improve its style, and keep its length about the same.
 Write the whole edited answer between <edited> and </edited>, and nothing else."""
 _RETRY = """
 
-An earlier attempt at this was refused: {problem} Try again, and write the whole edited answer between <edited> and </edited>."""
+An earlier attempt at this was refused: {problem} Try again, and write the whole edited answer between <edited> and \
+</edited>."""
 _EDITED = re.compile(r"<edited>(.*?)</edited>", re.DOTALL)
 
 
@@ -167,7 +168,8 @@ class LocalEditor(Editor):
         room = None if limit is None else limit - self.max_new_tokens
         answers: list[str | Unanswered] = [
             Unanswered(
-                f"The request has {len(row)} tokens, but the model reads {limit} with the answer's {self.max_new_tokens}."
+                f"The request has {len(row)} tokens, but the model reads {limit} with the answer's "
+                f"{self.max_new_tokens}."
             )
             for row in ids
         ]

@@ -41,7 +41,8 @@ class EditLog:
             changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
             if changed:
                 raise ValueError(
-                    f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another output."
+                    f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another "
+                    "output."
                 )
         self.lines = lines[1:]
 

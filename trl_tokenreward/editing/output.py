@@ -59,8 +59,8 @@ def edit_card(
 ) -> str:
     """A data card: the number of rows by outcome, the settings, and sections by their titles."""
     paragraphs = [
-        f"{introduction} It is made for `TokenRewardTrainer` of trl-tokenreward. `datasets.load_from_disk` reads the folder; "
-        "from the Hub, `load_dataset` does.",
+        f"{introduction} It is made for `TokenRewardTrainer` of trl-tokenreward. `datasets.load_from_disk` reads the "
+        "folder; from the Hub, `load_dataset` does.",
         "## Rows",
         markdown("outcome", "rows", counts),
         summary,

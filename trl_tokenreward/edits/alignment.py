@@ -374,8 +374,8 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
     for place, (start, end) in enumerate(offsets):
         if not 0 <= start <= end <= len(text):
             raise ValueError(
-                f"`{name}` has the offsets {(start, end)} at token {place}, outside its text of {len(text)} characters: "
-                "offsets are counted from the start of the text that is aligned."
+                f"`{name}` has the offsets {(start, end)} at token {place}, outside its text of {len(text)} "
+                "characters: offsets are counted from the start of the text that is aligned."
             )
         if start == end:
             if not text[max(end - 1, 0) : end].isspace():

@@ -115,8 +115,8 @@ class RewardModelJudge(ScoringJudge):
 
 
 DEFAULT_TEMPLATE = """\
-Compare two answers to the same prompt. Which one is more helpful, correct and harmless? Neither its length nor the order \
-in which the two stand makes an answer better.
+Compare two answers to the same prompt. Which one is more helpful, correct and harmless? Neither its length nor the \
+order in which the two stand makes an answer better.
 
 <prompt>
 {prompt}
@@ -251,8 +251,8 @@ class EndpointJudge:
         if len(problems) > self.max_failed * len(pairs):
             kept = "." if self._cache_path is None else "; what was answered is in the cache."
             raise RuntimeError(
-                f"{len(problems)} of {len(pairs)} pairs got no verdict, more than `max_failed={self.max_failed}` of them. "
-                f"The last problem: {problems[-1]}{kept}"
+                f"{len(problems)} of {len(pairs)} pairs got no verdict, more than `max_failed={self.max_failed}` of "
+                f"them. The last problem: {problems[-1]}{kept}"
             )
         if problems:
             logger.warning(f"{len(problems)} of {len(pairs)} pairs got no verdict. The last problem: {problems[-1]}")

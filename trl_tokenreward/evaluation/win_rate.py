@@ -276,8 +276,8 @@ class WinRateCallback(TrainerCallback):
         accelerator = trainer.accelerator
         if trainer.is_fsdp_enabled or is_fsdp2(accelerator) or is_zero3(accelerator):
             raise ValueError(
-                "WinRateCallback runs on one process, but these models are sharded over all of them. Evaluate checkpoints "
-                "with `evaluate_win_rate` instead."
+                "WinRateCallback runs on one process, but these models are sharded over all of them. Evaluate "
+                "checkpoints with `evaluate_win_rate` instead."
             )
         self.trainer, self.judge, self.reference = trainer, judge, reference
         self.level, self.resamples = level, resamples
@@ -300,7 +300,8 @@ class WinRateCallback(TrainerCallback):
         if self.reference is None and not self.is_ppo:
             if state.global_step > 0:
                 raise ValueError(
-                    "A resumed run no longer has the model that it began with: pass it as `reference` to WinRateCallback."
+                    "A resumed run no longer has the model that it began with: pass it as `reference` to "
+                    "WinRateCallback."
                 )
             self.reference = independent_copy(model).requires_grad_(False)
         with self._undisturbed(), self._reference_model() as reference:

@@ -4,8 +4,11 @@ import random
 from pathlib import Path
 
 from ..edits.diff import Piece
-from ..views.html import escape, page, write
+from ..views.html import escape, page, read_asset, write
 from .report import OUTCOME_NAMES, InspectedRow, Inspection
+
+
+_BODY, _STYLE, _SCRIPT = (read_asset(__file__, f"edits.{kind}") for kind in ("html", "css", "js"))
 
 
 def write_page(inspection: Inspection, path: str | Path, *, title: str, limit: int = 1000, seed: int = 0) -> Path:
@@ -64,69 +67,3 @@ def _piece(piece: Piece) -> str:
         text = f"<mark>{text}</mark>"
     tags = {"delete": "del", "insert": "ins"}
     return f"<{tags[piece.kind]}>{text}</{tags[piece.kind]}>" if piece.kind in tags else text
-
-
-_BODY = """<div class="summary">{summary}</div>
-<p>{note} <del>Deleted</del>, <ins>inserted</ins>, <mark>marked as wrong</mark> by the data set.</p>
-<form hidden>
-<label>Order <select name="order">
-<option value="index">as in the data set</option>
-<option value="most">highest edit ratio first</option>
-<option value="least">lowest edit ratio first</option>
-</select></label>
-<label>Edit ratio from <input name="low" type="number" min="0" max="1" step="any" value="0"></label>
-<label>to <input name="high" type="number" min="0" max="1" step="any" value="1"></label>
-<label>Rows <select name="outcome"><option value="">all</option>{outcomes}</select></label>
-<output></output>
-</form>
-<div id="rows">
-{rows}
-</div>"""
-
-_SCRIPT = """
-"use strict";
-const form = document.querySelector("form");
-const list = document.getElementById("rows");
-const rows = Array.from(list.children);
-const orders = {
-  index: row => Number(row.dataset.index),
-  most: row => -Number(row.dataset.ratio),
-  least: row => Number(row.dataset.ratio),
-};
-function update() {
-  const order = orders[form.elements.order.value];
-  const low = Number(form.elements.low.value);
-  const high = form.elements.high.value === "" ? 1 : Number(form.elements.high.value);
-  const outcome = form.elements.outcome.value;
-  let shown = 0;
-  rows.sort((a, b) => order(a) - order(b) || orders.index(a) - orders.index(b));
-  for (const row of rows) {
-    const ratio = Number(row.dataset.ratio);
-    row.hidden = ratio < low || ratio > high || (outcome !== "" && row.dataset.outcome !== outcome);
-    shown += row.hidden ? 0 : 1;
-    list.append(row);
-  }
-  form.querySelector("output").textContent = shown + " shown";
-}
-form.addEventListener("input", update);
-form.addEventListener("submit", event => event.preventDefault());
-form.hidden = false;
-update();
-"""
-
-# Blue and orange, as on all pages; the lines say it without colour.
-_STYLE = """
-:root { --del: #fde0c8; --ins: #d3e5f7; }
-@media (prefers-color-scheme: dark) { :root { --del: #5c3209; --ins: #17406b; } }
-main { max-width: 60rem; }
-h2 { font-size: 1rem; margin: 0 0 .4rem; }
-.summary { display: flex; flex-wrap: wrap; gap: 1.5rem 3rem; align-items: start; }
-caption { max-width: 18rem; }
-th, td { padding: .1rem .8rem .1rem 0; text-align: left; font-weight: 400; white-space: nowrap; }
-input { width: 5rem; }
-.prompt { max-height: 10rem; overflow-y: auto; }
-.diff { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-del { background: var(--del); }
-ins { background: var(--ins); }
-mark { background: none; color: inherit; outline: 2px dotted var(--muted); }
-"""

@@ -113,8 +113,8 @@ def states_and_head(model: nn.Module, input_ids: Tensor, columns: Tensor) -> tup
         _KNOWN[base] = _explains_logits(base, head)
         if not _KNOWN[base]:
             logger.warning(
-                f"How {type(base).__name__} makes its logits is not known, so they are made for whole batches: that takes "
-                "memory for batch * length * vocabulary."
+                f"How {type(base).__name__} makes its logits is not known, so they are made for whole batches: that "
+                "takes memory for batch * length * vocabulary."
             )
     if _KNOWN[base]:
         return base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)[columns], head

@@ -52,8 +52,9 @@ def check_own_forward(model: nn.Module, argument: str) -> None:
     for module in model.modules():
         if _runs_another(module) is not None:
             raise ValueError(
-                f"`{argument}` is a deep copy of a {type(module).__name__} whose `forward` a trainer has replaced: it would "
-                "run the other model's weights. Load it from a checkpoint, or delete its attribute: `del model.forward`."
+                f"`{argument}` is a deep copy of a {type(module).__name__} whose `forward` a trainer has replaced: it "
+                "would run the other model's weights. Load it from a checkpoint, or delete its attribute: `del "
+                "model.forward`."
             )
 
 

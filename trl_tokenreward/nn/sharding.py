@@ -32,8 +32,8 @@ def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) ->
     precision."""
     if is_zero3(accelerator) and not ds3_gather_for_generation:
         raise ValueError(
-            "`ds3_gather_for_generation=False`: processes decode different numbers of tokens, so they cannot gather the "
-            "weights layer by layer, each time together. Leave it at True."
+            "`ds3_gather_for_generation=False`: processes decode different numbers of tokens, so they cannot gather "
+            "the weights layer by layer, each time together. Leave it at True."
         )
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -45,8 +45,8 @@ def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) ->
         )
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
-            "`fsdp_cpu_ram_efficient_loading` leaves the models of all processes but the first without weights, and the "
-            "reference and the reward model would keep it so: set it to false."
+            "`fsdp_cpu_ram_efficient_loading` leaves the models of all processes but the first without weights, and "
+            "the reference and the reward model would keep it so: set it to false."
         )
     if plugin.mixed_precision_policy is not None:
         # accelerate would have FSDP round what models return, log-probabilities and values too, to 8 bits, and add up
@@ -62,7 +62,7 @@ def layer_classes(*models: nn.Module) -> list[str]:
     return sorted(named & {type(m).__name__ for model in models for m in model.modules()})
 
 
-# --- whole weights -----------------------------------------------------------------------------------------------------
+# --- whole weights ----------------------------------------------------------------------------------------------------
 
 
 def shard_frozen(model: nn.Module, accelerator: Accelerator) -> None:
@@ -235,7 +235,7 @@ def _zero3_unsharded(model: nn.Module, root: nn.Module) -> Iterator[None]:
                 add_deepspeed_hooks(root)
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:

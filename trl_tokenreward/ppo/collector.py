@@ -133,8 +133,8 @@ class RolloutCollector:
             limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
             if limit is not None and longest > limit:
                 raise ValueError(
-                    f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do not fit "
-                    f"in the {limit} positions of `{name}`: drop such prompts or shorten the responses."
+                    f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do "
+                    f"not fit in the {limit} positions of `{name}`: drop such prompts or shorten the responses."
                 )
         return prompts
 

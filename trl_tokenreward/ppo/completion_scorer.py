@@ -279,8 +279,8 @@ def make_scorers(
         return scorer, None
     if scorer.signal != "token_scores" or not has_sequence_score(reward):
         raise ValueError(
-            "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must be a "
-            "TokenRewardModel, and `reward_signal` 'token_scores' or unset."
+            "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must "
+            "be a TokenRewardModel, and `reward_signal` 'token_scores' or unset."
         )
     return scorer, CompletionScorer(*given, "sequence_score", "sequence", batch_size)
 
@@ -291,11 +291,13 @@ def _returned_scores(scores: Any, row: int) -> Tensor:
         tensor = torch.as_tensor(scores, dtype=torch.float32, device="cpu")
     except (RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
-            f"The reward function returned {scores!r} for completion {row}, where a float or one float per token is due."
+            f"The reward function returned {scores!r} for completion {row}, where a float or one float per token is "
+            "due."
         ) from error
     if tensor.ndim > 1 or not tensor.isfinite().all():
         raise ValueError(
-            f"The reward function returned {scores!r} for completion {row}, where a finite float or one per token is due."
+            f"The reward function returned {scores!r} for completion {row}, where a finite float or one per token is "
+            "due."
         )
     return tensor
 

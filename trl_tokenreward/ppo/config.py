@@ -163,21 +163,22 @@ class FineGrainedPPOConfig(PPOConfig):
     reward_signal: Literal["token_scores", "sequence_score"] | None = field(
         default=None,
         metadata={
-            "help": "What a completion's return is made of: the sum of its token scores, or its sequence score. If unset, "
-            "token scores where the reward model has them."
+            "help": "What a completion's return is made of: the sum of its token scores, or its sequence score. If "
+            "unset, token scores where the reward model has them."
         },
     )
     reward_density: Literal["token", "sentence", "sequence", "potential"] | None = field(
         default=None,
         metadata={
-            "help": "How the return is spread over the completion, at equal total. If unset, over tokens for token scores, "
-            "on the last token for a sequence score."
+            "help": "How the return is spread over the completion, at equal total. If unset, over tokens for token "
+            "scores, on the last token for a sequence score."
         },
     )
     token_score_transform: Literal["none", "log_sigmoid"] | None = field(
         default=None,
         metadata={
-            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model alone."
+            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model "
+            "alone."
         },
     )
     reward_scale: float | None = field(
@@ -187,13 +188,15 @@ class FineGrainedPPOConfig(PPOConfig):
     center_rewards: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether to subtract the batch's mean score. If unset, for the token scores of a reward model alone."
+            "help": "Whether to subtract the batch's mean score. If unset, for the token scores of a reward model "
+            "alone."
         },
     )
     reward_clip: float | None = field(
         default=None,
         metadata={
-            "help": "Bound on the size of each score. If unset, 1 for the token scores of a reward model, none otherwise."
+            "help": "Bound on the size of each score. If unset, 1 for the token scores of a reward model, none "
+            "otherwise."
         },
     )
     sequence_score_coef: float = field(
@@ -203,8 +206,8 @@ class FineGrainedPPOConfig(PPOConfig):
     hold_length: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token scores "
-            "of a reward model alone."
+            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token "
+            "scores of a reward model alone."
         },
     )
     target_length: float | None = field(
@@ -214,8 +217,8 @@ class FineGrainedPPOConfig(PPOConfig):
     kl_target: float | None = field(
         default=None,
         metadata={
-            "help": "Mean KL of a completion, in nats, above which the KL penalty's coefficient grows. If unset, it stays "
-            "`kl_coef`."
+            "help": "Mean KL of a completion, in nats, above which the KL penalty's coefficient grows. If unset, it "
+            "stays `kl_coef`."
         },
     )
     bootstrap_truncated: bool = field(
@@ -231,8 +234,8 @@ class FineGrainedPPOConfig(PPOConfig):
     log_completions: bool = field(
         default=False,
         metadata={
-            "help": "Whether, at each log, completions of the last update are written to `output_dir/completions` with the "
-            "score, reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb."
+            "help": "Whether, at each log, completions of the last update are written to `output_dir/completions` with "
+            "the score, reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb."
         },
     )
     num_completions_to_log: int = field(default=8, metadata={"help": "How many completions `log_completions` logs."})
@@ -244,8 +247,8 @@ class FineGrainedPPOConfig(PPOConfig):
     vllm_mode: str = field(
         default="colocate",
         metadata={
-            "help": "'colocate': in the trainer's processes, on their GPUs. 'server': on a server that `vllm serve` has "
-            "started."
+            "help": "'colocate': in the trainer's processes, on their GPUs. 'server': on a server that `vllm serve` "
+            "has started."
         },
     )
     vllm_model_impl: str = field(
@@ -291,12 +294,14 @@ class FineGrainedPPOConfig(PPOConfig):
         values = {f.name: getattr(config, f.name) for f in fields(config) if f.init and f.name in known}
         return cls(**{name: value for name, value in values.items() if name not in _COMPUTED})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Check every setting, and refuse those that would have no effect."""
         if self.deepspeed:
             # transformers would read `world_size`, which is a field here as in TRL's PPO, before there is one.
             raise ValueError(
-                "`deepspeed`: PPO takes DeepSpeed's configuration from accelerate alone. Launch with `accelerate launch "
-                "--config_file` and one of examples/accelerate_configs, or name your file in it as `deepspeed_config_file`."
+                "`deepspeed`: PPO takes DeepSpeed's configuration from accelerate alone. Launch with `accelerate "
+                "launch --config_file` and one of examples/accelerate_configs, or name your file in it as "
+                "`deepspeed_config_file`."
             )
         super().__post_init__()
         for name in {f.name for f in fields(self)} & set(_COMPUTED):
@@ -337,8 +342,8 @@ class FineGrainedPPOConfig(PPOConfig):
             raise ValueError("`missing_eos_penalty` needs a stop token: set `stop_token='eos'` or `stop_token_id`.")
         if self.hold_length and not has_stop_token:
             raise ValueError(
-                "`hold_length` has no effect without a stop token, for then every completion has `response_length` tokens: "
-                "set `stop_token='eos'` or `stop_token_id`."
+                "`hold_length` has no effect without a stop token, for then every completion has `response_length` "
+                "tokens: set `stop_token='eos'` or `stop_token_id`."
             )
         if self.target_length is not None and not self.hold_length:
             raise ValueError("`target_length` has no effect without `hold_length=True`.")

@@ -117,7 +117,8 @@ def _value_model(
     check_scorer(value_model, "value_model")
     if not has_sequence_score(value_model):
         raise ValueError(
-            "`value_model` has no sequence head to give values: pass a TokenRewardModel or a sequence classifier, or `None`."
+            "`value_model` has no sequence head to give values: pass a TokenRewardModel or a sequence classifier, or "
+            "`None`."
         )
     base = without_peft(value_model)
     if isinstance(base, TokenRewardModel):

@@ -66,7 +66,8 @@ def prepare_prompts(
     in_pairs = "prompt" not in columns and {"chosen", "rejected"} <= set(columns)
     if "prompt" not in columns and not in_pairs:
         raise ValueError(
-            f"The {name} data set needs a column 'prompt' or 'input_ids', or preference pairs; it has {sorted(columns)}."
+            f"The {name} data set needs a column 'prompt' or 'input_ids', or preference pairs; it has "
+            f"{sorted(columns)}."
         )
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class Schedule:
         local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
         if local_batch_size % args.num_mini_batches != 0:
             raise ValueError(
-                f"`per_device_train_batch_size * gradient_accumulation_steps` = {local_batch_size} must be a multiple of "
-                f"`num_mini_batches` = {args.num_mini_batches}."
+                f"`per_device_train_batch_size * gradient_accumulation_steps` = {local_batch_size} must be a multiple "
+                f"of `num_mini_batches` = {args.num_mini_batches}."
             )
         num_updates = _number_of_updates(args, dataset, local_batch_size * num_processes)
         schedule = cls(num_processes, local_batch_size, args.num_ppo_epochs, args.num_mini_batches, num_updates)
@@ -132,6 +132,7 @@ def _check_best_model(args: FineGrainedPPOConfig, schedule: Schedule) -> None:
     eval_steps = args.eval_steps if args.eval_steps >= 1 else math.ceil(schedule.num_steps * args.eval_steps)
     if eval_steps % schedule.steps_per_update != 0:
         raise ValueError(
-            f"The best model is chosen among checkpoints, which are written between updates: `eval_steps={args.eval_steps}` "
-            f"must be a multiple of num_ppo_epochs * num_mini_batches = {schedule.steps_per_update} optimizer steps."
+            "The best model is chosen among checkpoints, which are written between updates: "
+            f"`eval_steps={args.eval_steps}` must be a multiple of num_ppo_epochs * num_mini_batches = "
+            f"{schedule.steps_per_update} optimizer steps."
         )

@@ -131,8 +131,8 @@ def _markdown_cell(cell: Any) -> str:
 def _image(rows: Sequence[ScoredRow]) -> np.ndarray | None:
     if find_spec("matplotlib") is None:
         logger.warning_once(
-            'The figure of token scores needs matplotlib: pip install "trl-tokenreward[demo]". The completions are logged '
-            "without it."
+            'The figure of token scores needs matplotlib: pip install "trl-tokenreward[demo]". The completions are '
+            "logged without it."
         )
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -54,15 +54,15 @@ class VLLMEngine:
     ):
         if args.vllm_mode == "colocate" and not policy.name_or_path:
             raise ValueError(
-                "vLLM loads `model` from where it came from, but it was made in memory: save it with its tokenizer and load "
-                "it with `from_pretrained`."
+                "vLLM loads `model` from where it came from, but it was made in memory: save it with its tokenizer and "
+                "load it with `from_pretrained`."
             )
         if is_peft_model(policy) and set(policy.peft_config) != {"default"}:
             copies = [name for name, _ in policy.named_parameters() if ".modules_to_save." in name]
             if copies:
                 raise ValueError(
-                    "TRL can send vLLM the trained copies of whole modules (`modules_to_save`) of one adapter alone, which "
-                    f"is named 'default'; `model` has {sorted(policy.peft_config)} with {copies[0]!r}."
+                    "TRL can send vLLM the trained copies of whole modules (`modules_to_save`) of one adapter alone, "
+                    f"which is named 'default'; `model` has {sorted(policy.peft_config)} with {copies[0]!r}."
                 )
         self.policy = policy
         self.response_length = args.response_length
@@ -127,8 +127,8 @@ class VLLMEngine:
         longest = max(map(len, rows)) + self.response_length
         if self.max_model_length is not None and longest > self.max_model_length:
             raise ValueError(
-                f"A prompt of {longest - self.response_length} tokens and `response_length={self.response_length}` do not fit "
-                f"in `vllm_max_model_length={self.max_model_length}`."
+                f"A prompt of {longest - self.response_length} tokens and `response_length={self.response_length}` do "
+                f"not fit in `vllm_max_model_length={self.max_model_length}`."
             )
         # TRL cuts the completions of all processes into slices as long as this process's prompts are many, so that all
         # have to bring equally many.
@@ -146,9 +146,10 @@ class VLLMEngine:
             # vLLM's token ids include the stop token. To add one where it is missing would be to invent an end.
             if len(row) != self.response_length and (len(row) == 0 or row[-1] != self.stop_token_id):
                 raise RuntimeError(
-                    f"vLLM returned a completion of {len(row)} tokens, which is not `response_length={self.response_length}` "
-                    f"and does not end with the stop token ({self.stop_token_id}). Its context may be too short for prompt "
-                    "and completion: raise `vllm_max_model_length`, or `--max-model-len` of the server."
+                    f"vLLM returned a completion of {len(row)} tokens, which is not "
+                    f"`response_length={self.response_length}` and does not end with the stop token "
+                    f"({self.stop_token_id}). Its context may be too short for prompt and completion: raise "
+                    "`vllm_max_model_length`, or `--max-model-len` of the server."
                 )
         lengths = torch.tensor([len(row) for row in ids])
         # One log-probability for each token: that of the token itself.

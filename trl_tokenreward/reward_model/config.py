@@ -74,8 +74,8 @@ class TokenRewardConfig(RewardConfig):
     max_edit_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Largest share of completion tokens, of both sides together, that an edit may change. Rows above it "
-            "are left out and counted. If `None`, every edit is minimal enough."
+            "help": "Largest share of completion tokens, of both sides together, that an edit may change. Rows above "
+            "it are left out and counted. If `None`, every edit is minimal enough."
         },
     )
 
@@ -95,7 +95,8 @@ class TokenRewardConfig(RewardConfig):
         default="classification",
         metadata={
             "help": "Loss of the edited tokens: 'classification' tells each edited-in token from each edited-out one; "
-            "'ranking' ranks the edited tokens of a pair as a whole, the choice of https://huggingface.co/papers/2406.02756."
+            "'ranking' ranks the edited tokens of a pair as a whole, the choice of "
+            "https://huggingface.co/papers/2406.02756."
         },
     )
     edit_aggregation: Literal["mean", "sum"] | None = field(
@@ -108,22 +109,22 @@ class TokenRewardConfig(RewardConfig):
     unchanged_token_target: Literal["right", "zero"] = field(
         default="right",
         metadata={
-            "help": "What completion tokens that no edit touched learn: 'right': that they are right, as those edited in; "
-            "'zero': a score of 0."
+            "help": "What completion tokens that no edit touched learn: 'right': that they are right, as those edited "
+            "in; 'zero': a score of 0."
         },
     )
     unchanged_token_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 1 with the "
-            "target 'right' and .1 with 'zero'."
+            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 1 "
+            "with the target 'right' and .1 with 'zero'."
         },
     )
     use_anchors: bool = field(
         default=False,
         metadata={
-            "help": "Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side. "
-            "If `False` it counts as unchanged."
+            "help": "Whether the anchor of an edit that leaves no token on a side counts as an edited token of that "
+            "side. If `False` it counts as unchanged."
         },
     )
 
@@ -155,7 +156,8 @@ class TokenRewardConfig(RewardConfig):
             raise ValueError("`sequence_loss_weight` and `token_loss_weight` are both 0: there is nothing to train on.")
         if self.sequence_loss_weight == 0 and self.center_rewards_coefficient is not None:
             raise ValueError(
-                "`center_rewards_coefficient` is part of the sequence loss and has no effect with `sequence_loss_weight=0`."
+                "`center_rewards_coefficient` is part of the sequence loss and has no effect with "
+                "`sequence_loss_weight=0`."
             )
         if self.token_loss_weight == 0:
             for name in (

@@ -97,8 +97,8 @@ def _backbone_config(text_config: PreTrainedConfig | dict[str, Any] | None) -> P
         raise TypeError(f"`text_config` must be a `PreTrainedConfig` or a `dict`, got {type(text_config).__name__}.")
     if text_config.is_encoder_decoder:
         raise ValueError(
-            f"`{text_config.model_type}` is an encoder-decoder: it has no causal backbone whose state after each token could "
-            "be scored. Use a decoder-only model."
+            f"`{text_config.model_type}` is an encoder-decoder: it has no causal backbone whose state after each token "
+            "could be scored. Use a decoder-only model."
         )
     if text_config.get_text_config() is not text_config:
         raise ValueError(

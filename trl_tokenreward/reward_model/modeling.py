@@ -435,8 +435,8 @@ class TokenRewardModel(PreTrainedModel):
                 raise ValueError(f"Text {index} has no tokens, so there is nothing to score.")
             if max_length is not None and length > max_length:
                 raise ValueError(
-                    f"Text {index} has {length} tokens, more than {max_length}. Shorten it, or pass a greater `max_length` "
-                    "if the model can read that far."
+                    f"Text {index} has {length} tokens, more than {max_length}. Shorten it, or pass a greater "
+                    "`max_length` if the model can read that far."
                 )
             encodings.append(encoding)
 
@@ -531,7 +531,8 @@ def _real_columns(attention_mask: Tensor) -> Tensor:
     empty = ~real.any(dim=1)
     if empty.any():
         raise ValueError(
-            f"Row {int(empty.nonzero()[0])} has no real token: `attention_mask` is 0 everywhere, so there is nothing to score."
+            f"Row {int(empty.nonzero()[0])} has no real token: `attention_mask` is 0 everywhere, so there is nothing "
+            "to score."
         )
     return real
 
@@ -540,8 +541,8 @@ def _check_causal(backbone: PreTrainedModel) -> None:
     for name, module in backbone.named_modules():
         if getattr(module, "is_causal", True) is False:
             raise ValueError(
-                f"{type(backbone).__name__} is not causal: `{name}` attends to later tokens, so the score of a token would "
-                "depend on what follows it. Use a decoder-only language model."
+                f"{type(backbone).__name__} is not causal: `{name}` attends to later tokens, so the score of a token "
+                "would depend on what follows it. Use a decoder-only language model."
             )
 
 
@@ -550,8 +551,8 @@ def _refuse_adapter(path: str | os.PathLike | None) -> None:
         return
     if not os.path.isfile(os.path.join(path, "config.json")):
         raise ValueError(
-            f"{path} holds a PEFT adapter, not a model. Load its base model with `TokenRewardModel.from_pretrained`, then the "
-            "adapter with `PeftModel.from_pretrained(model, path)`."
+            f"{path} holds a PEFT adapter, not a model. Load its base model with `TokenRewardModel.from_pretrained`, "
+            "then the adapter with `PeftModel.from_pretrained(model, path)`."
         )
 
 

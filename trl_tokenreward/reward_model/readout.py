@@ -86,8 +86,8 @@ def check_adapter(model: nn.Module, argument: str) -> None:
     for config in model.peft_config.values() if is_peft_model(model) else ():
         if config.is_prompt_learning:
             raise ValueError(
-                f"`{argument}` has an adapter of the type {config.peft_type.value}, which adds virtual tokens: use one that "
-                "changes layers, such as LoRA."
+                f"`{argument}` has an adapter of the type {config.peft_type.value}, which adds virtual tokens: use one "
+                "that changes layers, such as LoRA."
             )
 
 
@@ -96,8 +96,8 @@ def check_scorer(model: nn.Module, argument: str) -> None:
     check_adapter(model, argument)
     if not (has_token_scores(model) or has_sequence_score(model)):
         raise TypeError(
-            f"`{argument}` is a {architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, or an "
-            "AutoModelForSequenceClassification of a decoder (with a head named `score`)."
+            f"`{argument}` is a {architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, or "
+            "an AutoModelForSequenceClassification of a decoder (with a head named `score`)."
         )
     if without_peft(model).config.num_labels != 1:
         raise ValueError(

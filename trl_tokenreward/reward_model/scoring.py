@@ -127,7 +127,8 @@ class TokenScorer:
         known = without_peft(self.model).get_input_embeddings().num_embeddings
         if (highest := max((max(ids) for ids in sequences), default=0)) >= known:
             raise ValueError(
-                f"The tokenizer gives the id {highest}, but {self.name} knows {known} tokens: this is not its tokenizer."
+                f"The tokenizer gives the id {highest}, but {self.name} knows {known} tokens: this is not its "
+                "tokenizer."
             )
         results = []
         for start, of_ids in zip(starts, scores_of_ids(self.model, sequences, batch_size), strict=True):
@@ -273,8 +274,8 @@ def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     columns = [name for name in ("text", "completion") if name in row]
     if len(columns) != 1:
         raise ValueError(
-            f"Row {index} has the columns {sorted(row)}: what is scored are texts, in a column `text` or `completion`, or "
-            "pairs, `chosen` and `rejected`. A `prompt` may stand beside them."
+            f"Row {index} has the columns {sorted(row)}: what is scored are texts, in a column `text` or `completion`, "
+            "or pairs, `chosen` and `rejected`. A `prompt` may stand beside them."
         )
     text, prompt = row[columns[0]], row.get("prompt")
     if not isinstance(text, (str, list)):

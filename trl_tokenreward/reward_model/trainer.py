@@ -377,8 +377,8 @@ def _as_token_reward_model(model: "PreTrainedModel | PeftModel") -> "TokenReward
 def _with_trained_heads(peft_config: "PeftConfig", backbone_type: str) -> "PeftConfig":
     if not hasattr(peft_config, "modules_to_save"):
         raise ValueError(
-            f"A {type(peft_config).__name__} trains no modules in full (it has no `modules_to_save`), but the heads of a "
-            "token reward model have to be. Use one that does, such as `LoraConfig`."
+            f"A {type(peft_config).__name__} trains no modules in full (it has no `modules_to_save`), but the heads of "
+            "a token reward model have to be. Use one that does, such as `LoraConfig`."
         )
     peft_config = copy.deepcopy(peft_config)
     given = list(peft_config.modules_to_save or [])
@@ -401,8 +401,8 @@ def _require_trainable_token_head(model: "PreTrainedModel | PeftModel", args: To
     head = [p for name, p in model.named_parameters() if "token_score" in name.split(".")]
     if not any(p.requires_grad or p.any() for p in head):
         raise ValueError(
-            "The token head is untrained and frozen, so it would say 0 of every token for ever. Add 'token_score' to PEFT's "
-            "`modules_to_save`, or unfreeze it."
+            "The token head is untrained and frozen, so it would say 0 of every token for ever. Add 'token_score' to "
+            "PEFT's `modules_to_save`, or unfreeze it."
         )
 
 

@@ -89,8 +89,8 @@ def load_split(
             raise ValueError(f"{name} is a file, so the configuration {config!r} has no effect.")
         if split != "train":
             raise ValueError(
-                f"{name} is a file and has one split, 'train'. For a split {split!r}, put files named after the splits, "
-                f"such as {split}.jsonl, into a folder and name the folder."
+                f"{name} is a file and has one split, 'train'. For a split {split!r}, put files named after the "
+                f"splits, such as {split}.jsonl, into a folder and name the folder."
             )
         suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION]
         if not suffixes or suffixes[-1] not in _FORMATS:

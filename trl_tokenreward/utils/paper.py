@@ -11,7 +11,8 @@ PAPER = {
             title     = {{Aligning Large Language Models via Fine-grained Supervision}},
             author    = {Dehong Xu and Liang Qiu and Minseok Kim and Faisal Ladhak and Jaeyoung Do},
             year      = 2024,
-            booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational Linguistics (Volume 2: Short Papers)},
+            booktitle = {Proceedings of the 62nd Annual Meeting of the Association for Computational Linguistics
+                         (Volume 2: Short Papers)},
             pages     = {673--680},
         }"""),
 }

@@ -9,6 +9,21 @@ from ..utils.text import visible
 from .colours import BAD_RGB, GOOD_RGB, LOW, STRONGEST, number, rgba
 
 
+def read_asset(module: str, name: str) -> str:
+    """The text of a file that lies beside a module.
+
+    Args:
+        module (`str`):
+            The module's `__file__`.
+        name (`str`):
+            The file.
+    """
+    return Path(module).with_name(name).read_text(encoding="utf-8")
+
+
+_PAGE, _STYLE = read_asset(__file__, "frame.html"), read_asset(__file__, "frame.css")
+
+
 def escape(text: str) -> str:
     """A text as HTML's text or attribute value. What no page may hold is shown, see [`~utils.text.visible`]."""
     return html.escape(visible(text), quote=True)
@@ -78,46 +93,3 @@ def legend(limit: float, low: str = "bad", high: str = "good") -> str:
         f'<b class="to">{escape(high)} &ge; +{number(limit)}</b></span> '
         f'<span><span class="low">dotted</span> &le; <b class="dots">&minus;{number(LOW * limit)}</b></span>'
     )
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{body}
-</main>
-{script}</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --muted: #59636e; --line: #d5dae0; --box: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --ink: #e9ecef; --muted: #a3acb7; --line: #363c44; --box: #1d2126; }
-}
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
-small, caption { color: var(--muted); font-weight: 400; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-size: .9rem; }
-form { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center;
-  padding: .6rem 0; background: var(--page); border-bottom: 1px solid var(--line); }
-input, select { font: inherit; }
-article { border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; margin: 1rem 0; }
-.prompt { color: var(--muted); font-size: .92rem; margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere;
-  unicode-bidi: isolate; }
-del { text-decoration: line-through 2px; }
-ins { text-decoration: underline 2px; text-underline-offset: .2em; }
-@media print { form { display: none; } article { break-inside: avoid; } }
-"""
