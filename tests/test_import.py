@@ -13,6 +13,9 @@ import trl_tokenreward
 from trl_tokenreward import TokenRewardModel
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

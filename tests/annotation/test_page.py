@@ -16,7 +16,7 @@ from trl_tokenreward.annotation.store import AnnotationStore
 from trl_tokenreward.editing.checks import EditChecks
 
 
-pytestmark = pytest.mark.any_trl
+pytestmark = [pytest.mark.any_trl, pytest.mark.slow]
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)").expect
 
 ANSWERS = [f"the answer number {i} is very bad indeed" for i in range(4)]

@@ -8,6 +8,9 @@ from benchmarks import ppo_step
 from trl_tokenreward._trl import TRL_HAS_PPO
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_the_floor_is_what_one_counts_by_hand():
     # Two rows. The first has n = 2 + 3 - 1 = 4 tokens to read, the second 1 + 1 - 1 = 1. With 10 weights in the
     # backbone and an attention width of 5, F(n) = 20 n + 10 n (n + 1): F(1) = 40, F(2) = 100, F(4) = 280, F(5) = 400.

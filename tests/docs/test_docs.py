@@ -34,7 +34,7 @@ from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import import_dataset
 
 
-pytestmark = pytest.mark.any_trl
+pytestmark = [pytest.mark.any_trl, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

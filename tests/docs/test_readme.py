@@ -10,7 +10,7 @@ import tiny
 from demo_corpus import make_corpus
 
 
-pytestmark = pytest.mark.any_trl
+pytestmark = [pytest.mark.any_trl, pytest.mark.slow]
 
 
 ROOT = Path(__file__).resolve().parents[2]

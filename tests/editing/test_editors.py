@@ -192,6 +192,7 @@ def edit_forty(url, output):
     edit_dataset(dataset, EndpointEditor(url, "m", concurrency=3), output, template=TEMPLATE, progress=False)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(server, tmp_path):
     def slow(text, number):
         time.sleep(0.03)
@@ -348,6 +349,7 @@ def test_a_local_model_reads_the_chat_template_and_no_padding():
 
 
 @pytest.mark.skipif(not is_serve_available(), reason="`transformers serve` needs fastapi, uvicorn and openai")
+@pytest.mark.slow
 def test_transformers_serve(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     model, tokenizer = speaker({"a": {"b": 1.0}, "b": {"</edited>": 1.0}}, max_position_embeddings=1024)

@@ -665,6 +665,7 @@ def seconds(original: str, edited: str) -> float:
 
 
 @pytest.mark.parametrize(("vocabulary", "most"), [(3000, 20), (2, 64)], ids=["words", "two words alone"])
+@pytest.mark.slow
 def test_time_grows_with_the_length(vocabulary, most):
     # Stated bounds: 8,000 words edited in every tenth place within 10 s (about 0.2 s on an ordinary core); 8 times the
     # words in about 8 times the time (with room for processor caches: tokens of 8,000 words do not fit), in at most 64

@@ -156,6 +156,7 @@ def test_a_reward_model_judges_a_win_rate():
 # --- the callback ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_with_the_callback_is_the_same_to_the_bit(tmp_path):
     def judge(prompts, a, b):
         # A judge with no manners: it draws from every source of random numbers that a training run may use.

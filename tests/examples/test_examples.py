@@ -15,6 +15,9 @@ from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.utils.loading import load_split
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parents[2]
 HH_RLHF = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 

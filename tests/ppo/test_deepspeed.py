@@ -11,7 +11,10 @@ import ppo_runs
 from processes import launch, load
 
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")
+pytestmark = [
+    pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed"),
+    pytest.mark.slow,
+]
 
 RUNS = ["terminal", "stream", *(["peft"] if importlib.util.find_spec("peft") else [])]
 

@@ -11,6 +11,9 @@ from processes import launch, load
 from trl_tokenreward import read_completions
 
 
+pytestmark = pytest.mark.slow
+
+
 PEFT = ["peft"] if importlib.util.find_spec("peft") else []
 
 # One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a

@@ -11,6 +11,9 @@ import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
 
 
+pytestmark = pytest.mark.slow
+
+
 BATCH, LENGTH, HIDDEN = 32, 128, 16
 
 

@@ -15,6 +15,9 @@ import ppo_runs
 from trl_tokenreward import TokenRewardModel
 
 
+pytestmark = pytest.mark.slow
+
+
 class Interrupted(Exception):
     pass
 

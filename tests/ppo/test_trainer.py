@@ -880,6 +880,7 @@ def test_the_kl_coefficient_is_adapted(scenario):
 
 
 @pytest.mark.parametrize("per_token", [1.0, -1.0])
+@pytest.mark.slow
 def test_the_length_is_held_against_a_reward_that_pays_for_it(scenario, per_token):
     """A reward above all for length, either way: without a bonus completions become full, or end at once. The two words
     are not worth the same, and that is still learned."""
@@ -1492,6 +1493,7 @@ def test_evaluate_without_a_data_set(scenario):
 
 
 @pytest.mark.parametrize(("density", "learned"), [("token", True), ("sequence", False)])
+@pytest.mark.slow
 def test_dense_rewards_teach_what_the_same_total_at_the_end_does_not(scenario, density, learned):
     # Worth a point: each C among 16 tokens, of which it is one in 16 at first. Twelve updates of 16 responses. Over
     # seeds 0 to 3 its share in the last batch came to between .77 and .95 for dense rewards, between .36 and .48 for

@@ -197,6 +197,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_a_run_with_vllm_is_that_with_transformers(name, tmp_path):
     run, mode, settings = RUNS[name]
     plain_settings = {key: value for key, value in settings.items() if not key.startswith("vllm")}
@@ -223,6 +224,7 @@ def test_a_run_with_vllm_is_that_with_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
+@pytest.mark.slow
 def test_adapters_are_merged_into_what_vllm_gets(mode, tmp_path):
     pytest.importorskip("peft")
     settings = {"modules_to_save": ["lm_head"]}
@@ -279,6 +281,7 @@ def test_merging_adapters_at_low_precision_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
+@pytest.mark.slow
 def test_a_resumed_run_samples_from_the_checkpoints_policy(mode, tmp_path):
     with vllm(mode, tmp_path):
         whole = make("terminal", tmp_path / "run", mode)
@@ -429,6 +432,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_two_processes(mode, two, tmp_path):
     trainer, metrics = run_two(tmp_path, None)
     tensors, logs = ppo_runs.outcome(trainer)

@@ -414,6 +414,7 @@ class TestMetrics:
         assert torch.allclose(*arrays, atol=1e-5)
 
     @pytest.mark.timeout(300)
+    @pytest.mark.slow
     def test_two_processes_measure_the_same_as_one(self, make_trainer, tmp_path):
         # 7 pairs: the last batch is filled up with pairs that must not be counted twice
         model = TokenRewardModel.from_backbone(causal_lm())
@@ -548,6 +549,7 @@ class TestDataSets:
 
 class TestCheckpoints:
     @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.slow
     def test_resuming_is_exact(self, streaming, make_trainer, tmp_path):
         def make(**kwargs):
             dataset = Dataset.from_list(ROWS)
@@ -677,6 +679,7 @@ FRAMES = [
 
 class TestLearning:
     @pytest.mark.parametrize("target", ["right", "zero"])
+    @pytest.mark.slow
     def test_wrong_words_are_found_where_only_their_context_tells_them(self, make_trainer, target):
         """Every colour is right for one noun and wrong for the others, so no word is wrong by itself."""
         pairs = [
