@@ -145,11 +145,11 @@ def measure_preparation(
     datasets.disable_caching()  # the measure is of work done, not of what an earlier run left
     try:
         start, start_processor = time.perf_counter(), processor_seconds()
-        _, left_out = prepare_dataset(dataset, tokenizer, max_length=max_length, num_proc=workers)
+        _, dropped = prepare_dataset(dataset, tokenizer, max_length=max_length, num_proc=workers)
         result = {
             "wall": time.perf_counter() - start,
             "processor": processor_seconds() - start_processor,
-            "kept": left_out.describe(),
+            "kept": dropped.describe(),
         }
     finally:
         if caching:
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="Folder with the file.")
     parser.add_argument("--pairs", type=int, default=HH_RLHF_PAIRS, help="Rows of the preparation.")
     parser.add_argument("--workers", type=int, default=2, help="Processes of the preparation.")
-    parser.add_argument("--max-length", type=int, default=1024, help="Tokens of a side, above which a row is left out.")
+    parser.add_argument("--max-length", type=int, default=1024, help="Tokens of a side, above which a row is dropped.")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="Tokens of the texts.")
     parser.add_argument("--repeats", type=int, default=7, help="Pairs of texts of each length.")
     parser.add_argument("--vocab-size", type=int, default=8192)

@@ -124,9 +124,9 @@ def main() -> None:
     stage("Data")
     data = load_data(arguments.dataset, sizes, run.seed)
     tokenizer = train_tokenizer(data.train, sizes.vocabulary)
-    train, left_out = prepare_dataset(data.train, tokenizer, max_length=sizes.max_length, name="train")
+    train, dropped = prepare_dataset(data.train, tokenizer, max_length=sizes.max_length, name="train")
     evaluation, held_out = prepare_dataset(data.evaluation, tokenizer, max_length=sizes.max_length, name="evaluation")
-    console.print(f"Training: {left_out.describe()}.\nHeld out: {held_out.describe()}.")
+    console.print(f"Training: {dropped.describe()}.\nHeld out: {held_out.describe()}.")
 
     stage("Start policy: supervised on the answers as they were before the edit")
     start_policy = train_policy(tokenizer, train, run)
@@ -153,7 +153,7 @@ def main() -> None:
         f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were "
         "trained on the spot.",
         f"Data: {Path(arguments.dataset).name if arguments.dataset else 'the embedded corpus'}. Training: "
-        f"{left_out.describe()}. Held out: {held_out.describe()}.",
+        f"{dropped.describe()}. Held out: {held_out.describe()}.",
         f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is "
         f"against the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole "
         f"run took {time.time() - start:.0f} s.",
@@ -341,7 +341,7 @@ def make_judge(
             "the embedded corpus's own rules, exact, seen by no training"
         )
     stage("Judge: a sequence reward model of its own part of the data")
-    rows, left_out = prepare_dataset(data.judge, tokenizer, max_length=run.sizes.max_length, name="judge")
+    rows, dropped = prepare_dataset(data.judge, tokenizer, max_length=run.sizes.max_length, name="judge")
     model, metrics = train_reward_model(
         "judge",
         policy,
@@ -352,7 +352,7 @@ def make_judge(
         token_loss_weight=0.0,
     )
     return RewardModelJudge(model, tokenizer, batch_size=64).scores, (
-        f"a sequence reward model of pairs that nothing else sees ({left_out.describe()}), right on "
+        f"a sequence reward model of pairs that nothing else sees ({dropped.describe()}), right on "
         f"{metrics['eval_accuracy']:.1%} of the held-out pairs"
     )
 

@@ -37,7 +37,7 @@ which). The batch has per_device_train_batch_size * gradient_accumulation_steps 
 How token scores become rewards is left to the defaults, which docs/choosing-rewards.md explains. The reward model may
 be a TokenRewardModel, a token classifier or a sequence classifier with one label; `--reward_density sequence` puts the
 whole reward on the last token, as PPO always had it. Rows need a `prompt`, or are preference pairs with the prompt
-inside. `--max_prompt_length` leaves out longer prompts and says how many.
+inside. `--max_prompt_length` drops longer prompts and says how many.
 """
 
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ from trl_tokenreward.utils.loading import check_source, load_split
 @dataclass
 class PPOScriptArguments(ScriptArguments):
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longest prompt, in tokens; rows with longer ones are left out and counted."}
+        default=None, metadata={"help": "Longest prompt, in tokens; rows with longer ones are dropped and counted."}
     )
 
 
@@ -103,11 +103,9 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
         if limit is None:
             return dataset
         if script_args.dataset_streaming:
-            raise ValueError("`max_prompt_length` cannot count what it leaves out of a stream: filter the data first.")
+            raise ValueError("`max_prompt_length` cannot count what it drops from a stream: filter the data first.")
         kept = dataset.filter(lambda row: len(row["input_ids"]) <= limit)
-        print(
-            f"{split}: {len(dataset) - len(kept)} of {len(dataset)} prompts are longer than {limit} tokens; left out."
-        )
+        print(f"{split}: {len(dataset) - len(kept)} of {len(dataset)} prompts are longer than {limit} tokens; dropped.")
         return kept
 
     trainer = FineGrainedPPOTrainer(

@@ -30,7 +30,7 @@ LoRA:
         --use_peft --lora_task_type SEQ_CLS --lora_r 32 --lora_alpha 16
 
 `--dataset_name` may be a local file (JSON lines, compressed or not, CSV or Parquet) or a folder. `--max_edit_ratio 0.5`
-leaves out pairs that are no minimal edits.
+drops pairs that are no minimal edits.
 """
 
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config

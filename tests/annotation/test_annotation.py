@@ -431,8 +431,8 @@ def test_the_edits_train_a_reward_model(tmp_path):
         "annotator": "ada",
         "edit_ratio": 0.2,
     }
-    set_aside = [json.loads(line) for line in (tmp_path / "edits" / "set_aside.jsonl").read_text().splitlines()]
-    assert [(row["row"], row["annotator"], row["reason"], row["detail"]) for row in set_aside] == [
+    dropped = [json.loads(line) for line in (tmp_path / "edits" / "dropped.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["annotator"], row["reason"], row["detail"]) for row in dropped] == [
         (1, "bob", "nothing_wrong", ""),
         (2, "ada", "other", "a | b\nc"),
     ]
@@ -452,7 +452,7 @@ def test_the_edits_train_a_reward_model(tmp_path):
     )
     trainer = TokenRewardTrainer(tiny.causal_lm(), args, train_dataset=dataset, processing_class=tiny.tokenizer())
     trainer.train()
-    assert trainer.left_out["train"]["kept"] == 3
+    assert trainer.dropped["train"]["kept"] == 3
 
 
 def test_people_and_models_make_one_data_set(tmp_path):

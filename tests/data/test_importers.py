@@ -237,8 +237,8 @@ def test_real_qa_feedback():
     row, span = imported.dataset[0], first["feedback"]["errors"][0]
     start, end = row["rejected_spans"][0]
     assert row["rejected"][start:end] == first["prediction 1"][span["start"] : span["end"]]
-    prepared, left_out = prepare_dataset(imported.dataset.select(range(20)), tiny.tokenizer())
-    assert left_out.counts()["kept"] == 20 and any(prepared[0]["rejected_edit_mask"])
+    prepared, dropped = prepare_dataset(imported.dataset.select(range(20)), tiny.tokenizer())
+    assert dropped.counts()["kept"] == 20 and any(prepared[0]["rejected_edit_mask"])
 
 
 def test_real_paradetox():

@@ -311,11 +311,11 @@ class TestSpans:
         assert edits(row, tokenizer) == ("lousy", "This")
 
     def test_a_row_whose_sides_are_equal_but_marked_is_kept(self, tokenizer):
-        dataset, left_out = prepare_dataset(
+        dataset, dropped = prepare_dataset(
             Dataset.from_list([{"prompt": "a", "chosen": " b c", "rejected": " b c", "rejected_spans": [[1, 2]]}]),
             tokenizer,
         )
-        assert left_out.counts()["kept"] == 1 and edits(dataset[0], tokenizer) == ("", "b")
+        assert dropped.counts()["kept"] == 1 and edits(dataset[0], tokenizer) == ("", "b")
 
 
 GOOD = FORMATS["standard"]
@@ -454,10 +454,10 @@ class TestLeftOut:
         assert edit_ratio(complete_ids_row({**row, **masks})) == 2 / 4
 
     def test_each_row_counts_for_one_reason(self, tokenizer):
-        dataset, left_out = prepare_dataset(Dataset.from_list(FILTERED), tokenizer, max_length=10, max_edit_ratio=0.3)
-        assert left_out.counts() == OUTCOMES
+        dataset, dropped = prepare_dataset(Dataset.from_list(FILTERED), tokenizer, max_length=10, max_edit_ratio=0.3)
+        assert dropped.counts() == OUTCOMES
         assert [row["chosen_ids"] for row in dataset] == [FILTERED[0]["chosen_ids"]]
-        assert left_out.describe() == "1 of 4 rows are kept (1 identical, 1 too_long, 1 not_minimal)"
+        assert dropped.describe() == "1 of 4 rows are kept (1 identical, 1 too_long, 1 not_minimal)"
 
     def test_the_bounds_themselves_are_kept(self, tokenizer):
         dataset, _ = prepare_dataset(Dataset.from_list(FILTERED[:1]), tokenizer, max_length=8, max_edit_ratio=0.125)
@@ -469,12 +469,12 @@ class TestLeftOut:
             {"chosen_ids": [1, 2, 3], "rejected_ids": [1]},
             *FILTERED[3:],
         ]
-        _, left_out = prepare_dataset(Dataset.from_list([*rows, {"chosen_ids": [1], "rejected_ids": [2]}]), tokenizer, max_length=2)  # fmt: skip
-        assert left_out.counts()["too_long"] == 3 and left_out.counts()["kept"] == 1
+        _, dropped = prepare_dataset(Dataset.from_list([*rows, {"chosen_ids": [1], "rejected_ids": [2]}]), tokenizer, max_length=2)  # fmt: skip
+        assert dropped.counts()["too_long"] == 3 and dropped.counts()["kept"] == 1
 
     def test_without_limits_only_identical_rows_go(self, tokenizer):
-        _, left_out = prepare_dataset(Dataset.from_list(FILTERED), tokenizer)
-        assert left_out.counts() == {"rows": 4, "kept": 3, "identical": 1, "too_long": 0, "not_minimal": 0}
+        _, dropped = prepare_dataset(Dataset.from_list(FILTERED), tokenizer)
+        assert dropped.counts() == {"rows": 4, "kept": 3, "identical": 1, "too_long": 0, "not_minimal": 0}
 
     def test_nothing_left_says_why_and_what_to_change(self, tokenizer):
         message = (
@@ -495,16 +495,16 @@ class TestLeftOut:
 
     def test_a_stream_counts_as_it_is_read(self, tokenizer):
         dataset = Dataset.from_list(FILTERED).to_iterable_dataset()
-        dataset, left_out = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3)
-        assert left_out.counts()["rows"] == 0
+        dataset, dropped = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3)
+        assert dropped.counts()["rows"] == 0
         next(iter(dataset))
-        assert left_out.counts()["kept"] == 1
+        assert dropped.counts()["kept"] == 1
         list(dataset)
-        assert left_out.counts() == {"rows": 5, "kept": 2, "identical": 1, "too_long": 1, "not_minimal": 1}
+        assert dropped.counts() == {"rows": 5, "kept": 2, "identical": 1, "too_long": 1, "not_minimal": 1}
 
     def test_data_loader_workers_count_too(self, tokenizer):
         dataset = Dataset.from_list(FILTERED * 8).to_iterable_dataset(num_shards=2)
-        dataset, left_out = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3, num_workers=2)
+        dataset, dropped = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3, num_workers=2)
         loader = torch.utils.data.DataLoader(
             dataset,
             num_workers=2,
@@ -514,15 +514,15 @@ class TestLeftOut:
         rows = sum(len(batch["input_ids"]) // 2 for batch in loader)
         assert rows == 8
         # Each worker counts in a place of its own: two that add to one number lose some.
-        assert left_out._counts.sum(1).tolist() == [0, 16, 16]
-        assert left_out.counts() == {key: 8 * count for key, count in OUTCOMES.items()}
+        assert dropped._counts.sum(1).tolist() == [0, 16, 16]
+        assert dropped.counts() == {key: 8 * count for key, count in OUTCOMES.items()}
 
     def test_a_stream_can_be_sent_to_a_worker_that_is_not_forked(self, tokenizer):
         dataset = Dataset.from_list(FILTERED).to_iterable_dataset()
-        dataset, left_out = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3)
+        dataset, dropped = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3)
         sent = pickle.loads(ForkingPickler.dumps(dataset))
         assert len(list(sent)) == 1
-        assert left_out.counts() == OUTCOMES
+        assert dropped.counts() == OUTCOMES
 
     def test_a_workers_error_says_so(self, tokenizer):
         dataset = Dataset.from_list([GOOD, GOOD, GOOD, {**GOOD, "rejected": None}]).to_iterable_dataset(num_shards=2)
@@ -533,9 +533,9 @@ class TestLeftOut:
             list(loader)
 
     def test_a_copied_stream_counts_in_the_same_place(self, tokenizer):
-        left_out = DroppedRows()
-        copy.deepcopy({"counts": left_out})["counts"].add("kept")
-        assert left_out.counts()["kept"] == 1
+        dropped = DroppedRows()
+        copy.deepcopy({"counts": dropped})["counts"].add("kept")
+        assert dropped.counts()["kept"] == 1
 
 
 class TestColumns:
@@ -631,9 +631,9 @@ class TestRealData:
     def test_hh_rlhf(self, tokenizer):
         with gzip.open(shared_file("hh-rlhf-harmless-base-test.jsonl.gz"), "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line, _ in zip(file, range(200), strict=False)]
-        dataset, left_out = prepare_dataset(Dataset.from_list(rows), tokenizer, max_length=1500)
-        assert left_out.counts()["rows"] == 200 and left_out.counts()["kept"] == len(dataset) > 150
-        assert left_out.counts()["too_long"] == 200 - len(dataset) - left_out.counts()["identical"]
+        dataset, dropped = prepare_dataset(Dataset.from_list(rows), tokenizer, max_length=1500)
+        assert dropped.counts()["rows"] == 200 and dropped.counts()["kept"] == len(dataset) > 150
+        assert dropped.counts()["too_long"] == 200 - len(dataset) - dropped.counts()["identical"]
         by_text = {(row["chosen"], row["rejected"]) for row in rows}
         for row in dataset:
             texts = tuple(text(row, side, tokenizer) for side in SIDES)
@@ -660,8 +660,8 @@ class TestRealData:
         ]
         # Left as it was by its annotator, an answer without errors has nothing to teach.
         taught = [row for row in rows if row["rejected_spans"] or row["chosen"] != row["rejected"]]
-        dataset, left_out = prepare_dataset(Dataset.from_list(rows), tokenizer)
-        assert left_out.counts()["kept"] == len(dataset) == len(taught) > 50
+        dataset, dropped = prepare_dataset(Dataset.from_list(rows), tokenizer)
+        assert dropped.counts()["kept"] == len(dataset) == len(taught) > 50
         for row, source in zip(dataset, taught, strict=True):
             marked = "".join(text(row, "rejected", tokenizer, "edit_mask").split())
             spans = sorted((span["start"], span["end"]) for span in source["rejected_spans"])

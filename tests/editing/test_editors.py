@@ -61,8 +61,8 @@ def edit(server, dataset, output, editor=None, **kwargs):
     return edit_dataset(dataset, editor or make_editor(server), output, **kwargs)
 
 
-def set_aside(output):
-    return [json.loads(line) for line in (output / "set_aside.jsonl").read_text().splitlines()]
+def dropped(output):
+    return [json.loads(line) for line in (output / "dropped.jsonl").read_text().splitlines()]
 
 
 def texts(server):
@@ -82,7 +82,7 @@ def test_the_edits_train_a_reward_model(server, tmp_path):
         {"prompt": "p0", "chosen": " This movie was good. ", "rejected": " This movie was bad. ", "row": 0},
         {"prompt": "p2", "chosen": "{prompt} is good\nthe dog", "rejected": "{prompt} is bad\nthe dog", "row": 2},
     ]
-    [row] = set_aside(tmp_path / "out")
+    [row] = dropped(tmp_path / "out")
     assert (row["row"], row["reason"], row["prompt"], row["rejected"]) == (1, "identical", "p1", "all fine here")
     card = (tmp_path / "out" / "README.md").read_text()
     for part in ("| edited | 3 |", "| identical | 1 |", "cost 0.0011", "| dataset | `mine` |", "editor-1", "be nice"):
@@ -99,7 +99,7 @@ def test_the_edits_train_a_reward_model(server, tmp_path):
     )
     trainer = TokenRewardTrainer(tiny.causal_lm(), args, train_dataset=saved, processing_class=tiny.tokenizer())
     trainer.train()
-    assert trainer.state.global_step == 2 and trainer.left_out["train"]["kept"] == 3
+    assert trainer.state.global_step == 2 and trainer.dropped["train"]["kept"] == 3
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_each_check_has_its_reason(server, tmp_path, answer, reason, detail):
     result = edit(server, pairs("one two bad four five"), tmp_path, checks=checks, retries=1)
     assert result.counts == {"edited": int(reason == "edited"), reason: 1}
     if reason == "edited":
-        assert result.dataset[0]["chosen"] == "one two good four five" and set_aside(tmp_path) == []
+        assert result.dataset[0]["chosen"] == "one two good four five" and dropped(tmp_path) == []
     else:
-        [row] = set_aside(tmp_path)
+        [row] = dropped(tmp_path)
         assert row["reason"] == reason and detail in row["detail"]
         assert row["answer"] == (None if reason == "request_failed" else answer)
         assert load_from_disk(str(tmp_path)).column_names == ["prompt", "chosen", "rejected", "row"]
@@ -331,7 +331,7 @@ def test_a_local_model_edits_in_batches_and_samples_where_it_was_refused(server,
     # Greedily it says "a c", which is no edit of "a c"; by chance it says "a b".
     assert result.dataset["chosen"][:] == ["a c", "a b", "a c"] and result.dataset["row"][:] == [0, 1, 2]
     assert result.counts == {"edited": 3, "length": 1, "request_failed": 1}
-    assert "the model reads 128" in set_aside(tmp_path)[0]["detail"]
+    assert "the model reads 128" in dropped(tmp_path)[0]["detail"]
     assert calls[0]["input_ids"].shape[0] == 3 and not calls[0]["do_sample"]
     assert calls[1]["input_ids"].shape[0] == 1 and calls[1]["do_sample"] and calls[1]["temperature"] == 0.7
     assert model.training and result.usage.completion_tokens > 0
@@ -385,7 +385,7 @@ def test_transformers_serve(tmp_path, monkeypatch):
         assert result.usage.requests == 8 and result.usage.completion_tokens >= 8 * 4
         result = edit(None, dataset, tmp_path / "cut", editor(max_tokens=2), checks=checks, retries=0)
         assert result.counts == {"edited": 0, "unparsed": 5} and result.usage.completion_tokens == 10
-        assert set_aside(tmp_path / "cut")[0]["answer"] == "<edited> a"
+        assert dropped(tmp_path / "cut")[0]["answer"] == "<edited> a"
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -413,7 +413,7 @@ def test_the_command_with_an_endpoint_and_a_reward_model(server, tmp_path, capsy
     source = [tmp_path / "pairs.jsonl", tmp_path / "out", "--endpoint", server.url, "--model", "m"]
     run(*source, *options, "--max-hunks", 1)
     output = capsys.readouterr().out
-    assert "1 of 3 rows were edited; set aside: 1 identical, 1 hunks. 3 requests took 300 prompt tokens" in output
+    assert "1 of 3 rows were edited; dropped: 1 identical, 1 hunks. 3 requests took 300 prompt tokens" in output
     assert "which cost 0.0003." in output
     assert texts(server)[0].startswith("be brief|p0|") and server.bodies[0]["max_tokens"] == 50
     assert f"| dataset | `{tmp_path}/pairs.jsonl` |" in (tmp_path / "out" / "README.md").read_text()
@@ -452,7 +452,7 @@ def test_the_command_with_a_local_model(tmp_path, capsys):
     pairs("a c", "a b").to_json(tmp_path / "pairs.jsonl")
     options = ["--prompt-template", tmp_path / "template.txt", "--max-new-tokens", 8, "--batch-size", 1]
     run(tmp_path / "pairs.jsonl", tmp_path / "out", "--local", tmp_path / "model", *options)
-    assert "1 of 2 rows were edited; set aside: 1 identical." in capsys.readouterr().out
+    assert "1 of 2 rows were edited; dropped: 1 identical." in capsys.readouterr().out
     assert load_from_disk(str(tmp_path / "out"))["chosen"][:] == ["a b"]
 
 

@@ -220,7 +220,7 @@ def test_a_run_with_vllm_is_that_with_transformers(name, tmp_path):
         # One transfer for each update and each evaluation.
         assert len(trainer.fake.announced) == len(trainer.fake.loads) == 8
         announced = {name: (dtype, shape) for name, dtype, shape in trainer.fake.announced[0]}
-        assert announced == {name: ("float32", list(p.shape)) for name, p in trainer.weights().items()}
+        assert announced == {name: ("float32", list(p.shape)) for name, p in trainer.collector.weights().items()}
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
@@ -241,7 +241,7 @@ def test_adapters_are_merged_into_what_vllm_gets(mode, tmp_path):
     expected.train()
     with vllm(mode, tmp_path):
         trainer = make("terminal", tmp_path / "vllm", mode, **overrides)
-        before = trainer.weights()
+        before = trainer.collector.weights()
         frozen = {
             name: parameter.detach().clone()
             for name, parameter in trainer.policy_model.named_parameters()

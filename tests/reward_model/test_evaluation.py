@@ -61,7 +61,7 @@ def test_figures_are_those_of_the_trainer(reward_model, tmp_path, use_anchors):
     )
     assert report.token_accuracy.value == metrics["eval_token_accuracy"] not in (0.0, 0.5, 1.0)
     assert report.token_auroc.value == metrics["eval_token_auroc"]
-    assert report.left_out == trainer.left_out["eval"] and report.rows == report.left_out["kept"] < len(PAIRS)
+    assert report.dropped == trainer.dropped["eval"] and report.rows == report.dropped["kept"] < len(PAIRS)
     # Prepared rows are taken as they are. The trainer's accuracy is a mean over batches, so these have one size.
     rows = trainer.eval_dataset.select(range(report.rows // 4 * 4))
     report = evaluate_token_rewards(reward_model, tiny.tokenizer(), rows, batch_size=4, resamples=20)

@@ -387,14 +387,14 @@ class TestMetrics:
             assert f"eval_{name}_loss" in metrics and f"eval_{name}_accuracy" in metrics
         assert "eval_token_auroc" not in metrics
         assert metrics["eval_seen_token_auroc"] != metrics["eval_train_token_auroc"]
-        assert set(trainer.left_out) == {"train", "eval_seen", "eval_train"}
-        assert trainer.left_out["train"]["rows"] == 21 and trainer.left_out["eval_train"]["rows"] == 17
+        assert set(trainer.dropped) == {"train", "eval_seen", "eval_train"}
+        assert trainer.dropped["train"]["rows"] == 21 and trainer.dropped["eval_train"]["rows"] == 17
 
     def test_a_set_given_to_evaluate_is_prepared(self, make_trainer):
         trainer = make_trainer()
         rows = Dataset.from_list([*ROWS[:4], {**ROWS[0], "rejected": ROWS[0]["chosen"]}])
         assert "eval_token_auroc" in trainer.evaluate(rows)
-        assert trainer.left_out["eval"] == {"rows": 5, "kept": 4, "identical": 1, "too_long": 0, "not_minimal": 0}
+        assert trainer.dropped["eval"] == {"rows": 5, "kept": 4, "identical": 1, "too_long": 0, "not_minimal": 0}
         assert "eval_a_token_auroc" in trainer.evaluate({"a": rows})
 
     def test_compute_metrics_gets_what_reward_trainer_gives(self, make_trainer):
@@ -469,7 +469,7 @@ class TestDataSets:
         with caplog.at_level(logging.WARNING):
             trainer = make_trainer(train_dataset=rows, max_length=100, max_edit_ratio=0.7)
         counts = {"rows": 12, "kept": 8, "identical": 1, "too_long": 1, "not_minimal": 2}
-        assert trainer.left_out == {"train": counts} and len(trainer.train_dataset) == 8
+        assert trainer.dropped == {"train": counts} and len(trainer.train_dataset) == 8
         assert "Data set train: 8 of 12 rows are kept (1 identical, 1 too_long, 2 not_minimal)." in caplog.text
 
     def test_nothing_is_reported_where_nothing_is_left_out(self, make_trainer, caplog):
@@ -500,16 +500,16 @@ class TestDataSets:
             max_edit_ratio=0.7,
             dataloader_num_workers=workers,
         )
-        assert trainer.left_out["train"]["rows"] == 0
+        assert trainer.dropped["train"]["rows"] == 0
         with caplog.at_level(logging.WARNING):
             trainer.train()
-        counts = trainer.left_out["train"]
+        counts = trainer.dropped["train"]
         # at least one whole pass of 21 kept pairs went into the 7 batches of 4
         assert counts["kept"] >= 21 and counts["identical"] >= 1 and counts["too_long"] >= 1
         last = training_logs(trainer)[-1]
-        assert last["left_out/identical"] >= 1 and last["left_out/not_minimal"] == 0
+        assert last["dropped/identical"] >= 1 and last["dropped/not_minimal"] == 0
         evaluation = next(log for log in trainer.state.log_history if "eval_loss" in log)
-        assert evaluation["eval_left_out/not_minimal"] >= 1 and "eval_token_auroc" in evaluation
+        assert evaluation["eval_dropped/not_minimal"] >= 1 and "eval_token_auroc" in evaluation
         assert re.search(
             r"Data set train: \d+ of \d+ rows are kept \([1-9]\d* identical, [1-9]\d* too_long", caplog.text
         )
@@ -570,7 +570,7 @@ class TestCheckpoints:
         ours, theirs = ({log["step"]: log for log in training_logs(trainer)} for trainer in (resumed, whole))
         assert list(theirs) == list(ours) == [1, 2, 3, 4, 5, 6, 7]
         for step in theirs:
-            skipped = {"num_tokens", *(key for key in theirs[step] if key.startswith("left_out/"))}
+            skipped = {"num_tokens", *(key for key in theirs[step] if key.startswith("dropped/"))}
             assert {k: v for k, v in ours[step].items() if k not in skipped} == {
                 k: v for k, v in theirs[step].items() if k not in skipped
             }

@@ -74,7 +74,7 @@ class Annotations:
         """Writes a data set for [`TokenRewardTrainer`], as `save_to_disk` does, with a data card.
 
         It has a row for each edit: `prompt`, `chosen` (the edit), `rejected` (the original), `row`, `annotator` and
-        `edit_ratio` (of words). `set_aside.jsonl` has the other decisions with their reasons, `agreement.json` the
+        `edit_ratio` (of words). `dropped.jsonl` has the other decisions with their reasons, `agreement.json` the
         report.
 
         Args:
@@ -89,21 +89,21 @@ class Annotations:
         output = Path(output)
         if output.exists():
             raise ValueError(f"{output} exists already: remove it, or give another name.")
-        rows, set_aside = [], []
+        rows, dropped = [], []
         for d in self.decisions:
             if d["reason"] == EDITED:
                 task = Task(d["row"], d["hash"], d["prompt"], d["answer"], "", d["more"])
                 rows.append(edited_row(task, d["edited"], annotator=d["annotator"], edit_ratio=d["edit_ratio"]))
             else:
                 names = ("row", "annotator", "reason", "detail", "prompt")
-                set_aside.append({**{name: d[name] for name in names}, "rejected": d["answer"]})
+                dropped.append({**{name: d[name] for name in names}, "rejected": d["answer"]})
         if not rows:
             raise ValueError("No row was edited, so there is nothing to save.")
         features = edited_features(self.features, task)
         features |= {"annotator": Value("string"), "edit_ratio": Value("float64")}
         agreement = agreement or self.agreement()
         output.mkdir(parents=True)
-        dataset = save_edits(output, rows, set_aside, Features(features))
+        dataset = save_edits(output, rows, dropped, Features(features))
         (output / "agreement.json").write_text(json.dumps(agreement.to_dict(), indent=2) + "\n", encoding="utf-8")
         (output / "README.md").write_text(self._card(agreement), encoding="utf-8")
         return dataset
@@ -119,7 +119,7 @@ class Annotations:
             "original, `row` the row's number in the source, `annotator` who edited it and `edit_ratio` the share of "
             "edited words. A row that several people edited is there several times.",
             self.counts(),
-            f"From {min(days)} to {max(days)}, in UTC. What was set aside, with reasons, is in `set_aside.jsonl`.",
+            f"From {min(days)} to {max(days)}, in UTC. What was dropped, with reasons, is in `dropped.jsonl`.",
             {**self.about, "data set fingerprint": self.settings["data set"], **checks},
             {
                 "Annotators": "\n".join(table),

@@ -162,13 +162,13 @@ class AnnotationStore:
         self._decisions: dict[tuple[int, str], dict[str, Any]] = {}
         self._deciders: dict[int, set[str]] = defaultdict(set)
         self._tabs: dict[tuple[int, str], str] = {}
-        set_aside = set()
+        dropped = set()
         for record in self._log.lines:
             if record["annotator"]:
                 self._take(record)
             else:
-                set_aside.add(record["row"])
-        unfit = [task for task in tasks if task.unfit and task.row not in set_aside]
+                dropped.add(record["row"])
+        unfit = [task for task in tasks if task.unfit and task.row not in dropped]
         self._log.append(*(_record(task, "", task.unfit) for task in unfit))
 
     def _open_drafts(self) -> None:

@@ -13,7 +13,7 @@ def add_parser(subparsers: Any) -> None:
         "edit",
         help="have a language model minimally edit the rejected answers of a preference data set",
         description="Have a language model minimally edit the rejected answer of each row of a preference data set. "
-        "Each edit is checked; what fails is tried again, then set aside with its reason. A run that was ended early "
+        "Each edit is checked; what fails is tried again, then dropped with its reason. A run that was ended early "
         "goes on when it is called again. The result is a data set for TokenRewardTrainer, with a data card.",
     )
     add = parser.add_argument
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(result.describe())
     if all(reason in FAILURES for reason, number in result.counts.items() if number):
-        last = json.loads(Path(args.output, "set_aside.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        last = json.loads(Path(args.output, "dropped.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         raise ValueError(f"No request was answered. The last, for row {last['row']}: {last['detail']}")
     print(f"They are in {args.output}; see its README.md.")
 

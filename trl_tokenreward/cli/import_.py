@@ -11,7 +11,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "import",
         help="bring a data set into the columns of TokenRewardTrainer",
         description="Writes `prompt`, `chosen` (the edit), `rejected` (the original) and, where they are known, "
-        "`rejected_spans`, and says what was left out and why.",
+        "`rejected_spans`, and says what was dropped and why.",
         epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
     )
     parser.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))

@@ -4,7 +4,7 @@ import torch
 
 
 class DroppedRows:
-    """Counts rows: those that are kept, and those that are left out for one reason each.
+    """Counts rows: those that are kept, and those that are dropped for one reason each.
 
     The counts live in shared memory and each data loader worker has its own, so the counts of a stream grow wherever it
     is read, and no two processes write to one place.
@@ -30,7 +30,7 @@ class DroppedRows:
         self._counts[slot % len(self._counts), self.OUTCOMES.index(outcome)] += rows
 
     def counts(self) -> dict[str, int]:
-        """`rows` read, those `kept`, and those left out by reason."""
+        """`rows` read, those `kept`, and those dropped by reason."""
         counts = dict(zip(self.OUTCOMES, self._counts.sum(0).tolist(), strict=True))
         return {"rows": sum(counts.values()), **counts}
 

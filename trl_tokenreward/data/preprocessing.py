@@ -267,7 +267,7 @@ def edit_ratio(row: Row) -> float:
 
 
 def row_outcome(row: Row, max_length: int | None = None, max_edit_ratio: float | None = None) -> str:
-    """Whether a prepared row is `"kept"`, or why it is left out: both sides are the same and no token is marked
+    """Whether a prepared row is `"kept"`, or why it is dropped: both sides are the same and no token is marked
     (`"identical"`), else a side has more than `max_length` tokens (`"too_long"`), else its [`edit_ratio`] is above
     `max_edit_ratio` (`"not_minimal"`)."""
     if row["chosen_ids"] == row["rejected_ids"] and not any(any(row[f"{side}_edit_mask"]) for side in SIDES):
@@ -292,11 +292,11 @@ class _PrepareAndJudge:
 @dataclass
 class _KeepAndCount:
     outcome: Callable[[Row], str]
-    left_out: DroppedRows
+    dropped: DroppedRows
 
     def __call__(self, row: Row) -> bool:
         outcome = self.outcome(row)
-        self.left_out.add(outcome)
+        self.dropped.add(outcome)
         return outcome == "kept"
 
 
@@ -328,9 +328,9 @@ def prepare_dataset(
         tokenizer (`PreTrainedTokenizerBase`):
             A fast tokenizer.
         max_length (`int`, *optional*):
-            Rows with a longer side, in tokens, are left out.
+            Rows with a longer side, in tokens, are dropped.
         max_edit_ratio (`float`, *optional*):
-            Rows whose edit is less minimal are left out, see [`edit_ratio`].
+            Rows whose edit is less minimal are dropped, see [`edit_ratio`].
         num_proc (`int`, *optional*):
             Processes that prepare a `Dataset`. A stream is prepared where it is read.
         num_workers (`int`, *optional*, defaults to `0`):
@@ -366,11 +366,11 @@ def prepare_dataset(
         if "margin" in replaced:
             features["margin"] = Value("float64")
     outcome = partial(row_outcome, max_length=max_length, max_edit_ratio=max_edit_ratio)
-    left_out = DroppedRows(num_workers)
+    dropped = DroppedRows(num_workers)
 
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(preparer, with_indices=True, remove_columns=replaced, features=features)
-        return dataset.filter(_KeepAndCount(outcome, left_out)), left_out
+        return dataset.filter(_KeepAndCount(outcome, dropped)), dropped
 
     dataset = dataset.map(
         _PrepareAndJudge(preparer, outcome),
@@ -383,8 +383,8 @@ def prepare_dataset(
     outcomes = dataset["outcome"][:]
     dataset = dataset.remove_columns("outcome")
     for outcome in DroppedRows.OUTCOMES:
-        left_out.add(outcome, outcomes.count(outcome))
-    left_out.require_rows(name)
-    if left_out.counts()["kept"] < len(dataset):
+        dropped.add(outcome, outcomes.count(outcome))
+    dropped.require_rows(name)
+    if dropped.counts()["kept"] < len(dataset):
         dataset = dataset.select([i for i, outcome in enumerate(outcomes) if outcome == "kept"])
-    return dataset, left_out
+    return dataset, dropped

@@ -35,7 +35,7 @@ class EditResult:
         dataset (`Dataset`):
             The kept rows.
         counts (`dict[str, int]`):
-            `"edited"` rows, and those set aside by reason.
+            `"edited"` rows, and those dropped by reason.
         usage ([`~utils.chat_endpoint.EndpointUsage`]):
             Of all runs that wrote to this output.
         cost (`float` or `None`):
@@ -52,7 +52,7 @@ class EditResult:
         tokens = f"{self.usage.prompt_tokens} prompt tokens and {self.usage.completion_tokens} completion tokens"
         return (
             f"{self.counts[EDITED]} of {sum(self.counts.values())} rows were edited"
-            + (f"; set aside: {reasons}" if reasons else "")
+            + (f"; dropped: {reasons}" if reasons else "")
             + f". {self.usage.requests} requests took {tokens}"
             + ("." if self.cost is None else f", which cost {self.cost:.4f}.")
         )
@@ -107,7 +107,7 @@ def edit_dataset(
     """Have an editor minimally edit the rejected answer of each row.
 
     Each edit is checked, see [`EditChecks`]. What fails is asked for again, with the failure said in the request and at
-    a higher temperature, and at last set aside with its reason: one of `EditChecks`'s, or
+    a higher temperature, and at last dropped with its reason: one of `EditChecks`'s, or
 
     - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
     - `"several_turns"` or `"empty"`: the row has no single answer to edit, and nothing was asked;
@@ -120,7 +120,7 @@ def edit_dataset(
     - the data set as `save_to_disk` writes it: `prompt`, `chosen` (the edit), `rejected` (the original) and `row` (its
       number
       in `dataset`);
-    - `set_aside.jsonl`, the other rows with their reasons;
+    - `dropped.jsonl`, the other rows with their reasons;
     - `README.md`, a data card.
 
     Args:
@@ -190,7 +190,7 @@ def edit_dataset(
 def _edit_rows(
     tasks: list[Task], editor: Editor, checks: EditChecks, log: _Log, criteria: str, template: str, retries: int
 ) -> None:
-    """Edits rows and logs each as soon as it is edited, or set aside."""
+    """Edits rows and logs each as soon as it is edited, or dropped."""
     problems = [""] * len(tasks)
     for attempt in range(retries + 1):
         requests = [
@@ -227,8 +227,8 @@ def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> t
 
 
 def _write_rows(output: Path, tasks: list[Task], log: _Log, dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
-    """Writes the edited rows and those set aside, and counts them by reason."""
-    rows, set_aside, counts = [], [], Counter()
+    """Writes the edited rows and those dropped, and counts them by reason."""
+    rows, dropped, counts = [], [], Counter()
     for task in tasks:
         record = {"reason": task.unfit, "detail": "", "answer": None} if task.unfit else log.records[task.key]
         counts[record["reason"]] += 1
@@ -236,8 +236,8 @@ def _write_rows(output: Path, tasks: list[Task], log: _Log, dataset: Dataset) ->
             rows.append(edited_row(task, record["edited"]))
         else:
             reason = {name: record[name] for name in ("reason", "detail", "answer")}
-            set_aside.append({"row": task.row, **reason, "prompt": task.prompt, "rejected": task.answer})
-    kept = save_edits(output, rows, set_aside, edited_features(dataset.features, tasks[0]))
+            dropped.append({"row": task.row, **reason, "prompt": task.prompt, "rejected": task.answer})
+    kept = save_edits(output, rows, dropped, edited_features(dataset.features, tasks[0]))
     return kept, {reason: counts[reason] for reason in (EDITED, *REASONS) if counts[reason] or reason == EDITED}
 
 
@@ -246,7 +246,7 @@ def _card(result: EditResult, settings: dict[str, Any]) -> str:
         "A language model minimally edited each rejected answer of a preference data set. `chosen` is the edit, "
         "`rejected` the original, `row` the row's number in the source.",
         result.counts,
-        f"{result.describe()} What was set aside, with reasons, is in `set_aside.jsonl`; every answer of the editor "
+        f"{result.describe()} What was dropped, with reasons, is in `dropped.jsonl`; every answer of the editor "
         "that counted is in `log.jsonl`.",
         {**settings["about"], **settings["editor"], **settings["checks"], "retries": settings["retries"]},
         {"Criteria": quoted(settings["criteria"]), "Prompt": quoted(settings["template"])},

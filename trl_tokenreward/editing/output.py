@@ -25,17 +25,15 @@ def edited_features(features: Features, task: Task) -> Features:
     return Features({**kinds, "row": Value("int64")})
 
 
-def save_edits(
-    output: Path, rows: list[dict[str, Any]], set_aside: list[dict[str, Any]], features: Features
-) -> Dataset:
-    """Writes the edited rows as `save_to_disk` does, and those set aside to `set_aside.jsonl`."""
+def save_edits(output: Path, rows: list[dict[str, Any]], dropped: list[dict[str, Any]], features: Features) -> Dataset:
+    """Writes the edited rows as `save_to_disk` does, and those dropped to `dropped.jsonl`."""
     for shard in output.glob("data-*.arrow"):  # an earlier result may have had more of them
         shard.unlink()
     columns = {column: [row[column] for row in rows] for column in features}  # there may be no rows
     dataset = Dataset.from_dict(columns, features=features)
     dataset.save_to_disk(str(output), num_shards=None if rows else 1)  # without a shard it could not be loaded
-    lines = "".join(json.dumps(row) + "\n" for row in set_aside)
-    (output / "set_aside.jsonl").write_text(lines, encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in dropped)
+    (output / "dropped.jsonl").write_text(lines, encoding="utf-8")
     return dataset
 
 

@@ -50,7 +50,7 @@ class Inspection:
         unit (`"words"` or `"tokens"`):
             What is counted.
         counts (`dict[str, int]`):
-            [`~data.dropped.DroppedRows`]'s counts: `"rows"`, `"kept"`, and the rows left out by reason.
+            [`~data.dropped.DroppedRows`]'s counts: `"rows"`, `"kept"`, and the rows dropped by reason.
         without_edits (`int`):
             Rows that are kept, but without an edited word or token on either side.
         rows (`list[InspectedRow]`):
@@ -125,9 +125,9 @@ def inspect_dataset(
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             A fast tokenizer. Without one, words are counted.
         max_length (`int`, *optional*):
-            Rows with a longer side, in tokens, count as left out. Needs a tokenizer.
+            Rows with a longer side, in tokens, count as dropped. Needs a tokenizer.
         max_edit_ratio (`float`, *optional*):
-            Rows with a higher edit ratio count as left out.
+            Rows with a higher edit ratio count as dropped.
 
     Raises:
         ValueError: If there are no rows, a row is malformed (the error names it), or `max_length` comes without a
@@ -138,7 +138,7 @@ def inspect_dataset(
     dataset = dataset.with_format(None)
     if not len(dataset):
         raise ValueError("The data set has no rows.")
-    left_out, rows, kinds, without_edits, prepare = DroppedRows(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None
+    dropped, rows, kinds, without_edits, prepare = DroppedRows(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None
     for index, row in enumerate(dataset):
         texts = _texts(row, index)
         alignment = _align(texts, tokenizer)
@@ -152,14 +152,14 @@ def inspect_dataset(
             identical = texts.original == texts.edited and not texts.spans
             not_minimal = max_edit_ratio is not None and ratio > max_edit_ratio
             outcome = "identical" if identical else "not_minimal" if not_minimal else "kept"
-        left_out.add(outcome)
+        dropped.add(outcome)
         rows.append(InspectedRow(index, outcome, ratio))
         without_edits += outcome == "kept" and not edited
         for operation in alignment.operations:
             changed = any(start < end for start, end in (operation.original_tokens, operation.edited_tokens))
             kinds[operation.kind if changed else "white space"] += 1
     unit = "words" if tokenizer is None else "tokens"
-    return Inspection(unit, left_out.counts(), without_edits, rows, dict(kinds), dataset, tokenizer)
+    return Inspection(unit, dropped.counts(), without_edits, rows, dict(kinds), dataset, tokenizer)
 
 
 def _texts(row: dict[str, Any], index: int) -> _Texts:

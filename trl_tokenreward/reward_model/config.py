@@ -75,7 +75,7 @@ class TokenRewardConfig(RewardConfig):
         default=None,
         metadata={
             "help": "Largest share of completion tokens, of both sides together, that an edit may change. Rows above "
-            "it are left out and counted. If `None`, every edit is minimal enough."
+            "it are dropped and counted. If `None`, every edit is minimal enough."
         },
     )
 

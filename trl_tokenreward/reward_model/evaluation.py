@@ -53,7 +53,7 @@ class TokenRewardReport:
     """What a token reward model gets right, see [`evaluate_token_rewards`].
 
     Args:
-        rows (`int`), left_out (`dict[str, int]`):
+        rows (`int`), dropped (`dict[str, int]`):
             Pairs that were measured, and [`~data.dropped.DroppedRows`]'s counts.
         sequence_accuracy ([`~utils.statistics.Estimate`]):
             Share of pairs whose chosen side scores higher as a whole.
@@ -78,7 +78,7 @@ class TokenRewardReport:
     """
 
     rows: int
-    left_out: dict[str, int]
+    dropped: dict[str, int]
     sequence_accuracy: Estimate
     token_accuracy: Estimate
     token_auroc: Estimate
@@ -93,7 +93,7 @@ class TokenRewardReport:
         """The figures as markdown tables."""
         rows = {
             "rows": self.rows,
-            "rows left out": self.left_out["rows"] - self.left_out["kept"],
+            "rows dropped": self.dropped["rows"] - self.dropped["kept"],
             "sequence accuracy": self.sequence_accuracy,
             "token accuracy": self.token_accuracy,
             "AUROC of wrong tokens": self.token_auroc,
@@ -185,11 +185,11 @@ def evaluate_token_rewards(
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     check_bootstrap(level, resamples)
-    rows, left_out = prepare_dataset(
+    rows, dropped = prepare_dataset(
         dataset, processing_class, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
     )
     table, sides, unknown = _score_rows(model, processing_class, rows, use_anchors, batch_size)
-    left_out.require_rows("evaluation")
+    dropped.require_rows("evaluation")
     chosen, rejected = sides["chosen"], sides["rejected"]
 
     won, wins, pairs = table.T
@@ -210,7 +210,7 @@ def evaluate_token_rewards(
     gaps = [b.tokens * abs(b.mean_probability - b.share_edited_in) for b in reliability if b.tokens]
     return TokenRewardReport(
         rows=len(table),
-        left_out=left_out.counts(),
+        dropped=dropped.counts(),
         sequence_accuracy=figures[0],
         token_accuracy=figures[1],
         token_auroc=figures[2],

@@ -165,7 +165,7 @@ def score_dataset(
         limit (`int`, *optional*):
             Score the first so many rows only.
         max_length (`int`, *optional*):
-            Rows with more tokens, prompt included, are left out and counted. Defaults to what the models read. Nothing
+            Rows with more tokens, prompt included, are dropped and counted. Defaults to what the models read. Nothing
             is truncated.
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences in one forward pass.
@@ -215,14 +215,14 @@ def score_dataset(
         raise ValueError("There are no rows to score.")
     if not rows:
         raise ValueError(f"All {len(too_long)} rows have more tokens than the models read: shorten them.")
-    left_out = []
+    dropped = []
     if too_long:
         first = ", ".join(map(str, too_long[:5])) + (", …" if len(too_long) > 5 else "")
-        left_out.append(
-            f"{len(too_long)} of {len(rows) + len(too_long)} rows left out, for they have more tokens than the models "
+        dropped.append(
+            f"{len(too_long)} of {len(rows) + len(too_long)} rows dropped, for they have more tokens than the models "
             f"read: {first}."
         )
-    return ScoredRows(f"Token scores of {' and '.join(names)}", rows, left_out)
+    return ScoredRows(f"Token scores of {' and '.join(names)}", rows, dropped)
 
 
 class _Row(NamedTuple):

@@ -71,9 +71,9 @@ class TokenRewardTrainer(RewardTrainer):
       the
       mean over training batches, and over all tokens of an evaluation set;
     - `token_score/edited_in`, `token_score/edited_out`, `token_score/unchanged`: mean scores of these tokens;
-    - `left_out/identical`, `left_out/too_long`, `left_out/not_minimal`: rows of a stream left out since its start, as
+    - `dropped/identical`, `dropped/too_long`, `dropped/not_minimal`: rows of a stream dropped since its start, as
       this
-      process counted them. Those of a `Dataset` are known at once, see [`~TokenRewardTrainer.left_out`].
+      process counted them. Those of a `Dataset` are known at once, see [`~TokenRewardTrainer.dropped`].
 
     A metric without anything to measure (no token was edited) is not logged. With several evaluation sets, each has its
     name in its metrics: `eval_<name>_token_auroc`.
@@ -141,7 +141,7 @@ class TokenRewardTrainer(RewardTrainer):
         if not isinstance(args, TokenRewardConfig):
             raise TypeError(f"`args` must be a `TokenRewardConfig`, got {type(args).__name__}.")
 
-        self._left_out: dict[str, DroppedRows] = {}
+        self._dropped: dict[str, DroppedRows] = {}
         self._streams: set[str] = set()
         self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
         self._eval_name: str | None = None
@@ -187,11 +187,11 @@ class TokenRewardTrainer(RewardTrainer):
         _require_trainable_token_head(self.model, args)
 
     @property
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """For each data set (`"train"`, `"eval"` or `"eval_<name>"`): its `rows`, those `kept`, and those left out
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """For each data set (`"train"`, `"eval"` or `"eval_<name>"`): its `rows`, those `kept`, and those dropped
         because they are `identical`, `too_long` or `not_minimal`. The counts of a stream grow as it is read, epoch
         after epoch, and are those of this process."""
-        return {name: left_out.counts() for name, left_out in self._left_out.items()}
+        return {name: dropped.counts() for name, dropped in self._dropped.items()}
 
     def _prepare_dataset(
         self,
@@ -202,10 +202,10 @@ class TokenRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
-        if name != "eval" and "train" in self._left_out:
+        if name != "eval" and "train" in self._dropped:
             name = f"eval_{dataset_name}"
         with PartialState().main_process_first():
-            dataset, left_out = prepare_dataset(
+            dataset, dropped = prepare_dataset(
                 dataset,
                 processing_class,
                 max_length=args.max_length,
@@ -214,18 +214,18 @@ class TokenRewardTrainer(RewardTrainer):
                 num_workers=args.dataloader_num_workers,
                 name=name,
             )
-        self._left_out[name] = left_out
+        self._dropped[name] = dropped
         if isinstance(dataset, IterableDataset):
             self._streams.add(name)
         else:
             self._streams.discard(name)
-            self._report_left_out(name)
+            self._report_dropped(name)
         return dataset
 
-    def _report_left_out(self, name: str) -> None:
-        counts = self._left_out[name].counts()
+    def _report_dropped(self, name: str) -> None:
+        counts = self._dropped[name].counts()
         report = logger.warning if counts["kept"] < counts["rows"] else logger.info
-        report(f"Data set {name}: {self._left_out[name].describe()}.")
+        report(f"Data set {name}: {self._dropped[name].describe()}.")
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -234,8 +234,8 @@ class TokenRewardTrainer(RewardTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
         if "train" in self._streams:
-            self._left_out["train"].require_rows("train")
-            self._report_left_out("train")
+            self._dropped["train"].require_rows("train")
+            self._report_dropped("train")
         return output
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -247,7 +247,7 @@ class TokenRewardTrainer(RewardTrainer):
             return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:  # a loader that gets no batch at all may raise an error of its own, which says less
             if metric_key_prefix in self._streams:
-                self._left_out[metric_key_prefix].require_rows(metric_key_prefix)
+                self._dropped[metric_key_prefix].require_rows(metric_key_prefix)
 
     def prediction_step(
         self,
@@ -322,9 +322,9 @@ class TokenRewardTrainer(RewardTrainer):
         # After an evaluation the model stays in evaluation mode, and the summary of the training is logged in it.
         name, self._eval_name = ("train" if mode == "train" else self._eval_name), None
         if name in self._streams:
-            counts = self._left_out[name].counts()
+            counts = self._dropped[name].counts()
             for reason in DroppedRows.REASONS:
-                metrics[f"left_out/{reason}"] = [counts[reason]]
+                metrics[f"dropped/{reason}"] = [counts[reason]]
         if mode == "eval" and name and name.startswith("eval_"):
             # The parent puts `eval_` before every key, so that one evaluation set's metrics would overwrite another's.
             for key in list(metrics):

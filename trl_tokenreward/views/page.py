@@ -66,7 +66,7 @@ def write_page(rows: "ScoredRows", path: str | Path, *, limit: int = 1000, seed:
     steps = sorted({row.step for row in chosen if row.step is not None})
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in chosen))}
     body = _BODY.format(
-        notes="".join(f"<p>{escape(sentence)}</p>" for sentence in [note, *rows.left_out]),
+        notes="".join(f"<p>{escape(sentence)}</p>" for sentence in [note, *rows.dropped]),
         series=escape(json.dumps(series)),
         colours=escape(json.dumps({"strongest": STRONGEST, "low": LOW, "good": GOOD_RGB, "bad": BAD_RGB})),
         series_options="".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(limits)),
@@ -87,7 +87,7 @@ def notebook_html(rows: "ScoredRows") -> str:
     note = ""
     if len(rows) > _NOTEBOOK_ROWS:
         note = f"<p>{_NOTEBOOK_ROWS} of {len(rows)} rows are shown; <code>write_page</code> has more.</p>"
-    notes = "".join(f"<p>{escape(sentence)}</p>" for sentence in rows.left_out)
+    notes = "".join(f"<p>{escape(sentence)}</p>" for sentence in rows.dropped)
     limits = rows.limits
     scale = f'<div class="legend">{_legend(rows.rows, limits)}</div>'
     articles = "".join(

@@ -27,16 +27,16 @@ class ScoredRows(Sequence):
             What they are, such as the name of the model.
         rows (`Sequence[ScoredRow]`):
             The rows. All their texts have the same series.
-        left_out (`Sequence[str]`, *optional*):
-            What was left out and why, one sentence each.
+        dropped (`Sequence[str]`, *optional*):
+            What was dropped and why, one sentence each.
     """
 
     title: str
     rows: Sequence[ScoredRow]
-    left_out: Sequence[str] = ()
+    dropped: Sequence[str] = ()
 
     def __getitem__(self, index):
-        return self.rows[index] if isinstance(index, int) else ScoredRows(self.title, self.rows[index], self.left_out)
+        return self.rows[index] if isinstance(index, int) else ScoredRows(self.title, self.rows[index], self.dropped)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +60,7 @@ class ScoredRows(Sequence):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(visible(self.title), style="bold")
-        for sentence in self.left_out:
+        for sentence in self.dropped:
             yield Text(sentence)
         for series, limit in islice(self.limits.items(), 1):
             yield legend_line(series, limit)

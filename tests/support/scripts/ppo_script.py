@@ -1,6 +1,6 @@
 """PPO as users of TRL 1.12 write it, for the test of the migration.
 
-Prompts are tokenised beforehand, long ones are left out; four models are loaded from checkpoints; the pad token is
+Prompts are tokenised beforehand, long ones are dropped; four models are loaded from checkpoints; the pad token is
 added to the tokenizer alone. Only names that TRL 1.12 documents are used.
 """
 
