@@ -148,7 +148,7 @@ class TestScoring:
         [row] = score_dataset([{"prompt": prompt, "completion": completion}], model)
         assert row.prompt == "b ." and [token.strip() for token in row.texts[0].tokens] == ["a", "."]
 
-    def test_what_is_too_long_is_left_out_and_counted(self):
+    def test_what_is_too_long_is_dropped_and_counted(self):
         rows = [{"text": "a b"}, {"text": "a b c d"}, {"text": "a"}, {"text": "b " * 200}]
         scored = score_dataset(rows, scorer(), max_length=4)
         assert [row.name for row in scored] == ["Row 0", "Row 2"]

@@ -464,7 +464,7 @@ OTHER = {**ROWS[0], "chosen": " no", "rejected": " the lazy dog"}
 
 
 class TestDataSets:
-    def test_what_is_left_out_is_reported(self, make_trainer, caplog):
+    def test_what_is_dropped_is_reported(self, make_trainer, caplog):
         rows = Dataset.from_list([*ROWS[:8], IDENTICAL, LONG, OTHER, OTHER])
         with caplog.at_level(logging.WARNING):
             trainer = make_trainer(train_dataset=rows, max_length=100, max_edit_ratio=0.7)
@@ -472,7 +472,7 @@ class TestDataSets:
         assert trainer.dropped == {"train": counts} and len(trainer.train_dataset) == 8
         assert "Data set train: 8 of 12 rows are kept (1 identical, 1 too_long, 2 not_minimal)." in caplog.text
 
-    def test_nothing_is_reported_where_nothing_is_left_out(self, make_trainer, caplog):
+    def test_nothing_is_reported_where_nothing_is_dropped(self, make_trainer, caplog):
         with caplog.at_level(logging.WARNING):
             make_trainer()
         assert "rows are kept" not in caplog.text
