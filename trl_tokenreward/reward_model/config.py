@@ -9,6 +9,8 @@ from trl import RewardConfig
 
 # What `unchanged_token_weight=None` stands for.
 UNCHANGED_TOKEN_WEIGHTS = {"right": 1.0, "zero": 0.1}
+# The learning rate of the heads with `head_learning_rate=None`, unless `learning_rate` is higher.
+HEAD_LEARNING_RATE = 3e-3
 
 
 @dataclass
@@ -68,6 +70,11 @@ class TokenRewardConfig(RewardConfig):
         use_anchors (`bool`, *optional*, defaults to `False`):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
             token after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
+        head_learning_rate (`float`, *optional*):
+            Peak learning rate of the two heads, which follows the schedule of `learning_rate`. `learning_rate` is then the
+            rate of all other parameters. The heads have no weight decay. `None` selects 3e-3, or `learning_rate` if that is
+            higher: at the rate of a pretrained backbone new heads learn no token scores in an epoch. To train a reward
+            model further, set it to `learning_rate`.
     """
 
     # Parameters that control the data preprocessing
@@ -127,6 +134,13 @@ class TokenRewardConfig(RewardConfig):
             "side. If `False` it counts as unchanged."
         },
     )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of the two heads; it follows the schedule of `learning_rate`. If `None`, 3e-3, or "
+            "`learning_rate` if that is higher."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -140,6 +154,12 @@ class TokenRewardConfig(RewardConfig):
                 continue
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"`{name}` must be a finite number that is not negative, but is {weight}.")
+        if self.head_learning_rate is not None and not (
+            self.head_learning_rate >= 0 and math.isfinite(self.head_learning_rate)
+        ):
+            raise ValueError(
+                f"`head_learning_rate` must be a finite number that is not negative, but is {self.head_learning_rate}."
+            )
         if self.token_loss not in ("classification", "ranking"):
             raise ValueError(f"`token_loss` must be 'classification' or 'ranking', not {self.token_loss!r}.")
         if self.unchanged_token_target not in ("right", "zero"):

@@ -27,7 +27,7 @@ from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
 from ..utils.paper import PAPER
-from .config import UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
+from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
 from .metrics import TokenStatistics
 from .modeling import TokenRewardModel, TokenRewardOutput
@@ -226,6 +226,26 @@ class TokenRewardTrainer(RewardTrainer):
         counts = self._dropped[name].counts()
         report = logger.warning if counts["kept"] < counts["rows"] else logger.info
         report(f"Data set {name}: {self._dropped[name].describe()}.")
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """[`~transformers.Trainer.create_optimizer`], with the heads in a parameter group of their own."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if given:  # the caller's own, with the rates that they chose
+            return optimizer
+        rate = self.args.head_learning_rate
+        if rate is None:
+            rate = max(self.args.learning_rate, HEAD_LEARNING_RATE)
+        model = args[0] if args else kwargs.get("model")
+        model = self.model if model is None else model
+        heads = {id(p) for name, p in model.named_parameters() if not set(HEADS).isdisjoint(name.split("."))}
+        # The first group stays the first, also where it gets empty: its rate is the one that is logged.
+        for group in list(self.optimizer.param_groups):
+            of_heads = [p for p in group["params"] if id(p) in heads]
+            if of_heads:
+                group["params"] = [p for p in group["params"] if id(p) not in heads]
+                self.optimizer.add_param_group({**group, "params": of_heads, "lr": rate, "weight_decay": 0.0})
+        return optimizer
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
