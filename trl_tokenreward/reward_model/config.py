@@ -71,10 +71,10 @@ class TokenRewardConfig(RewardConfig):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
             token after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
         head_learning_rate (`float`, *optional*):
-            Peak learning rate of the two heads, which follows the schedule of `learning_rate`. `learning_rate` is then the
-            rate of all other parameters. The heads have no weight decay. `None` selects 3e-3, or `learning_rate` if that is
-            higher: at the rate of a pretrained backbone new heads learn no token scores in an epoch. To train a reward
-            model further, set it to `learning_rate`.
+            Peak learning rate of the two heads, which follows the schedule of `learning_rate`. `learning_rate` is then
+            the rate of all other parameters. The heads have no weight decay. `None` selects 3e-3, or `learning_rate` if
+            that is higher: at the rate of a pretrained backbone new heads learn no token scores in an epoch. To train a
+            reward model further, set it to `learning_rate`.
     """
 
     # Parameters that control the data preprocessing
@@ -137,8 +137,8 @@ class TokenRewardConfig(RewardConfig):
     head_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate of the two heads; it follows the schedule of `learning_rate`. If `None`, 3e-3, or "
-            "`learning_rate` if that is higher."
+            "help": "Peak learning rate of the two heads; it follows the schedule of `learning_rate`. If `None`, 3e-3, "
+            "or `learning_rate` if that is higher."
         },
     )
 
