@@ -1,5 +1,6 @@
 # make demo    the main job on the embedded corpus (variables: DATASET, OUTPUT, SEED)
-# make test    the suite on each supported end of TRL's range, and once what no TRL has a say in (variable: PYTEST_ARGS)
+# make test    the suite on each end of the TRL versions that are supported, tests that do not depend on the TRL version once,
+#              and the quick tests with the newest transformers (variable: PYTEST_ARGS)
 # make browser Debian's Chromium, for the tests of web pages (needs root; without it they are skipped)
 # make lint    style, levels of imports, types
 # make docs    the documentation site, in site/: open site/index.html
@@ -25,7 +26,7 @@ export PIP_NO_INPUT := 1
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' $(firstword $(MAKEFILE_LIST))
 
-# $(call install,FOLDER,EXTRA,TRL): torch goes first, alone, so that no other package's requirement picks its build.
+# $(call install,FOLDER,EXTRA,TRL,CONSTRAINTS): torch goes first, alone, so that no other package's requirement picks its build.
 # The stamp is written by the last line only: an install that fails leaves none, and the next run repeats it. A folder
 # that holds no working pip (an interrupted run, a Python that has gone) is made anew.
 define install
@@ -33,16 +34,22 @@ define install
 	@rm -f $(1)/.installed
 	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
 	@echo "Installing into $(1) (TRL $(3)); this takes a few minutes the first time."
-	$(1)/bin/python -m pip install -qq -c constraints.txt torch
-	$(1)/bin/python -m pip install -qq -c constraints.txt -e ".[$(2)]" "trl==$(3)"
+	$(1)/bin/python -m pip install -qq -c $(4) torch
+	$(1)/bin/python -m pip install -qq -c $(4) -e ".[$(2)]" "trl==$(3)"
 	@touch $(1)/.installed
 endef
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(call install,.venv,demo,$(NEWEST_TRL).0)
+	$(call install,.venv,demo,$(NEWEST_TRL).0,constraints.txt)
 
 .venv-trl%/.installed: pyproject.toml constraints.txt
-	$(call install,.venv-trl$*,dev,$*.0)
+	$(call install,.venv-trl$*,dev,$*.0,constraints.txt)
+
+# The newest transformers, and what it asks for: this package leans on its internals, and should hear first of a change.
+.venv-newest/.installed: pyproject.toml constraints.txt
+	@mkdir -p build
+	@grep -vE "^(transformers|tokenizers|huggingface-hub|safetensors)==" constraints.txt > build/newest.txt
+	$(call install,.venv-newest,dev,$(NEWEST_TRL).0,build/newest.txt)
 
 # The embedded corpus needs no network; a data set of the user's may have to come from the Hub.
 demo: .venv/.installed
@@ -50,14 +57,18 @@ demo: .venv/.installed
 		--output "$(OUTPUT)" --seed $(SEED) $(if $(DATASET),--dataset "$(DATASET)")
 
 # One thread a worker: two workers that each take every core are slower than two that share them.
-test: $(TRL_VERSIONS:%=.venv-trl%/.installed)
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist loadfile -q
+
+test: $(TRL_VERSIONS:%=.venv-trl%/.installed) .venv-newest/.installed
 	@failed=; for version in $(TRL_VERSIONS); do \
 		echo "== TRL $$version =="; \
 		set --; [ $$version = $(NEWEST_TRL) ] || set -- -m "not any_trl"; \
-		HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-trl$$version/bin/python -m pytest -n 2 --dist loadfile -q \
-			"$$@" $(PYTEST_ARGS) || failed="$$failed $$version"; \
+		$(call PYTEST,.venv-trl$$version) "$$@" $(PYTEST_ARGS) || failed="$$failed, TRL $$version"; \
 	done; \
-	if [ -n "$$failed" ]; then echo "The suite failed on TRL$$failed"; exit 1; fi
+	echo "== the newest transformers =="; \
+	$(call PYTEST,.venv-newest) -m "not slow" tests/nn tests/reward_model tests/ppo $(PYTEST_ARGS) \
+		|| failed="$$failed, the newest transformers"; \
+	if [ -n "$$failed" ]; then echo "The suite failed:$${failed#,}"; exit 1; fi
 
 # Playwright drives whatever Chromium is on the PATH (tests/support/browser.py); its own builds are not needed.
 browser:
