@@ -13,12 +13,12 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import regex
-
-from ._subsequence import Block, common_blocks
-
+from rapidfuzz.distance import Indel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Block = list[int]  # a kept stretch: position in the original, position in the edit, length
 
 
 class TokenizedText(NamedTuple):
@@ -82,10 +82,10 @@ class EditAlignment:
 def align_edits(original: str, edited: str, tokenizer: "PreTrainedTokenizerFast") -> EditAlignment:
     """Finds the tokens that an edit took out of `original` and those that it put into `edited`.
 
-    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time and memory
-    grow with the length of the texts, as long as most of what is said is said once. At worst (unrelated texts, or texts
-    of a few words over and over) time grows with the product of the numbers of words between the first and the last
-    edit; memory too, at one bit for each pair of such words (8 MB for two texts of 8,000 words).
+    The result depends on the arguments alone. Swapping the texts swaps the two sides of the result. Between the first
+    and the last edit, time grows with the product of the numbers of words, and memory is one bit for each pair of words
+    (8 MB for two texts of 8,000 words). Up to 8,192 words, other steps, which grow with the length, take most of the
+    time.
 
     Args:
         original (`str`):
@@ -242,9 +242,15 @@ def _match(original: _Units, edited: _Units) -> list[Block]:
         return [[i, j, length] for j, i, length in _match(edited, original)]
     numbers: dict[str | int, int] = {}  # rapidfuzz compares hashes alone, and no two small integers share one
     sides = ([numbers.setdefault(core, len(numbers)) for core in side.cores] for side in (original, edited))
-    blocks = [[0, 0, 0], *common_blocks(*sides), [len(original.cores), len(edited.cores), 0]]
+    blocks = [[0, 0, 0], *_common_blocks(*sides), [len(original.cores), len(edited.cores), 0]]
     _slide(blocks, original, edited)
     return blocks
+
+
+def _common_blocks(original: Sequence[int], edited: Sequence[int]) -> list[Block]:
+    """The stretches that a longest common subsequence keeps, as rapidfuzz finds it."""
+    opcodes = Indel.opcodes(original, edited)
+    return [[op.src_start, op.dest_start, op.src_end - op.src_start] for op in opcodes if op.tag == "equal"]
 
 
 def _slide(blocks: list[Block], original: _Units, edited: _Units) -> None:
