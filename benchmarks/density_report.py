@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from density import (
+from density_settings import (
     ABLATION_SEEDS,
     ABLATIONS,
     ARMS,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import regex
 from rapidfuzz.distance import Indel
 
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
