@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..nn.modules import evaluation_mode, without_peft
-from ..nn.unpadding import groups_by_length
+from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
 from ..utils.jsonl import read_jsonl
@@ -93,16 +93,11 @@ class RewardModelJudge(ScoringJudge):
         for index, row in enumerate(ids):
             if not row or (limit is not None and len(row) > limit):
                 raise ValueError(f"Prompt and answer {index} have {len(row)} tokens; the judge reads 1 to {limit}.")
-        lengths, device = torch.tensor([len(row) for row in ids]), next(self.model.parameters()).device
         scores = torch.zeros(len(ids))
         with evaluation_mode(self.model):
-            for group in groups_by_length(lengths, self.batch_size):
-                rows = [torch.tensor(ids[index]) for index in group.tolist()]
-                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-                by_column = prefix_scores(
-                    self.model, nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), mask
-                )
-                scores[group] = by_column.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).cpu()
+            for rows, *batch in padded_groups(ids, self.batch_size, next(self.model.parameters()).device):
+                by_column, last = prefix_scores(self.model, *batch), batch[1].sum(1, keepdim=True) - 1
+                scores[rows] = by_column.gather(1, last).squeeze(1).cpu()
         return scores.tolist()
 
     def _encode(self, prompt: Prompt, answer: str) -> list[int]:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..nn.modules import evaluation_mode, without_peft
+from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
 from ..ppo.sampling import generate, uniforms
@@ -117,10 +118,8 @@ class AnswerSampler:
         logps = []
         with evaluation_mode(model):
             for rows, prompts in self._batches(model):
-                ids = [torch.tensor(answers[row].ids, device=prompts.ids.device) for row in rows]
-                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-                inputs = join(prompts, nn.utils.rnn.pad_sequence(ids, batch_first=True), mask)
-                by_token = completion_logps(model, *inputs, mask.shape[1], self.temperature or 1.0)
+                ids, mask = padded([answers[row].ids for row in rows], prompts.ids.device)
+                by_token = completion_logps(model, *join(prompts, ids, mask), mask.shape[1], self.temperature or 1.0)
                 logps += by_token.double().sum(1).tolist()
         return logps
 
