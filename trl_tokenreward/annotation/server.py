@@ -14,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from ..views.html import EDIT_COLOURS
 from .access import COOKIE, Guard, HttpError, check_password
 from .store import AnnotationStore, OtherTab, Refused, annotator_name
 
 
 _PAGE = Path(__file__).parent / "static"
-_OPEN_FILES = ("page.css", "login.js", "icon.svg")  # without a session
+_FILES = {name: _PAGE / name for name in ("page.css", "page.js", "login.js", "icon.svg")}
+_FILES[EDIT_COLOURS.name] = EDIT_COLOURS
 
 
 _MOST_BYTES = 4 * 2**20
@@ -113,7 +115,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
         return FileResponse(_PAGE / "index.html")
 
     async def file(request: Request) -> Response:
-        return FileResponse(_PAGE / request.url.path.rpartition("/")[2])
+        return FileResponse(_FILES[request.url.path.rpartition("/")[2]])
 
     async def login_page(request: Request) -> Response:
         return RedirectResponse("/", 303) if guard.knows(request) else FileResponse(_PAGE / "login.html")
@@ -135,8 +137,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
         Route("/", answer(page, public=True)),
         Route("/login", answer(login_page, public=True)),
         Route("/api/login", answer(log_in, public=True), methods=["POST"]),
-        Route("/page.js", answer(file)),
-        *(Route(f"/{name}", answer(file, public=True)) for name in _OPEN_FILES),
+        *(Route(f"/{name}", answer(file, public=name != "page.js")) for name in _FILES),
         *(Route(f"/api/{action}", answer(act(action)), methods=["POST"]) for action in _ACTIONS),
     ]
     return Starlette(routes=routes)

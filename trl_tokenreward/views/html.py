@@ -21,6 +21,8 @@ def read_asset(module: str, name: str) -> str:
     return Path(module).with_name(name).read_text(encoding="utf-8")
 
 
+# Variables `--del` and `--ins`: the backgrounds of deleted and inserted text, on every page that shows edits.
+EDIT_COLOURS = Path(__file__).with_name("edit_colours.css")
 _PAGE, _STYLE = read_asset(__file__, "frame.html"), read_asset(__file__, "frame.css")
 
 
