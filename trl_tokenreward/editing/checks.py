@@ -21,7 +21,7 @@ class EditChecks:
 
     Args:
         max_edit_ratio (`float`, *optional*, defaults to `0.5`):
-            Largest share of edited words among the words of both sides, see [`EditAlignment`].
+            Largest share of edited words among the words of both sides, see [`~edits.alignment.word_edit_ratio`].
         max_hunks (`int`, *optional*, defaults to `16`):
             Most places where something is edited.
         max_length_change (`float`, *optional*, defaults to `0.5`):

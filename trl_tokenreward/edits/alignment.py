@@ -161,14 +161,48 @@ def align_words(original: str, edited: str) -> EditAlignment:
     """
     _check_texts(original, edited)
     numbers: dict[str, int] = {}
+    return align_tokenized(original, edited, _words(original, numbers), _words(edited, numbers))
 
-    def words(text: str) -> TokenizedText:
-        units = _units(text)
-        found = list(zip(units.cores, units.starts, strict=True))[:-1]  # the last is the text's end
-        ids = [numbers.setdefault(core, len(numbers)) for core, _ in found]
-        return TokenizedText(ids, [(start, start + len(core)) for core, start in found])
 
-    return align_tokenized(original, edited, words(original), words(edited))
+def word_edit_ratio(
+    original: str,
+    edited: str,
+    original_spans: Sequence[Sequence[int]] | None = None,
+    edited_spans: Sequence[Sequence[int]] | None = None,
+) -> float:
+    """The share of edited words among the words of both texts, with punctuation marks counted as words (see
+    [`align_words`]). Every `max_edit_ratio` of this package bounds this share.
+
+    Args:
+        original, edited (`str`):
+            Texts before and after the edit, without the prompt, EOS and chat template.
+        original_spans, edited_spans (`Sequence[Sequence[int]]`, *optional*):
+            `[start, end)` characters that a row marks as edited. On a side that has them, the words that overlap them
+            are the edited ones. `None` takes the alignment's.
+
+    Returns:
+        `float`: from 0 to 1; 0 if there are no words.
+    """
+    alignment = align_words(original, edited)
+    if original_spans is None and edited_spans is None:
+        return alignment.edit_ratio
+    edited_words = 0
+    sides = ((original, alignment.original_mask, original_spans), (edited, alignment.edited_mask, edited_spans))
+    for text, mask, spans in sides:
+        if spans is not None:
+            offsets = _words(text, {}).offsets
+            mask = [any(first < end and start < last for start, end in spans) for first, last in offsets]
+        edited_words += sum(mask)
+    words = len(alignment.original_ids) + len(alignment.edited_ids)
+    return edited_words / words if words else 0.0
+
+
+def _words(text: str, numbers: dict[str, int]) -> TokenizedText:
+    """The words of a text as tokens. `numbers` holds the id of each word and gets those of new words."""
+    units = _units(text)
+    found = list(zip(units.cores, units.starts, strict=True))[:-1]  # the last is the text's end
+    ids = [numbers.setdefault(core, len(numbers)) for core, _ in found]
+    return TokenizedText(ids, [(start, start + len(core)) for core, start in found])
 
 
 def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAlignment:

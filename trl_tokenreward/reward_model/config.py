@@ -29,8 +29,9 @@ class TokenRewardConfig(RewardConfig):
         > Parameters that control the data preprocessing
 
         max_edit_ratio (`float`, *optional*):
-            Largest share of completion tokens, of both sides together, that an edit may change. Rows above it are left
-            out and counted. If `None`, every edit is minimal enough.
+            Largest share of edited words among the words of both completions, with punctuation marks counted as words;
+            of tokens in rows that have only token ids. Rows above it are dropped and counted. If `None`, no row is
+            dropped for its edit.
 
         > Parameters that control the training
 
@@ -74,8 +75,8 @@ class TokenRewardConfig(RewardConfig):
     max_edit_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Largest share of completion tokens, of both sides together, that an edit may change. Rows above "
-            "it are dropped and counted. If `None`, every edit is minimal enough."
+            "help": "Largest share of edited words among the words of both completions (of tokens, if rows have only "
+            "token ids). Rows above it are dropped and counted. If `None`, no row is dropped for its edit."
         },
     )
 
@@ -131,9 +132,7 @@ class TokenRewardConfig(RewardConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.max_edit_ratio is not None and not 0 < self.max_edit_ratio <= 1:
-            raise ValueError(
-                f"`max_edit_ratio` is a share of tokens, above 0 and at most 1, not {self.max_edit_ratio}."
-            )
+            raise ValueError(f"`max_edit_ratio` is a share of words, above 0 and at most 1, not {self.max_edit_ratio}.")
         for name in ("sequence_loss_weight", "token_loss_weight", "unchanged_token_weight"):
             weight = getattr(self, name)
             if weight is None and name == "unchanged_token_weight":
