@@ -33,7 +33,7 @@ class AnswerSampler:
     models give equal answers.
 
     Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The models' tokenizer.
         prompts ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`):
             Rows as [`~ppo.prompts.prepare_prompts`] takes them, or a list of texts or of messages.
@@ -54,7 +54,7 @@ class AnswerSampler:
 
     def __init__(
         self,
-        processing_class: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: "Dataset | IterableDataset | list[Prompt]",
         *,
         response_length: int = 128,
@@ -69,21 +69,21 @@ class AnswerSampler:
                 f"{response_length}, {batch_size} and {temperature}."
             )
         if stop_token_id == "eos":
-            stop_token_id = processing_class.eos_token_id
+            stop_token_id = tokenizer.eos_token_id
             if stop_token_id is None:
                 raise ValueError("`stop_token_id='eos'`, but the tokenizer has no EOS token.")
         if not isinstance(prompts, (Dataset, IterableDataset)):
             if not isinstance(prompts, list) or {type(prompt) for prompt in prompts} not in ({str}, {list}):
                 raise TypeError("`prompts` must be a data set, or a list of texts or of lists of messages, not empty.")
             prompts = Dataset.from_dict({"prompt": prompts})
-        self.tokenizer, self.response_length, self.temperature = processing_class, response_length, temperature
+        self.tokenizer, self.response_length, self.temperature = tokenizer, response_length, temperature
         self.stop_token_id, self.batch_size, self.seed = stop_token_id, batch_size, seed
-        rows = list(prepare_prompts(prompts, processing_class, "evaluation"))
+        rows = list(prepare_prompts(prompts, tokenizer, "evaluation"))
         self._ids = [list(row["input_ids"]) for row in rows]
         if not all(self._ids) or not rows:
             where = f"Row {self._ids.index([])} of the evaluation prompts" if rows else "The evaluation data set"
             raise ValueError(f"{where} is empty: leave it out or give it a token.")
-        texts = processing_class.batch_decode(self._ids, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(self._ids, skip_special_tokens=True)
         # What the judges read.
         self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
 

@@ -118,7 +118,7 @@ class WinRate:
 def evaluate_win_rate(
     policy: nn.Module,
     reference: nn.Module | Sequence[str],
-    processing_class: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: "Dataset | IterableDataset | list[Prompt]",
     judge: "Judge",
     *,
@@ -142,7 +142,7 @@ def evaluate_win_rate(
         judge ([`Judge`]):
             Says which answer is better, see [`~evaluation.judges`]. It reads prompts as the data set has them, texts or
             messages, or decoded where it has tokens alone, and answers without special tokens.
-        processing_class, prompts, response_length, temperature, stop_token_id, batch_size, seed:
+        tokenizer, prompts, response_length, temperature, stop_token_id, batch_size, seed:
             See [`AnswerSampler`]. The seed is the bootstrap's too.
         level, resamples:
             Of the bootstrap over prompts, see [`~utils.statistics.bootstrap_interval`].
@@ -154,7 +154,7 @@ def evaluate_win_rate(
     """
     check_bootstrap(level, resamples)
     sampler = AnswerSampler(
-        processing_class,
+        tokenizer,
         prompts,
         response_length=response_length,
         temperature=temperature,

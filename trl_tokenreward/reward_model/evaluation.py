@@ -134,7 +134,7 @@ class _Tokens(NamedTuple):
 
 def evaluate_token_rewards(
     model: nn.Module,
-    processing_class: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset | IterableDataset,
     *,
     max_length: int | None = None,
@@ -160,7 +160,7 @@ def evaluate_token_rewards(
     Args:
         model ([`TokenRewardModel`] or `PeftModel`):
             The model, or an adapter around one.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Preference rows in any format of [`~data.preprocessing.prepare_dataset`], prepared ones too.
@@ -186,9 +186,9 @@ def evaluate_token_rewards(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     check_bootstrap(level, resamples)
     rows, dropped = prepare_dataset(
-        dataset, processing_class, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
+        dataset, tokenizer, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
     )
-    table, sides, unknown = _score_rows(model, processing_class, rows, use_anchors, batch_size)
+    table, sides, unknown = _score_rows(model, tokenizer, rows, use_anchors, batch_size)
     dropped.require_rows("evaluation")
     chosen, rejected = sides["chosen"], sides["rejected"]
 
