@@ -27,7 +27,7 @@ class DataCollatorForTokenReward(DataCollatorMixin):
 
     Args:
         pad_token_id (`int`):
-            Token ID to use for padding. It may be any, the EOS token's too: the masks say what is real.
+            Token ID to use for padding. Any id works, also the EOS token's: the masks tell padding apart.
         pad_to_multiple_of (`int`, *optional*):
             If set, the sequences are padded to a multiple of this value.
         return_tensors (`str`, *optional*, defaults to `"pt"`):

@@ -1,4 +1,4 @@
-"""Preference rows of every format → token ids with edit masks → padded batches.
+"""Prepares preference rows of every format: token ids with edit masks, and the rows to drop.
 
 `chosen` is the edit, `rejected` the original. Every mask is 1 for what it names. A prepared row holds, for each side,
 lists of one length:
@@ -115,7 +115,7 @@ def _text_row(
     for side in SIDES:
         if f"{side}_spans" in row:
             edits[side] = _span_mask(row, side, texts[side], own[side])
-            anchors[side] = [False] * len(own[side].ids)  # the alignment's gaps are not the row's
+            anchors[side] = [False] * len(own[side].ids)  # anchors belong to the alignment, which spans replace
     prepared = {}
     for side in SIDES:
         length, (first, places, _) = len(tokens[side].ids), completions[side]
@@ -207,7 +207,7 @@ class RowPreparer:
 
     Args:
         format (`str`):
-            As [`row_format`] says of the first row; the others must have it too.
+            [`row_format`] of the first row. The other rows must have the same.
         tokenizer (`PreTrainedTokenizerBase`):
             A fast tokenizer. Not used for `"ids"`.
         name (`str`, *optional*, defaults to `"train"`):
@@ -372,7 +372,7 @@ def prepare_dataset(
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} data set has no rows.")
-    for side in SIDES:  # what TRL called the columns before 1.0, and still takes
+    for side in SIDES:  # the names of the columns in TRL before 1.0, which TRL still takes
         if f"{side}_input_ids" in first and f"{side}_ids" not in first:
             dataset = dataset.rename_column(f"{side}_input_ids", f"{side}_ids")
             first[f"{side}_ids"] = first.pop(f"{side}_input_ids")
