@@ -1,8 +1,8 @@
 """Minimal edits between two texts, as masks over the tokens of each.
 
-Words are aligned first, so that no word is cut in half, and what is kept is maximal. The kept words are then projected
-to tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold the same
-tokens.
+Words are aligned first, so that no word is cut in half, and as many words as possible are kept. The kept words are then
+projected to tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold
+the same tokens.
 """
 
 import operator
@@ -342,7 +342,7 @@ class _Point(NamedTuple):
 
 
 def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Side") -> list[tuple[_Point, _Point]]:
-    """The stretches of text that the edit kept, as far as they are the same tokens on both sides."""
+    """The kept stretches of text that are the same tokens on both sides."""
     kept: list[list[tuple[int, ...]]] = []
     ids, cuts = original_side.ids, original_side.cuts
     edited_ids, edited_cuts = edited_side.ids, edited_side.cuts
@@ -428,7 +428,7 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
         word = token.strip()
         if word and len(word) < len(token):
             start, end = end - len(token.lstrip()), start + len(token.rstrip())
-        if start < reached:  # several tokens for one character, say
+        if start < reached:  # for example several tokens for one character
             cuts[start + 1 : reached] = [None] * (reached - start - 1)
         for position in range(reached, start + 1):
             cuts[position] = len(places)
@@ -447,7 +447,7 @@ def _alignment(
     kept: list[tuple[_Point, _Point]],
     end: _Point,
 ) -> EditAlignment:
-    """Everything that is not kept is an edit."""
+    """Builds the masks, anchors and operations: whatever is not kept is an edit."""
     gaps: list[tuple[_Point, _Point]] = []
     previous = _Point(0, 0, 0, 0)
     for start, stop in [*kept, (end, end)]:
