@@ -1,4 +1,4 @@
-"""The answers that are to be edited."""
+"""Reads the answers to edit from a preference data set."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ class Task(NamedTuple):
         row (`int`):
             The row's number in the data set.
         digest (`str`):
-            Of what the row says.
+            A hash of the prompt and the rejected side.
         prompt (`str` or `list[dict]`):
             As [`~data.formats.preference_prompt`] gives it.
         answer (`str`):
@@ -41,8 +41,8 @@ class Task(NamedTuple):
         return self.row, self.digest
 
     def with_words(self, words: str) -> str:
-        """The answer with other words. White space around an answer is the data set's affair, and nothing to learn
-        from."""
+        """The answer with its text replaced. The white space around it stays, so that a model does not learn from
+        it."""
         return self.answer.replace(self.answer.strip(), words.strip(), 1)
 
 
