@@ -1,4 +1,4 @@
-"""Answers of a policy to evaluation prompts."""
+"""Samples answers of models to held-out prompts."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -29,8 +29,8 @@ class Answer(NamedTuple):
 
 
 class AnswerSampler:
-    """Samples answers to the same prompts of one model after another, all with the same random numbers, so that equal
-    models give equal answers.
+    """Samples answers to the same prompts from one model after another. All models get the same random numbers, so
+    equal models give equal answers.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -84,7 +84,7 @@ class AnswerSampler:
             where = f"Row {self._ids.index([])} of the evaluation prompts" if rows else "The evaluation data set"
             raise ValueError(f"{where} is empty: leave it out or give it a token.")
         texts = tokenizer.batch_decode(self._ids, skip_special_tokens=True)
-        # What the judges read.
+        # The prompts as the judges read them.
         self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
 
     def __call__(self, model: nn.Module) -> list[Answer]:
@@ -136,7 +136,7 @@ class AnswerSampler:
 
     @property
     def _pad_token_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0  # any would do, for masks say what is real
+        return self.tokenizer.pad_token_id or 0  # any id works, because masks tell padding apart
 
     def _batches(self, model: nn.Module) -> Iterator[tuple[range, Prompts]]:
         collate, device = DataCollatorForPrompts(self._pad_token_id), next(model.parameters()).device
