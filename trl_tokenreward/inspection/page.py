@@ -1,4 +1,4 @@
-"""A page to look through edits: it needs nothing but itself, and every text on it is escaped."""
+"""The report on edits as a self-contained HTML page. Every text on it is escaped."""
 
 import random
 from pathlib import Path

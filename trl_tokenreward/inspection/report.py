@@ -28,7 +28,7 @@ OUTCOME_NAMES = {"kept": "kept", "identical": "identical", "too_long": "too long
 
 
 class InspectedRow(NamedTuple):
-    """One row: its place in the data set, what [`~data.preprocessing.row_outcome`] says of it, and its edit ratio."""
+    """One row: its place in the data set, its [`~data.preprocessing.row_outcome`], and its edit ratio."""
 
     index: int
     outcome: str
@@ -44,7 +44,7 @@ class _Texts(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the edits of a data set are like, see [`inspect_dataset`].
+    """Figures on the edits of a data set, see [`inspect_dataset`].
 
     Args:
         unit (`"words"` or `"tokens"`):
