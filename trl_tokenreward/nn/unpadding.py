@@ -1,6 +1,6 @@
 """Right-packed batches: the real tokens of each row stand first, and rows of like length go through a model together.
 
-What follows a token cannot change what a causal model says of it. So with the padding on the right no attention mask is
+Later tokens cannot change a causal model's output at a token. So with the padding on the right no attention mask is
 needed, positions count themselves, and attention runs in its fast, causal form.
 """
 
