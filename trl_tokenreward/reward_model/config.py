@@ -67,7 +67,7 @@ class TokenRewardConfig(RewardConfig):
             `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss
             charges an edited token for being wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
-            Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
+            If `True`, the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
             token after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
     """
 
@@ -150,7 +150,7 @@ class TokenRewardConfig(RewardConfig):
         self._check_effects()
 
     def _check_effects(self) -> None:
-        """A value that changes nothing is a mistake of whoever set it."""
+        """Raises an error for settings that have no effect, because they are mistakes."""
         if self.sequence_loss_weight == 0 and self.token_loss_weight == 0:
             raise ValueError("`sequence_loss_weight` and `token_loss_weight` are both 0: there is nothing to train on.")
         if self.sequence_loss_weight == 0 and self.center_rewards_coefficient is not None:
