@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 
-# Blue and orange stay apart in all common forms of colour blindness. Nothing is told by colour alone: what is low is
-# dotted as well, and edits are lined.
+# Blue and orange stay apart in all common forms of colour blindness. Colour never is the only sign: low
+# scores are dotted as well, and edits are lined.
 GOOD_RGB = (33, 102, 172)
 BAD_RGB = (230, 97, 1)
 # A terminal has no opacity: the scale's lighter steps, of a background and of the letters.
@@ -39,7 +39,7 @@ def colour_limit(scores: Iterable[float]) -> float:
 
 
 def number(magnitude: float) -> str:
-    """With two decimals; with two digits, where those would say nothing."""
+    """With two decimals; below 0.1 with two significant digits."""
     return f"{magnitude:.2f}" if magnitude >= 0.1 else f"{magnitude:.2g}"
 
 
