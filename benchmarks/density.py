@@ -1,13 +1,13 @@
-"""The density dial: what PPO gains when the same reward model's scores are spread over tokens, on human edits.
+"""The density dial on human edits: the gain of PPO if the same reward model's scores are spread over tokens.
 
     python benchmarks/density.py prepare --data <folder>    # start policy and reward models
     python benchmarks/density.py run --data <folder> --arm token --seed 1 --kl-coef 0.1 --learning-rate 2e-4
     python benchmarks/density.py all --data <folder>    # prepare, tune every arm, run the seeds, write the results
 
 The folder holds `paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox). Every run has a process of one thread,
-and `--jobs` of them run at a time; what a run has come to is one JSON file in the output folder, and what is there is
-not run again. All arms start from one policy and answer the same prompts; a classifier of a part of the data that
-nothing else sees says who wins against the start policy.
+and `--jobs` of them run at a time. Each result is one JSON file in the output folder, and runs with a result are not
+repeated. All arms start from one policy and answer the same prompts. The judge against the start policy is a classifier
+trained on a part of the data that nothing else sees.
 
 Needs TRL 1.12, for its PPOTrainer, and scikit-learn: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
@@ -60,7 +60,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 
 def prepare(data: Path, output: Path) -> None:
-    """Start policy and reward models, each in a folder of `output`, and what there is to know of them."""
+    """Start policy and reward models, each in a folder of `output`, and their figures in `prepared.json`."""
     import torch
     from datasets import concatenate_datasets
     from transformers import LlamaForSequenceClassification, set_seed
@@ -168,7 +168,7 @@ def point_of(exam: Any, start: Any) -> dict[str, Any]:
 
 
 def learning_curve(examiner: Any, steps_per_update: int) -> Any:
-    """A callback for either trainer, with what the examiner says every few updates in its attribute `points`."""
+    """A callback for either trainer, which stores the examiner's figures every few updates in `points`."""
     from transformers import TrainerCallback
 
     class LearningCurve(TrainerCallback):

@@ -10,12 +10,12 @@ BATCH_SIZE = 64
 RESPONSE_LENGTH = 32
 VOCABULARY, HIDDEN_SIZE, LAYERS, MAX_LENGTH = 4096, 128, 2, 128
 TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
-# What tuning chooses from. TRL's PPO has no factor on the score, so that its coefficients are five times ours for the
-# same weight of the KL penalty. And it has nothing else to hold the length by: it is tuned with larger ones too.
+# The settings that tuning tries. TRL's PPO has no factor on the score, so its coefficients are five times ours for the
+# same weight of the KL penalty. Nothing else limits its length, so it is tuned with larger coefficients too.
 LEARNING_RATES, KL_COEFS, LAMS = (2e-4, 3e-4), (0.025, 0.05, 0.1), (0.95, 0.7)
 TRL_KL_COEFS = (*KL_COEFS, 0.2, 0.4, 0.8)
 REWARD_SCALE = 0.2
-# What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the
+# Tuning succeeds with the highest gold win rate at no more KL than this, and at a length near the
 # people's.
 MAX_KL, MAX_LENGTH_ERROR = 8.0, 0.2
 
@@ -64,7 +64,7 @@ class Job(NamedTuple):
 
 
 class Final(NamedTuple):
-    """Where a run has come to: the mean of its last two examinations."""
+    """The final figures of a run: the mean of its last two examinations."""
 
     win_rate: float
     length_controlled: float

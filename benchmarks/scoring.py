@@ -1,4 +1,4 @@
-"""What a score for every token costs, beside one score for the sequence.
+"""Time of a score for every token, compared with one score for the sequence.
 
     python benchmarks/scoring.py
 
