@@ -75,7 +75,7 @@ def prepare(data: Path, output: Path) -> None:
     torch.set_num_threads(1)
     parts = paradetox(data / "paradetox-8000.tsv")
     judge = GoldJudge(parts.gold)
-    # Only texts to imitate are needed, but the tokenisation asks for two sides that differ.
+    # Only texts to imitate are needed, but the tokenization asks for two sides that differ.
     texts = parts.policy.map(lambda row: {"chosen": row["rejected"] + " ."})
     tokenizer = demo.train_tokenizer(concatenate_datasets([texts, parts.reward]), VOCABULARY)
     sizes = demo.Sizes(

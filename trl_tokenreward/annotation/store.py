@@ -416,7 +416,7 @@ def _fingerprint(dataset: Dataset) -> str:
 
 def _record(task: Task, annotator: str, reason: str, **more: Any) -> dict[str, Any]:
     """A line of the log. It holds everything needed to read it without the data set."""
-    row = {"row": task.row, "hash": task.digest, "annotator": annotator, "reason": reason}
+    row = {"row": task.row, "hash": task.hash, "annotator": annotator, "reason": reason}
     outcome = {"detail": "", "edited": None, "edit_ratio": None, **more, "time": time.time()}
     return row | outcome | {"prompt": task.prompt, "answer": task.answer, "more": task.more}
 

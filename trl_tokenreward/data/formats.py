@@ -1,4 +1,4 @@
-"""The formats of preference rows, and the texts that are tokenised."""
+"""The formats of preference rows, and the texts that are tokenized."""
 
 import json
 from os.path import commonprefix
@@ -35,7 +35,7 @@ def get_column(row: Row, column: str, kind: type, name: str) -> Any:
 
 
 class RenderedText(NamedTuple):
-    """One side of a row as the text that is tokenised.
+    """One side of a row as the text that is tokenized.
 
     Args:
         text (`str`):
@@ -55,7 +55,7 @@ class RenderedText(NamedTuple):
 def row_format(row: Row) -> RowFormat:
     """The format of a row.
 
-    - `"ids"`: tokenised already, `chosen_ids` and `rejected_ids`, with or without masks;
+    - `"ids"`: tokenized already, `chosen_ids` and `rejected_ids`, with or without masks;
     - `"conversational"`: `chosen` and `rejected` are lists of messages;
     - `"dialogue"`: no `prompt`, and `chosen` and `rejected` are whole dialogues as in HH-RLHF;
     - `"standard"`: `chosen` and `rejected` are texts.

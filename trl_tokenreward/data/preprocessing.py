@@ -200,7 +200,7 @@ def _mask(row: Row, column: str, length: int) -> list[int]:
 class RowPreparer:
     """Turns rows of one format into prepared rows (see this module's head).
 
-    The whole text is tokenised at once, as [`~trl.RewardTrainer`] does it: texts get an EOS at their end if they have
+    The whole text is tokenized at once, as [`~trl.RewardTrainer`] does it: texts get an EOS at their end if they have
     none, messages get the chat template. Then the completions are aligned with [`align_tokenized`]. In a row with
     `rejected_spans` or `chosen_spans`, `[start, end)` pairs or dictionaries with `start` and `end` that count
     characters of that side's completion, the tokens which overlap them are that side's edited tokens instead.
@@ -340,7 +340,7 @@ def prepare_dataset(
       both sides begin with are their prompt. Texts without a `prompt` have none: a beginning that both share is
       unchanged text, not a prompt;
     - HH-RLHF's whole dialogues. The prompt is everything up to the last `"\\n\\nAssistant:"` that both sides share;
-    - tokenised rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
+    - tokenized rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
       passes as it is.
 
     Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`.

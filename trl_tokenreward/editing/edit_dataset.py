@@ -78,7 +78,7 @@ class _Log(EditLog):
         with self._lock:
             now = asdict(self._usage)
             used = {name: count - self._counted[name] for name, count in now.items()}
-            record = {"row": task.row, "hash": task.digest, **record, "used": used}
+            record = {"row": task.row, "hash": task.hash, **record, "used": used}
             self.append(record)
             self._counted = now
             self.used.update(used)

@@ -17,7 +17,7 @@ class Task(NamedTuple):
     Args:
         row (`int`):
             The row's number in the data set.
-        digest (`str`):
+        hash (`str`):
             A hash of the prompt and the rejected side.
         prompt (`str` or `list[dict]`):
             As [`~data.formats.preference_prompt`] gives it.
@@ -30,7 +30,7 @@ class Task(NamedTuple):
     """
 
     row: int
-    digest: str
+    hash: str
     prompt: Prompt
     answer: str
     unfit: str
@@ -38,7 +38,7 @@ class Task(NamedTuple):
 
     @property
     def key(self) -> tuple[int, str]:
-        return self.row, self.digest
+        return self.row, self.hash
 
     def with_words(self, words: str) -> str:
         """The answer with its text replaced. The white space around it stays, so that a model does not learn from

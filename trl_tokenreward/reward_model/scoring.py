@@ -152,7 +152,7 @@ def score_dataset(
 ) -> ScoredRows:
     """Scores every token of texts, or of both sides of edits.
 
-    Texts are tokenised as [`TokenRewardTrainer`] does it: prompt and text together, with an EOS at the end, which is
+    Texts are tokenized as [`TokenRewardTrainer`] does it: prompt and text together, with an EOS at the end, which is
     scored too; messages get the chat template.
 
     Args:
