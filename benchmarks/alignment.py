@@ -1,4 +1,4 @@
-"""What alignment costs: how it grows with the length of the texts, beside difflib, and how long all of HH-RLHF takes.
+"""Time of the alignment: by length of the texts, compared with difflib, and for all of HH-RLHF.
 
     python benchmarks/alignment.py --data <folder>
 
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     few = rows[:1000]
     tokens = sum(len(tokenizer(row[side])["input_ids"]) for row in few for side in ("chosen", "rejected")) / len(few)
 
-    # A worker that inherits a large heap is slowed down, and so is what follows it: the workers go first.
+    # Workers that inherit a large heap are slow, so they run first.
     preparation = measure_preparation(rows, options.pairs, options.workers, options.max_length, tokenizer)
     console.print(f"{options.pairs} pairs prepared in {preparation['wall']:.1f} s.")
     results = measure_lengths(texts, options.lengths, options.repeats, options.seed, tokenizer, console)

@@ -1,8 +1,8 @@
-"""The demo with several seeds: whether dense rewards win where answers are some sentences long.
+"""The demo with several seeds: do dense rewards win for answers of several sentences?
 
     python benchmarks/demo_seeds.py --output runs/demo-seeds
 
-Each seed is the whole method from nothing: other rows, another start policy, another reward model, other completions.
+Each seed runs the whole method from scratch: other rows, another start policy, another reward model, other completions.
 What `examples/demo.py` writes for a seed stays in the output folder, and a seed that is there is not run again. The
 figures go to `benchmarks/results/demo_seeds.md`.
 """

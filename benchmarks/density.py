@@ -1,13 +1,13 @@
-"""The density dial: what PPO gains when the same reward model's scores are spread over tokens, on human edits.
+"""The density dial on human edits: the gain of PPO if the same reward model's scores are spread over tokens.
 
     python benchmarks/density.py prepare --data <folder>    # start policy and reward models
     python benchmarks/density.py run --data <folder> --arm token --seed 1 --kl-coef 0.1 --learning-rate 2e-4
     python benchmarks/density.py all --data <folder>    # prepare, tune every arm, run the seeds, write the results
 
 The folder holds `paradetox-8000.tsv` (the first 8,000 rows of s-nlp/paradetox). Every run has a process of one thread,
-and `--jobs` of them run at a time; what a run has come to is one JSON file in the output folder, and what is there is
-not run again. All arms start from one policy and answer the same prompts; a classifier of a part of the data that
-nothing else sees says who wins against the start policy.
+and `--jobs` of them run at a time. Each result is one JSON file in the output folder, and runs with a result are not
+repeated. All arms start from one policy and answer the same prompts. The judge against the start policy is a classifier
+trained on a part of the data that nothing else sees.
 
 Needs TRL 1.12, for its PPOTrainer, and scikit-learn: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
@@ -23,77 +23,44 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from density_settings import (
+    ABLATION_SEEDS,
+    ABLATIONS,
+    ARMS,
+    BATCH_SIZE,
+    EVALUATE_EVERY,
+    HIDDEN_SIZE,
+    KL_COEFS,
+    LAMS,
+    LAYERS,
+    LEARNING_RATES,
+    MAX_KL,
+    MAX_LENGTH,
+    RESPONSE_LENGTH,
+    REWARD_SCALE,
+    SEEDS,
+    TRL_KL_COEFS,
+    TUNING_SEEDS,
+    UPDATES,
+    VOCABULARY,
+    Final,
+    Job,
+    allowed,
+    final,
+)
 
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
-UPDATES, EVALUATE_EVERY = 40, 5
-BATCH_SIZE = 64
-RESPONSE_LENGTH = 32
-VOCABULARY, HIDDEN_SIZE, LAYERS, MAX_LENGTH = 4096, 128, 2, 128
-TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
-# What tuning chooses from. TRL's PPO has no factor on the score, so that its coefficients are five times ours for the
-# same weight of the KL penalty. And it has nothing else to hold the length by: it is tuned with larger ones too.
-LEARNING_RATES, KL_COEFS, LAMS = (2e-4, 3e-4), (0.025, 0.05, 0.1), (0.95, 0.7)
-TRL_KL_COEFS = (*KL_COEFS, 0.2, 0.4, 0.8)
-REWARD_SCALE = 0.2
-# What counts as a success of tuning: the highest gold win rate at no more KL than this, and at a length near the
-# people's.
-MAX_KL, MAX_LENGTH_ERROR = 8.0, 0.2
-
-# One reward model for all but the first, which has one trained on whole sequences alone, as TRL's users have. How token
-# scores become rewards is the package's default; the arms with a sequence score have its scale and its hold on the
-# length.
-HELD = {"reward_scale": REWARD_SCALE, "hold_length": True}
-TOKENS = {"reward_signal": "token_scores"}
-ARMS: dict[str, dict[str, Any]] = {
-    "TRL": {},
-    "terminal": {**HELD, "reward_signal": "sequence_score", "reward_density": "sequence"},
-    "potential": {**HELD, "reward_density": "potential"},
-    "sentence": {**TOKENS, "reward_density": "sentence"},
-    "token": {**TOKENS, "reward_density": "token"},
-    "token + sequence": {**TOKENS, "reward_density": "token", "sequence_score_coef": 0.5},
-}
-# The token arm without one of its defaults, each on the first seeds; `reward_model` names another reward model.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "as by default": {},
-    "scores as log-odds": {"token_score_transform": "none"},
-    "no bound on a score": {"reward_clip": 1e9},
-    "not centred": {"center_rewards": False},
-    "length not held": {"hold_length": False},
-    "lambda of .95": {"lam": 0.95},
-    "KL target of 3 nats": {"kl_target": 3.0},
-    "unchanged tokens pulled to 0, log-odds": {"reward_model": "reward_model_zero", "token_score_transform": "none"},
-}
-ABLATION_SEEDS = SEEDS[:1]
-
-
-class Job(NamedTuple):
-    """One PPO run."""
-
-    arm: str
-    learning_rate: float
-    kl_coef: float
-    seed: int
-    updates: int
-    options: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        options = "".join(f"-{name}={value}" for name, value in sorted(self.options.items()))
-        name = f"{self.arm}-lr{self.learning_rate:g}-kl{self.kl_coef:g}-{self.updates}-seed{self.seed}{options}"
-        return name.replace(" ", "_")
-
-
 # --- one process ---------------------------------------------------------------------------------------------------
 
 
 def prepare(data: Path, output: Path) -> None:
-    """Start policy and reward models, each in a folder of `output`, and what there is to know of them."""
+    """Start policy and reward models, each in a folder of `output`, and their figures in `prepared.json`."""
     import torch
     from datasets import concatenate_datasets
     from transformers import LlamaForSequenceClassification, set_seed
@@ -108,7 +75,7 @@ def prepare(data: Path, output: Path) -> None:
     torch.set_num_threads(1)
     parts = paradetox(data / "paradetox-8000.tsv")
     judge = GoldJudge(parts.gold)
-    # Only texts to imitate are needed, but the tokenisation asks for two sides that differ.
+    # Only texts to imitate are needed, but the tokenization asks for two sides that differ.
     texts = parts.policy.map(lambda row: {"chosen": row["rejected"] + " ."})
     tokenizer = demo.train_tokenizer(concatenate_datasets([texts, parts.reward]), VOCABULARY)
     sizes = demo.Sizes(
@@ -201,7 +168,7 @@ def point_of(exam: Any, start: Any) -> dict[str, Any]:
 
 
 def learning_curve(examiner: Any, steps_per_update: int) -> Any:
-    """A callback for either trainer, with what the examiner says every few updates in its attribute `points`."""
+    """A callback for either trainer, which stores the examiner's figures every few updates in `points`."""
     from transformers import TrainerCallback
 
     class LearningCurve(TrainerCallback):
@@ -336,23 +303,6 @@ def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> li
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(run, missing.values()))
     return [json.loads((folder / f"{job.name}.json").read_text()) for job in jobs]
-
-
-class Final(NamedTuple):
-    """Where a run has come to: the mean of its last two examinations."""
-
-    win_rate: float
-    length_controlled: float
-    kl: float
-    length: float
-
-
-def final(result: dict[str, Any]) -> Final:
-    return Final(*(float(np.mean([point[name] for point in result["curve"][-2:]])) for name in Final._fields))
-
-
-def allowed(end: Final, human_length: float) -> bool:
-    return end.kl <= MAX_KL and abs(end.length / human_length - 1) <= MAX_LENGTH_ERROR
 
 
 def tuning_jobs(arm: str) -> list[Job]:

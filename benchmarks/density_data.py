@@ -32,11 +32,11 @@ PROMPT_WORDS = 2
 
 
 class Parts(NamedTuple):
-    """What each of four learners sees: no source sentence is in two of them.
+    """The data of four learners. No source sentence is in two of them.
 
     `policy` has texts to imitate, `prompt` and `rejected`; the others have pairs, `prompt`, `chosen` (the human edit)
-    and `rejected`. `reward` may have several edits of one sentence, `test` has one of each. `counts` says what became
-    of the rows."""
+    and `rejected`. `reward` may have several edits of one sentence, `test` has one of each. `counts` counts the rows
+    by outcome."""
 
     policy: Dataset
     reward: Dataset

@@ -1,4 +1,4 @@
-"""What `density.py` writes: tables in Markdown and learning curves as a picture, in `benchmarks/results`."""
+"""Writes the results of `density.py`: tables in Markdown and learning curves, in `benchmarks/results`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from density import (
+from density_settings import (
     ABLATION_SEEDS,
     ABLATIONS,
     ARMS,
@@ -41,7 +41,7 @@ COLOURS = [
     "#56B4E9",
     "#D55E00",
     "#CC79A7",
-]  # told apart by the colour-blind
+]  # distinct with colour blindness
 
 
 def write_results(
@@ -148,7 +148,7 @@ def _reward_rows(known: dict[str, Any]) -> list[str]:
 
 
 def _speed(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """When the token arm first does as well as other arms do at the end, both as means over the seeds."""
+    """The update at which the token arm first reaches another arm's final win rate; means over the seeds."""
     curve = _mean_curve(of_arm["token"], "win_rate")
     lines = [
         "How soon the token arm's mean win rate is what another arm's is at the end:",

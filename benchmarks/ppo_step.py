@@ -54,8 +54,8 @@ NUM_PPO_EPOCHS = 4
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on what. Lengths in tokens; a `mean_length` below `response` makes completions of uneven
-    length."""
+    """The models and data of one measurement. Lengths are in tokens; a `mean_length` below `response`
+    makes completions of uneven length."""
 
     name: str
     vocabulary: int
@@ -481,7 +481,7 @@ def our_trainer(script: Script, meter: Meter, config: dict[str, Any], **kwargs: 
 
 
 def run_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """Train with one trainer; what the parent process asks for in `job` is what it gets back."""
+    """Trains with one trainer, and returns the measurements that `job` asks for."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -671,7 +671,7 @@ def make_tables(
 
 
 def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> list[str]:
-    """What one has to know to read the tables."""
+    """The settings and definitions needed to read the tables."""
     device = torch.cuda.get_device_name() if _device() == "cuda" else "CPU"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
     clock = "wall clock" if options.clock == "wall" else "CPU seconds"

@@ -108,7 +108,7 @@ def frozen_bytes(engine: str, gpus: int) -> float:
 
 
 def kept(engine: str, gpus: int, setup: str, shape: Shape = SHAPE) -> float:
-    """What lies on each GPU throughout: weights of all models, gradients and optimizer."""
+    """Memory in use on each GPU all the time: weights of all models, gradients and optimizer."""
     trained = {"full": shape.policy + shape.backbone, "LoRA policy": LORA + shape.backbone, "LoRA both": 2 * LORA}[
         setup
     ]
@@ -205,7 +205,7 @@ def communication_table(shape: Shape = SHAPE, hardware: Hardware = HARDWARE) -> 
 
 
 def sizes_table(shape: Shape = SHAPE, job: Job = JOB) -> Iterator[str]:
-    """Rows of a Markdown table: what the others are made of."""
+    """Rows of a Markdown table: the sizes that the other tables use."""
     models = shape.policy + shape.backbone
     logits = job.pass_tokens * shape.vocab_size * 4
     yield "| | |"

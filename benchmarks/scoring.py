@@ -1,10 +1,10 @@
-"""What a score for every token costs, beside one score for the sequence.
+"""Time of a score for every token, compared with one score for the sequence.
 
     python benchmarks/scoring.py
 
 A sequence classifier and a token reward model around the same backbone read the same batches in turns. The cost is the
 ratio of their times, batch by batch. `score_texts` is measured beside the least that scores texts with the classifier:
-the same texts tokenised at once, padded in batches of like length, read, and the scores fetched. The table is printed
+the same texts tokenized at once, padded in batches of like length, read, and the scores fetched. The table is printed
 and written to `benchmarks/results/scoring.md`. It takes about ten minutes on two cores; on a machine with a GPU it runs
 there.
 """
@@ -189,7 +189,7 @@ def report(results: dict[str, dict[str, dict[str, list[float]]]]) -> str:
         "| --- | --- | --- | --- | --- |",
         *(row(str(SETTINGS[name]), result["forward"], LIMIT) for name, result in results.items()),
         "",
-        "| four batches of texts, tokenisation included | one score, ms | `score_texts`, ms | ratio | times |",
+        "| four batches of texts, tokenization included | one score, ms | `score_texts`, ms | ratio | times |",
         "| --- | --- | --- | --- | --- |",
         *(
             row(str(SETTINGS[name]).rpartition(",")[0], result["texts"], None)

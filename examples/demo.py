@@ -10,8 +10,8 @@ everything else equal. A table, a report to look at and the models are written t
     python examples/demo.py --output demo-output --dataset Anthropic/hh-rlhf
     python examples/demo.py --output demo-output --dataset pairs.jsonl
 
-Without `--dataset` it runs on a corpus of its own, and an exact judge says who wins. With one, in HH-RLHF's or TRL's
-preference format, the judge is a reward model trained on a part of the data that nothing else sees.
+Without `--dataset` it runs on a corpus of its own, and an exact judge decides which answer wins. With a data set in
+HH-RLHF's or TRL's preference format, the judge is a reward model trained on a part of the data that nothing else sees.
 """
 
 import argparse
@@ -80,7 +80,7 @@ class Data(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What every stage needs to know of the run."""
+    """Settings that every stage of the run needs."""
 
     output: Path
     seed: int
@@ -88,7 +88,7 @@ class Run(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How much of everything: chosen so that the default takes some minutes on two cores."""
+    """Sizes of models and data, chosen so that the default takes some minutes on two cores."""
 
     rows: int = 2500
     evaluation_rows: int = 256
@@ -238,7 +238,7 @@ def completion_ids(row: dict[str, Any], side: str) -> list[int]:
 
 
 def response_length(dataset: Dataset, most: int = 96) -> int:
-    """Room for 95 of 100 of the answers."""
+    """The 95th percentile of the answers' lengths, in tokens."""
     lengths = sorted(sum(mask) for mask in dataset["rejected_completion_mask"])
     return min(most, lengths[int(0.95 * (len(lengths) - 1))] + 4)
 
@@ -335,7 +335,7 @@ def make_judge(
     evaluation: Dataset,
     run: Run,
 ) -> tuple[Judge, str]:
-    """Who says which answer is better: the corpus's own rules, or a reward model of the judge's part of the data."""
+    """The judge: the corpus's own rules, or a reward model trained on the judge's part of the data."""
     if data.judge is None:
         return lambda prompts, texts: [corpus_judge(*pair) for pair in zip(prompts, texts, strict=True)], (
             "the embedded corpus's own rules, exact, seen by no training"

@@ -1,7 +1,7 @@
 """The demo's report: a table, learning curves, and texts with every token coloured by its score, on one page.
 
-[`write_report`] writes `report.html`, which needs nothing but itself (no scripts, no network), and `curves.png`, and
-prints the table. What it shows comes in the classes below, so that another script can write the same report.
+[`write_report`] writes `report.html`, which is self-contained (no scripts, no network), and `curves.png`, and
+prints the table. Its input is the classes below, so another script can write the same report.
 """
 
 import base64
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Token(NamedTuple):
-    """A piece of a text and what a model says of it. The pieces of a text, joined, are the text.
+    """A piece of a text and its score. The pieces of a text, joined, are the text.
 
     Args:
         text (`str`):
@@ -35,7 +35,7 @@ class Token(NamedTuple):
         score (`float` or `None`):
             Above 0 is good, below 0 is bad; `None` where there is no score.
         edited (`bool`, *optional*, defaults to `False`):
-            Whether the edit took this piece out (in the rejected text) or put it in (in the chosen one).
+            `True` if the edit deleted this piece (in the rejected text) or inserted it (in the chosen one).
     """
 
     text: str
@@ -75,7 +75,7 @@ class Value(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """One metric; a column that it does not apply to is left out.
+    """One metric. Leave out the columns that it does not apply to.
 
     Args:
         metric (`str`):
@@ -124,7 +124,7 @@ def write_report(
             Texts to show. They share one colour scale, symmetric about 0, which ends at the 98th percentile of the
             scores' magnitudes, so that single outliers do not wash out the rest.
         command (`str`):
-            The command that made the report, for whoever wants to repeat it.
+            The command that made the report, to repeat it.
         notes (`Sequence[str]`, *optional*):
             Paragraphs above the results.
         console (`rich.console.Console`, *optional*):
@@ -179,7 +179,7 @@ def require_matplotlib() -> None:
         ) from error
 
 
-# What the table and the page say
+# The texts of the table and of the page
 
 
 def _columns(table: Sequence[TableRow]) -> list[str]:

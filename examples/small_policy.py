@@ -1,13 +1,13 @@
 # /// script
 # dependencies = ["trl-tokenreward[demo]"]
 # ///
-"""A small policy for trying things out, trained on the spot: its tokenizer on a data set's texts, the model from
+"""Trains a small policy to try things out: its tokenizer on a data set's texts, the model from
 scratch on the answers as they were before the edit. A minute or two on two cores, without a network.
 
     python examples/demo_corpus.py --output pairs
     python examples/small_policy.py --dataset pairs --output small-policy
 
-The output is a folder as any other model's, to be named where a command wants a model.
+The output is a folder in the usual format. Name it wherever a command takes a model.
 """
 
 import argparse

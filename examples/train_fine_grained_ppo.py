@@ -66,7 +66,7 @@ class PPOScriptArguments(ScriptArguments):
 
 
 def load_reward_model(path: str, **kwargs):
-    """Whatever kind of reward model the checkpoint holds; an adapter is merged into the model that it was trained
+    """Loads a reward model of any supported kind; an adapter is merged into the model that it was trained
     on."""
     if (Path(path) / "adapter_config.json").exists():
         from peft import PeftConfig, PeftModel

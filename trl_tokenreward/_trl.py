@@ -17,7 +17,7 @@ from trl.trainer.utils import (
 
 try:
     with warnings.catch_warnings():
-        # TRL 1.12 warns that its PPO is experimental; whoever uses this package has chosen another trainer.
+        # TRL 1.12 warns that its PPO is experimental; this package has a trainer of its own.
         warnings.simplefilter("ignore")
         from trl.experimental.ppo import PPOConfig, PPOTrainer
 except ImportError:  # TRL 1.13 removed PPO; there the subclass relation ends at TRL's base classes.

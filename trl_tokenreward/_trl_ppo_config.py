@@ -65,7 +65,7 @@ class PPOConfig(_BaseConfig):
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
             Whether DeepSpeed ZeRO-3 gathers the policy's weights to generate. It has to.
         dataset_num_proc (`int`, *optional*):
-            Processes that tokenise the prompts.
+            Processes that tokenize the prompts.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
@@ -78,7 +78,7 @@ class PPOConfig(_BaseConfig):
     # Parameters whose default values are overridden from TrainingArguments
     learning_rate: float = field(default=3e-6, metadata={"help": "The initial learning rate for AdamW."})
 
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the prompts."})
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in each pass over a batch."})
     total_episodes: int | None = field(
         default=None, metadata={"help": "Completions to train on, rounded up to whole updates."}

@@ -7,6 +7,7 @@ from collections import Counter
 import demo_seeds
 import density
 import density_report
+import density_settings
 import pytest
 from datasets import Dataset
 
@@ -72,12 +73,14 @@ def result(arm, win_rate, kl=3.0, length=10.0, seed=101, updates=10, **settings)
         {"update": update, "win_rate": 0.5 + (win_rate - 0.5) * update / updates, "kl": kl, "length": length, **point}
         for update in range(0, updates + 1, 5)
     ]
-    job = density.Job(arm, settings.get("lr", 1e-4), settings.get("kl_coef", 0.1), seed, updates, {"lam": 0.95})
+    job = density_settings.Job(
+        arm, settings.get("lr", 1e-4), settings.get("kl_coef", 0.1), seed, updates, {"lam": 0.95}
+    )
     return {"job": job._asdict(), "curve": curve, "seconds": 1.0, "log": []}
 
 
 def test_where_a_run_has_come_to():
-    assert density.final(result("token", 0.9)) == pytest.approx((0.8, 0.9, 3.0, 10.0))
+    assert density_settings.final(result("token", 0.9)) == pytest.approx((0.8, 0.9, 3.0, 10.0))
 
 
 def test_the_best_setting_within_bounds_is_chosen():
@@ -93,11 +96,11 @@ def test_the_best_setting_within_bounds_is_chosen():
 
 
 def test_every_arm_is_tuned_as_much_on_seeds_that_are_not_reported():
-    jobs = {arm: density.tuning_jobs(arm) for arm in density.ARMS}
+    jobs = {arm: density.tuning_jobs(arm) for arm in density_settings.ARMS}
     settings = {arm: {json.dumps(job[1:]) for job in of_arm} for arm, of_arm in jobs.items()}
     assert all(settings["token"] == of_arm for arm, of_arm in settings.items() if arm != "TRL")
     assert settings["token"] < settings["TRL"]
-    assert not {job.seed for of_arm in jobs.values() for job in of_arm} & set(density.SEEDS)
+    assert not {job.seed for of_arm in jobs.values() for job in of_arm} & set(density_settings.SEEDS)
     assert Counter(job.name for of_arm in jobs.values() for job in of_arm).most_common(1)[0][1] == 1
 
 
@@ -116,12 +119,14 @@ def test_results_are_written(tmp_path, monkeypatch):
     }
     (tmp_path / "prepared.json").write_text(json.dumps(known))
     monkeypatch.setattr(density_report, "RESULTS", tmp_path / "results")
-    rates = dict(zip(density.ARMS, (0.60, 0.62, 0.64, 0.68, 0.80, 0.82), strict=True))
+    rates = dict(zip(density_settings.ARMS, (0.60, 0.62, 0.64, 0.68, 0.80, 0.82), strict=True))
     results = [result(arm, rate + seed / 100, seed=seed) for seed in (1, 2) for arm, rate in rates.items()]
-    settings = dict.fromkeys(density.ARMS, (2e-4, 0.05, 0.7))
-    tuned = [result(arm, 0.6) for arm in density.ARMS]
-    ablations = [result("token", 0.7, seed=seed) for _ in density.ABLATIONS for seed in density.ABLATION_SEEDS]
-    ablations[1:2] = [result("token", 0.9, length=13.0, seed=seed) for seed in density.ABLATION_SEEDS]
+    settings = dict.fromkeys(density_settings.ARMS, (2e-4, 0.05, 0.7))
+    tuned = [result(arm, 0.6) for arm in density_settings.ARMS]
+    ablations = [
+        result("token", 0.7, seed=seed) for _ in density_settings.ABLATIONS for seed in density_settings.ABLATION_SEEDS
+    ]
+    ablations[1:2] = [result("token", 0.9, length=13.0, seed=seed) for seed in density_settings.ABLATION_SEEDS]
     long = [result("token", 0.9, updates=120)]
     density_report.write_results(tmp_path, tuned, settings, results, long, ablations)
     text = (tmp_path / "results" / "density.md").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from trl import RewardTrainer
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward.data.collator import DataCollatorForTokenReward
 from trl_tokenreward.data.dropped import DroppedRows
-from trl_tokenreward.data.formats import SIDES
-from trl_tokenreward.data.preprocessing import MASKS, PREPARED_COLUMNS, complete_ids_row, edit_ratio, prepare_dataset
+from trl_tokenreward.data.formats import SIDES, row_format
+from trl_tokenreward.data.preprocessing import MASKS, PREPARED_COLUMNS, RowPreparer, prepare_dataset
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -446,12 +446,23 @@ OUTCOMES = {"rows": 4, "kept": 1, "identical": 1, "too_long": 1, "not_minimal": 
 
 
 class TestLeftOut:
-    def test_edit_ratio(self):
-        assert edit_ratio(complete_ids_row(FILTERED[0])) == 2 / 16
-        assert edit_ratio(complete_ids_row(FILTERED[1])) == 0.0
+    def test_edit_ratio(self, tokenizer):
+        def ratio(row):
+            return RowPreparer(row_format(row), tokenizer).with_edit_ratio(row, 0)[1]
+
+        assert ratio(FILTERED[0]) == 2 / 16
+        assert ratio(FILTERED[1]) == 0.0
         row = {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 4, 3]}
         masks = {f"{side}_completion_mask": [0, 1, 1] for side in SIDES}
-        assert edit_ratio(complete_ids_row({**row, **masks})) == 2 / 4
+        assert ratio({**row, **masks}) == 2 / 4
+        # Words of the completions alone: no prompt, no EOS, no template, and no tokens.
+        edit = {"prompt": "p q", "chosen": " a b, c", "rejected": " a b, unbelievable"}
+        assert ratio(edit) == 2 / 8
+        messages = {side: [{"role": "assistant", "content": edit[side].strip()}] for side in SIDES}
+        assert ratio({**messages, "prompt": [{"role": "user", "content": "p"}]}) == 2 / 8
+        # Spans replace the alignment on their side.
+        assert ratio({**edit, "rejected_spans": []}) == 1 / 8
+        assert ratio({**edit, "rejected_spans": [[1, 4]], "chosen_spans": [[1, 2]]}) == 3 / 8
 
     def test_each_row_counts_for_one_reason(self, tokenizer):
         dataset, dropped = prepare_dataset(Dataset.from_list(FILTERED), tokenizer, max_length=10, max_edit_ratio=0.3)

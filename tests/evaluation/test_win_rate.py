@@ -130,7 +130,7 @@ def test_bad_arguments_are_named(arguments, error, message):
     arguments = {
         "policy": ender(0.5),
         "reference": ender(0.5),
-        "processing_class": tiny.word_tokenizer(),
+        "tokenizer": tiny.word_tokenizer(),
         "prompts": ["a", "b"],
         "judge": LONGER,
         "response_length": 4,

@@ -16,7 +16,7 @@ import tiny
 from trl_tokenreward import align_edits
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import import_dataset
-from trl_tokenreward.data.preprocessing import edit_ratio, prepare_dataset
+from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.edits.alignment import align_words
 from trl_tokenreward.edits.diff import Piece, diff_pieces
 from trl_tokenreward.inspection.page import write_page
@@ -67,17 +67,17 @@ class TestFigures:
         inspection = inspect_dataset(Dataset.from_list(ROWS), tokenizer, **limits)
         assert inspection.unit == "tokens"
         assert inspection.counts == prepare_dataset(Dataset.from_list(ROWS), tokenizer, **limits)[1].counts()
-        # The words and an EOS for each side; a tokenizer that drops white space sees none of it.
-        assert [row.ratio for row in inspection.rows] == [2 / 10, 0, 2 / 10, 4 / 6, 0, 1 / 7]
+        # Words, with a tokenizer or without; one that drops white space sees none of it.
+        assert [row.ratio for row in inspection.rows] == [2 / 8, 0, 2 / 8, 4 / 4, 0, 1 / 5]
         assert inspection.rows[4].outcome == "identical" and inspection.without_edits == 0
         if limits:
             assert inspection.counts == {"rows": 6, "kept": 2, "identical": 2, "too_long": 1, "not_minimal": 1}
 
-    def test_spans_are_the_edit_that_a_tokenizer_counts(self):
+    @pytest.mark.parametrize("tokenizer", [None, tiny.word_tokenizer()], ids=["words", "tokens"])
+    def test_spans_are_the_edit(self, tokenizer):
         rows = [{"prompt": "", "chosen": "a b", "rejected": "a b c d", "rejected_spans": [[4, 5]]}]
-        tokenizer = tiny.word_tokenizer()
         [row] = inspect_dataset(Dataset.from_list(rows), tokenizer).rows
-        assert row.ratio == edit_ratio(prepare_dataset(Dataset.from_list(rows), tokenizer)[0][0]) == 1 / 8
+        assert row.ratio == 1 / 6 and row.outcome == "kept"
 
     def test_other_formats(self):
         dialogue = "\n\nHuman: hi\n\nAssistant:"
@@ -184,7 +184,7 @@ class TestPage:
         assert 'auto">a <del><mark>b</mark></del><del> c</del><ins>d</ins></p>' in source
         assert 'dir="auto">q</p>' in source
         assert "text-decoration: line-through" in source and "text-decoration: underline" in source
-        assert page.articles() == [{"data-index": "0", "data-ratio": "0.6", "data-outcome": "not_minimal"}]
+        assert page.articles() == [{"data-index": "0", "data-ratio": "0.4", "data-outcome": "kept"}]
 
     def test_rows_have_what_the_page_sorts_and_filters_by(self, tmp_path):
         page = self.write(tmp_path, ROWS)
@@ -239,5 +239,5 @@ def test_the_command(tmp_path, capsys):
     arguments = ["inspect", str(tmp_path / "pairs"), "--tokenizer", str(tmp_path / "tokenizer"), "--max-length", "5"]
     assert cli.main([*arguments, "--output", str(page), "--limit", "2"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^ too long +1 *$", printed, re.M) and "edit ratio, in tokens" in printed
+    assert re.search(r"^ too long +1 *$", printed, re.M) and "edit ratio, in words" in printed
     assert len(Page(page.read_text(encoding="utf-8")).articles()) == 2

@@ -152,7 +152,7 @@ class TestScoring:
         rows = [{"text": "a b"}, {"text": "a b c d"}, {"text": "a"}, {"text": "b " * 200}]
         scored = score_dataset(rows, scorer(), max_length=4)
         assert [row.name for row in scored] == ["Row 0", "Row 2"]
-        assert scored.dropped == ["2 of 4 rows dropped, for they have more tokens than the models read: 1, 3."]
+        assert scored.dropped == ["2 of 4 rows dropped: they have more tokens than the models read: 1, 3."]
         assert [row.name for row in score_dataset(rows, scorer())] == ["Row 0", "Row 1", "Row 2"]  # 128 positions
         with pytest.raises(ValueError, match="All 2 rows have more tokens"):
             score_dataset(rows[1:4:2], scorer(), max_length=2)

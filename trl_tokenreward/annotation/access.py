@@ -1,4 +1,4 @@
-"""Who may ask the annotation server for what."""
+"""Access control of the annotation server: password, sessions and the origin of requests."""
 
 import hmac
 import secrets
@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own and no other's."""
+    """True for a host name or IP address that only this machine can reach."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -52,8 +52,7 @@ class HttpError(Exception):
 
 
 class Guard:
-    """Who may ask for what: the password, if there is one, and sessions of those who gave it; else this machine
-    alone."""
+    """Checks requests by password and session. Without a password, only requests to this machine's own names pass."""
 
     def __init__(self, password: str | None):
         self._password = password
@@ -61,11 +60,11 @@ class Guard:
         self._guesses: dict[str, deque[float]] = defaultdict(deque)
 
     def check_site(self, request: Request) -> None:
-        """Refuses what another site has a browser ask for."""
+        """Raises [`HttpError`] for requests that another site makes a browser send (CSRF, DNS rebinding)."""
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
-        # A name that was made to point here (DNS rebinding) would make the other site's page this one's origin. Where
-        # there is a password, it would have no session.
+        # With DNS rebinding, the name of another site points to this machine, so its page has this server's origin.
+        # If there is a password, that page lacks a session anyway.
         if self._password is None and not is_loopback(split_url(f"//{host}").hostname or ""):
             raise HttpError(403, "Only this machine's own names are answered to.")
         if origin is not None and split_url(origin).netloc != host:
@@ -75,7 +74,7 @@ class Guard:
         return self._password is None or request.cookies.get(COOKIE) in self._sessions
 
     def log_in(self, request: Request, guess: Any) -> str:
-        """The new session, if the password is right."""
+        """Checks a password and returns the id of a new session. Five wrong guesses a minute are allowed per client."""
         if self._password is None:
             raise HttpError(404, "There is no password.")
         now, client = time.monotonic(), request.client.host if request.client else ""

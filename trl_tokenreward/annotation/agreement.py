@@ -1,4 +1,4 @@
-"""How far annotators agree on which words, or tokens, of an answer are wrong.
+"""Agreement between annotators on which words, or tokens, of an answer are wrong.
 
 Each annotator of an answer marks every word of the original with 1 (edited out, or the word right after an insertion)
 or 0.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class EditedAnswer(NamedTuple):
-    """What one annotator made of one answer. Where that is the answer itself, nothing is wrong with it."""
+    """The edit that one annotator made of one answer. If it equals the original, nothing was wrong."""
 
     row: Hashable
     annotator: str
@@ -34,7 +34,7 @@ def cohens_kappa(table: np.ndarray) -> np.ndarray:
 
         kappa = (p_o - p_e) / (1 - p_e),   p_o = sum_k p_kk,   p_e = sum_k p_k. p_.k
 
-    NaN where both always gave one and the same label, so that there is nothing to tell agreement from chance by.
+    NaN if both annotators gave every word the same label: then agreement cannot be told from chance.
 
     Args:
         table (`np.ndarray`):
@@ -145,7 +145,7 @@ class AgreementReport:
         return "\n\n".join(tables)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures in a form that can be written as JSON."""
+        """The report as JSON-compatible values; NaN becomes `None`."""
         return json_ready(asdict(self))
 
 
@@ -164,7 +164,7 @@ def measure_agreement(
 
     Args:
         answers (`Sequence[EditedAnswer]`):
-            At most one of an annotator for a row. Rows with one annotator have no part in it.
+            At most one for each annotator and row. Rows with a single annotator are ignored.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             A fast tokenizer. Without one, words are labelled.
         seed (`int`, *optional*, defaults to `0`):

@@ -17,9 +17,9 @@ def annotate_dataset(
 ) -> None:
     """Serves a local web page on which people minimally edit the rejected answer of each row, until it is interrupted.
 
-    The page shows prompt, preferred and rejected answer, and while someone types the edit by word, its size, and what
-    [`~editing.checks.EditChecks`] says of it. What is typed and what is decided is in the folder `output` before the
-    page says so. [`read_annotations`] reads it.
+    The page shows the prompt, the preferred and the rejected answer. While someone types, it shows the edit by word,
+    its size, and the result of [`~editing.checks.EditChecks`]. It confirms a text only after that is stored in
+    `output`. [`read_annotations`] reads the folder.
 
     Args:
         dataset (`Dataset`):

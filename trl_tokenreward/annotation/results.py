@@ -1,4 +1,4 @@
-"""The edits that people made on the page, as a data set and as figures."""
+"""Reads what the annotation server stored: as a data set of edits, and as counts and agreement."""
 
 import json
 import statistics
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What was decided, see [`read_annotations`].
+    """The decisions of all annotators, see [`read_annotations`].
 
     Args:
         decisions (`list[dict]`):
@@ -61,8 +61,8 @@ class Annotations:
         return people
 
     def agreement(self, tokenizer: "PreTrainedTokenizerBase | None" = None, **kwargs: Any) -> AgreementReport:
-        """How far annotators agree, by [`~annotation.agreement.measure_agreement`]. Who found nothing wrong has marked
-        no word; other skipped rows have no part in it."""
+        """How far annotators agree, by [`~annotation.agreement.measure_agreement`]. "Nothing is wrong" counts as an
+        answer without marked words; other skipped rows do not count."""
         answers = [
             EditedAnswer(d["row"], d["annotator"], d["answer"], d["edited"] if d["reason"] == EDITED else d["answer"])
             for d in self.decisions
@@ -161,7 +161,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
 
 
 def read_annotations(folder: str | Path) -> Annotations:
-    """Reads what was decided on the page of [`annotate_dataset`], also while that is open.
+    """Reads the decisions made on the page of [`annotate_dataset`]. The server may be running.
 
     Args:
         folder (`str` or `Path`):

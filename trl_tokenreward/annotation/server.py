@@ -1,4 +1,4 @@
-"""The annotation page's server."""
+"""HTTP routes of the annotation server. [`~annotation.access`] controls access, [`~annotation.store`] stores data."""
 
 import json
 import socket
@@ -14,19 +14,21 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from ..views.html import EDIT_COLOURS
 from .access import COOKIE, Guard, HttpError, check_password
 from .store import AnnotationStore, OtherTab, Refused, annotator_name
 
 
 _PAGE = Path(__file__).parent / "static"
-_OPEN_FILES = ("page.css", "login.js", "icon.svg")  # without a session
+_FILES = {name: _PAGE / name for name in ("page.css", "page.js", "login.js", "icon.svg")}
+_FILES[EDIT_COLOURS.name] = EDIT_COLOURS
 
 
 _MOST_BYTES = 4 * 2**20
 
 
 _HEADERS = {
-    # Nothing but the page's own files is loaded or run, whatever the texts say.
+    # Browsers load and run only the page's own files, even if a text contains HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -38,7 +40,7 @@ _HEADERS = {
 
 
 def serve(dataset: Dataset, output: str | Path, *, host: str, port: int, password: str | None, **kwargs: Any) -> None:
-    """[`annotate_dataset`], which says more."""
+    """Runs the server until it is interrupted, see [`annotate_dataset`]."""
     check_password(host, password)
     store = AnnotationStore(dataset, output, on_decision=_say, **kwargs)
     try:
@@ -47,7 +49,7 @@ def serve(dataset: Dataset, output: str | Path, *, host: str, port: int, passwor
                 _say(line)
             config = uvicorn.Config(make_app(store, password), log_level="warning", server_header=False)
             uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn has ended what was under way, and raises it again
+    except KeyboardInterrupt:  # uvicorn has shut down cleanly and raises it again
         pass
     finally:
         store.close()
@@ -62,7 +64,7 @@ def _greeting(store: AnnotationStore, host: str, port: int, password: str | None
     lines = [f"{len(store.tasks)} of {rows} rows can be annotated."]
     lines += [f"{count} cannot: {reason}." for reason, count in store.about()["unfit"].items()]
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    lines.append(f"Open http://{name}:{port} in a browser; Ctrl+C here ends it, and the same command goes on.")
+    lines.append(f"Open http://{name}:{port} in a browser; Ctrl+C here ends it, and the same command resumes.")
     if password is not None:
         lines.append("It asks for the password. This is plain http: others on the network could read along.")
     return lines
@@ -77,11 +79,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
-    """The page and what it asks for.
+    """The application: the page and its API.
 
     Args:
         store ([`~annotation.store.AnnotationStore`]):
-            What it writes to.
+            Reads and writes the annotations.
         password (`str`, *optional*):
             Without one, only requests to this machine's own names are answered.
     """
@@ -113,7 +115,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
         return FileResponse(_PAGE / "index.html")
 
     async def file(request: Request) -> Response:
-        return FileResponse(_PAGE / request.url.path.rpartition("/")[2])
+        return FileResponse(_FILES[request.url.path.rpartition("/")[2]])
 
     async def login_page(request: Request) -> Response:
         return RedirectResponse("/", 303) if guard.knows(request) else FileResponse(_PAGE / "login.html")
@@ -135,15 +137,14 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
         Route("/", answer(page, public=True)),
         Route("/login", answer(login_page, public=True)),
         Route("/api/login", answer(log_in, public=True), methods=["POST"]),
-        Route("/page.js", answer(file)),
-        *(Route(f"/{name}", answer(file, public=True)) for name in _OPEN_FILES),
+        *(Route(f"/{name}", answer(file, public=name != "page.js")) for name in _FILES),
         *(Route(f"/api/{action}", answer(act(action)), methods=["POST"]) for action in _ACTIONS),
     ]
     return Starlette(routes=routes)
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """A JSON object. Another site's page cannot send this content type unasked."""
+    """The JSON object of a request. A page of another site cannot send this content type without CORS permission."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HttpError(415, "The request must be application/json.")
     data = bytearray()

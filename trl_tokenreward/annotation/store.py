@@ -1,13 +1,11 @@
-"""What annotators have before them and what they decided.
+"""Storage of annotations: which rows annotators have open, and their decisions.
 
-The page on which people edit is [`~annotation.server`]'s. Here is what it reads and writes, an output folder:
+[`~annotation.server`] serves the page. The store is an output folder:
 
 - `annotations.jsonl`, to which each decision is appended (an [`~editing.log.EditLog`]). A later decision of the same
-  annotator on the
-  same row supersedes an earlier one;
-- `drafts`, with one file for each row that an annotator has before them: what is typed and not saved. The file is also
-  the
-  claim on the row, so that after a restart no one else gets it.
+  annotator on the same row replaces an earlier one;
+- `drafts`, one file for each row that an annotator has open, with the unsaved text. The file also claims the row, so
+  after a restart nobody else gets it.
 """
 
 import hashlib
@@ -50,11 +48,11 @@ UNFIT = {"several_turns": "several turns differ", "empty": "the rejected answer 
 LOG = "annotations.jsonl"
 LOG_NAMES = ("row", "hash", "annotator", "reason")
 _NAME = re.compile(r"[\w .'@+-]{1,40}")
-_LONGEST_PAUSE = 600.0  # seconds; whoever needs longer for a row has been away
+_LONGEST_PAUSE = 600.0  # seconds; a longer pause does not count as work on a row
 
 
 class Refused(ValueError):
-    """What an annotator cannot do, in their words."""
+    """A request that the store refuses. The message is shown to the annotator."""
 
 
 class OtherTab(Refused):
@@ -63,7 +61,7 @@ class OtherTab(Refused):
 
 @dataclass
 class Draft:
-    """What an annotator has before them: `text` is `None` as long as they have changed nothing."""
+    """A row that an annotator has open. `text` is `None` until they change something."""
 
     row: int
     annotator: str
@@ -72,8 +70,8 @@ class Draft:
 
 
 class AnnotationStore:
-    """What a server of annotations keeps, with all of it on the disk before it says so. One store has a folder at a
-    time; its methods may be called from several threads.
+    """Keeps annotations. Every method writes to disk before it returns. A folder can be open in one store at a time;
+    methods may be called from several threads.
 
     Args:
         dataset (`Dataset`):
@@ -190,7 +188,7 @@ class AnnotationStore:
     # What the page asks for
 
     def about(self) -> dict[str, Any]:
-        """What is the same for all rows."""
+        """Settings and counts that are the same for all rows."""
         limits = self.checks.settings()
         limits.pop("score")
         unfit = {UNFIT[reason]: count for reason, count in self.unfit.items()}
@@ -205,8 +203,8 @@ class AnnotationStore:
         }
 
     def show(self, annotator: str, tab: str, row: int | None = None) -> dict[str, Any]:
-        """A row of the annotator's, or the next one to do, and how far the work is. The row is this tab's from now
-        on."""
+        """A row of the annotator, or by default the next one to do, and the progress. The row now belongs to this
+        tab."""
         with self._lock:
             row = self._next(annotator) if row is None else self._own(annotator, row)
             shown = {"row": row, **self._neighbours(annotator, row), "progress": self.progress(annotator)}
@@ -232,7 +230,7 @@ class AnnotationStore:
         }
 
     def check(self, annotator: str, tab: str, row: int, text: str, take: bool = False) -> dict[str, Any]:
-        """Keeps what is typed, and says what the checks say of it. `take` makes the row this tab's."""
+        """Stores the unsaved text and returns the result of the checks. `take` claims the row for this tab."""
         _check_text(text)
         with self._lock:
             key = self._claim(annotator, tab, row, take)
@@ -244,7 +242,7 @@ class AnnotationStore:
         return self._judge(self.tasks[row], text)
 
     def save(self, annotator: str, tab: str, row: int, text: str) -> dict[str, Any]:
-        """Writes down an edit.
+        """Saves an edit.
 
         Raises:
             `Refused`: if the checks refuse it.
@@ -253,7 +251,7 @@ class AnnotationStore:
         with self._lock:
             self._claim(annotator, tab, row)
         task = self.tasks[row]
-        judged = self._judge(task, text)  # which may take a while, and no one has to wait for it
+        judged = self._judge(task, text)  # this may take a while, so it runs without the lock
         if judged["reason"] != EDITED:
             raise Refused(judged["detail"])
         record = _record(task, annotator, EDITED, edited=_edited(task, text), edit_ratio=judged["edit_ratio"])
@@ -314,7 +312,7 @@ class AnnotationStore:
         return holders
 
     def _is_open(self, row: int, annotator: str, holders: dict[int, set[str]]) -> bool:
-        """Whether the annotator may still be given the row."""
+        """True if the row may still be given to the annotator."""
         deciders = self._deciders.get(row, set())
         if annotator in deciders:
             return False
@@ -357,7 +355,7 @@ class AnnotationStore:
     # What is written
 
     def _saved(self, key: tuple[int, str]) -> str:
-        """What a text field has before anything is typed: the annotator's edit, or the original."""
+        """The initial text of the text field: the annotator's saved edit, or the original."""
         done = self._decisions.get(key)
         return _shown(done["edited"] if done and done["edited"] is not None else self.tasks[key[0]].answer)
 
@@ -409,7 +407,7 @@ _COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    """Of all rows, whatever the limit. It is the same wherever the data set lies."""
+    """A hash of all rows, independent of `limit` and of where the data set is stored."""
     digest = hashlib.sha256()
     for row in dataset.select_columns([column for column in _COLUMNS if column in dataset.column_names]):
         digest.update(json.dumps(row, sort_keys=True).encode())
@@ -417,8 +415,8 @@ def _fingerprint(dataset: Dataset) -> str:
 
 
 def _record(task: Task, annotator: str, reason: str, **more: Any) -> dict[str, Any]:
-    """A line of the log, which needs no data set to be read."""
-    row = {"row": task.row, "hash": task.digest, "annotator": annotator, "reason": reason}
+    """A line of the log. It holds everything needed to read it without the data set."""
+    row = {"row": task.row, "hash": task.hash, "annotator": annotator, "reason": reason}
     outcome = {"detail": "", "edited": None, "edit_ratio": None, **more, "time": time.time()}
     return row | outcome | {"prompt": task.prompt, "answer": task.answer, "more": task.more}
 

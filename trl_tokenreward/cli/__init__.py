@@ -1,1 +1,6 @@
-"""The command line: `main`, and a module for each subcommand."""
+"""The command line `trl-tokenreward`.
+
+- `main`: the parser and its exit status;
+- `options`: options that several commands share;
+- `import_`, `inspect`, `edit`, `annotate`, `annotations`, `score`: one module for each subcommand.
+"""

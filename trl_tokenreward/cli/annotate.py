@@ -16,9 +16,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "annotate",
         help="a local web page on which people minimally edit the rejected answers",
         description="Serves a web page on which people minimally edit the rejected answer of each row of a preference "
-        "data set, with the edit by word and what the checks say of it as they type. Several may work at once. "
-        "Everything is in the folder at once; the same command goes on. `trl-tokenreward annotations` makes a data set "
-        "of it.",
+        "data set. While they type, it shows the edit by word and the result of the checks. Several people may work at "
+        "once. Everything is stored immediately; the same command resumes. `trl-tokenreward annotations` makes a data "
+        "set of it.",
         epilog=f"With {PASSWORD} in the environment the page asks for that password. On another --host than this "
         "machine's own it must be there; at a terminal it is asked for.",
     )

@@ -13,8 +13,8 @@ def add_parser(subparsers: Any) -> None:
         "edit",
         help="have a language model minimally edit the rejected answers of a preference data set",
         description="Have a language model minimally edit the rejected answer of each row of a preference data set. "
-        "Each edit is checked; what fails is tried again, then dropped with its reason. A run that was ended early "
-        "goes on when it is called again. The result is a data set for TokenRewardTrainer, with a data card.",
+        "Each edit is checked; what fails is tried again, then dropped with its reason. An interrupted run resumes "
+        "when it is called again. The result is a data set for TokenRewardTrainer, with a data card.",
     )
     add = parser.add_argument
     add("dataset", help="a JSON, JSON Lines, CSV or Parquet file, a folder, or a name on the Hub")

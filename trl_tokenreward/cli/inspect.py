@@ -10,7 +10,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "inspect",
         help="show how many, how large and of which kinds the edits of a data set are",
         description="Prints counts, edit ratios, kinds of edits and the least minimal rows, and writes a page to look "
-        "through the rows. Without a tokenizer, words are counted.",
+        "through the rows. Edit ratios count words.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a file, a folder, or a name on the Hub: preference pairs")
     add_split(parser)
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_length=arguments.max_length,
         max_edit_ratio=arguments.max_edit_ratio,
     )
-    if arguments.output is not None:  # first, for `| head` ends what comes after
+    if arguments.output is not None:  # first, because `| head` ends the process early
         write_page(inspection, arguments.output, title=arguments.dataset, limit=arguments.limit)
     print_inspection(inspection, title=arguments.dataset)
     if arguments.output is not None:

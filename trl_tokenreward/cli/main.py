@@ -9,8 +9,8 @@ from .. import __version__
 
 
 # Modules of `trl_tokenreward.cli`, in the order in which the help lists them. Each has `add_parser(subparsers)`, which
-# adds a parser with `run` among its defaults: a function of the parsed arguments. What is heavy is imported within
-# `run`, so that the help comes at once.
+# adds a parser with `run` among its defaults: a function of the parsed arguments. Heavy imports happen
+# in `run`, so that `--help` is fast.
 COMMANDS = ("import_", "inspect", "edit", "annotate", "annotations", "score")
 
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             What follows the program's name; `sys.argv[1:]` by default.
 
     Returns:
-        `int`: the exit status, 0 or, for input that cannot be worked with, 2 after one line on stderr. An error of
-        another kind is a bug and keeps its traceback.
+        `int`: the exit status: 0, or 2 after one line on stderr if the input is wrong. Any other error is a bug and
+        keeps its traceback.
     """
     parser = build_parser()
     parsed = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is made of them. Nothing heavy is imported until they are read."""
+"""Options that several commands share. Heavy imports happen only when the options are read."""
 
 import argparse
 from pathlib import Path
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
-    """Which part of a data set, for [`~utils.loading.load_split`]."""
+    """Adds `--split` and `--config`, the arguments of [`~utils.loading.load_split`]."""
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
     parser.add_argument("--config", help="its configuration, or its folder, such as harmless-base")
 
 
 def add_checks(parser: argparse.ArgumentParser) -> None:
-    """What an edit must be, whoever makes it."""
+    """Adds the options of [`EditChecks`] and the criteria, for people and for models."""
     add = parser.add_argument
     add("--criteria", type=Path, metavar="FILE", help="text: what the edited answers must meet")
     add("--max-edit-ratio", type=float, default=0.5, help="largest share of edited words (default: %(default)s)")
@@ -33,6 +33,6 @@ def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
 
 
 def about(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """Where a data set is from, for the data card."""
+    """The source of a data set, for the data card."""
     origin = {"dataset": args.dataset, "config": args.config, "split": args.split, **more}
     return {name: value for name, value in origin.items() if value is not None}

@@ -9,7 +9,7 @@ from .options import add_split
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "score",
-        help="show what a reward model says of each token, of texts, edits, or the completions of a training run",
+        help="show a reward model's score of each token: of texts, of edits, or of the completions of a training run",
         description="Colours every token of texts by its score, here and on a page. Of preference pairs both sides are "
         "scored and the edits marked. With --run, it shows the completions that a training with log_completions=True "
         "has logged, with their scores, rewards, KL, values and advantages.",
@@ -93,7 +93,7 @@ def _score(arguments: argparse.Namespace) -> Any:
     from ..reward_model.scoring import TokenScorer, score_dataset
     from ..utils.loading import load_split
 
-    # Before the models: what is wrong with the rows is said at once.
+    # Before the models are loaded, so that errors in the rows are reported at once.
     if arguments.text:
         texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in arguments.text]
         dataset = [{"prompt": arguments.prompt, "text": text} for text in texts]

@@ -1,1 +1,9 @@
-"""Preference rows of every format, prepared for training on tokens."""
+"""Preference rows: formats, edit masks and batches.
+
+- `formats`: the formats of rows, and the texts that are tokenized;
+- `importers`: data sets of other shapes; a new import format goes here;
+- `preprocessing`: rows as token ids with edit masks; `max_edit_ratio`;
+- `spans`: spans of characters that a row marks as wrong;
+- `dropped`: counts of the rows that are dropped;
+- `collator`: padded batches.
+"""

@@ -16,7 +16,7 @@ class DataCollatorForTokenReward(DataCollatorMixin):
     Data collator for token reward modelling. Rows are padded on the right to the longest of the batch.
 
     Rows need `"chosen_ids"` and `"rejected_ids"`. Those without masks are completed by
-    [`~data.preprocessing.complete_ids_row`], so the collator can stand behind any tokenised preference data set. The
+    [`~data.preprocessing.complete_ids_row`], so the collator can stand behind any tokenized preference data set. The
     batch of B rows holds tensors of shape (2B, L), the first half for the chosen sides and the second for the rejected
     ones:
 
@@ -27,7 +27,7 @@ class DataCollatorForTokenReward(DataCollatorMixin):
 
     Args:
         pad_token_id (`int`):
-            Token ID to use for padding. It may be any, the EOS token's too: the masks say what is real.
+            Token ID to use for padding. Any id works, also the EOS token's: the masks tell padding apart.
         pad_to_multiple_of (`int`, *optional*):
             If set, the sequences are padded to a multiple of this value.
         return_tensors (`str`, *optional*, defaults to `"pt"`):

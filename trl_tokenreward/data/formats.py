@@ -1,4 +1,4 @@
-"""The formats of preference rows, and the texts that are tokenised."""
+"""The formats of preference rows, and the texts that are tokenized."""
 
 import json
 from os.path import commonprefix
@@ -20,7 +20,7 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 class ColumnError(ValueError):
-    """What is wrong with one column of a row; whoever knows the row's number adds it."""
+    """An error in one column of a row. The caller adds the row's number."""
 
     def __init__(self, column: str, problem: str):
         super().__init__(f"column `{column}`: {problem}")
@@ -35,7 +35,7 @@ def get_column(row: Row, column: str, kind: type, name: str) -> Any:
 
 
 class RenderedText(NamedTuple):
-    """One side of a row as the text that is tokenised.
+    """One side of a row as the text that is tokenized.
 
     Args:
         text (`str`):
@@ -53,9 +53,9 @@ class RenderedText(NamedTuple):
 
 
 def row_format(row: Row) -> RowFormat:
-    """Which of the formats a row has.
+    """The format of a row.
 
-    - `"ids"`: tokenised already, `chosen_ids` and `rejected_ids`, with or without masks;
+    - `"ids"`: tokenized already, `chosen_ids` and `rejected_ids`, with or without masks;
     - `"conversational"`: `chosen` and `rejected` are lists of messages;
     - `"dialogue"`: no `prompt`, and `chosen` and `rejected` are whole dialogues as in HH-RLHF;
     - `"standard"`: `chosen` and `rejected` are texts.
@@ -112,7 +112,7 @@ def preference_prompt(row: Row) -> str | list[Row]:
     if isinstance(chosen, list):
         pairs = zip(chosen, rejected, strict=False)
         shared = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
-        # Where they are equal as far as they go, the last message is the completion.
+        # If one side begins with the other, the last message is the completion.
         return chosen[: min(len(chosen), len(rejected)) - 1 if shared is None else shared]
     common = commonprefix([chosen, rejected])
     return common[: common.rfind(ASSISTANT) + len(ASSISTANT)] if ASSISTANT in common else ""
@@ -145,7 +145,7 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
         prompt_text = render(prompt, "prompt" if "prompt" in row else "chosen", add_generation_prompt=opens)
         prompt_end = len(commonprefix([prompt_text, *texts.values()]))
     spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
-    # What stands around the words is not aligned, so it must be the same on both sides.
+    # The text around the words is not aligned, so it must be the same on both sides.
     around = {(text[prompt_end : spots[side][0]], text[spots[side][1] :]) for side, text in texts.items()}
     if len(around) > 1:
         spots = {side: (prompt_end, len(text)) for side, text in texts.items()}

@@ -1,7 +1,7 @@
-"""Data sets of other shapes → the columns of [`TokenRewardTrainer`]: `prompt`, `chosen` (the edit), `rejected` (the
-original) and, where it is known what is wrong, `rejected_spans`.
+"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`], `prompt`, `chosen` (the edit),
+`rejected` (the original) and, if the wrong characters are known, `rejected_spans`.
 
-What is heavy is imported where it is used: the command line reads the names of the formats from here.
+Heavy imports happen inside functions, because the command line reads the names of the formats from here.
 """
 
 import csv
@@ -166,7 +166,7 @@ def import_dataset(
 
 
 def _nothing_to_learn(pair: Row) -> str | None:
-    """Why a pair teaches nothing, or `None`."""
+    """The reason to drop a pair, or `None`."""
     chosen, rejected = pair["chosen"], pair["rejected"]
     if chosen == rejected:
         # The marked text would count as wrong on one side and as right on the other.
@@ -198,7 +198,7 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
         index = -1
         try:
             for index, row in enumerate(csv.DictReader(file, **dialect)):
-                if None in row:  # fewer may be the last ones left out
+                if None in row:  # a row may lack its last columns
                     raise ValueError(f"Row {index} of {path}: has more fields than the header.")
                 yield row
         except csv.Error as error:
@@ -214,7 +214,7 @@ def _get(row: Row, column: str, kind: type = str) -> Any:
     return row[column]
 
 
-# The formats. Each makes pairs of a row, or says why it makes none.
+# One function for each format: it returns pairs, or the reason to drop the row.
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:

@@ -1,4 +1,4 @@
-"""Preference rows of every format → token ids with edit masks → padded batches.
+"""Prepares preference rows of every format: token ids with edit masks, and the rows to drop.
 
 `chosen` is the edit, `rejected` the original. Every mask is 1 for what it names. A prepared row holds, for each side,
 lists of one length:
@@ -10,15 +10,14 @@ lists of one length:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized
+from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized, word_edit_ratio
 from ..utils.text import shorten
 from .dropped import DroppedRows
 from .formats import (
@@ -116,7 +115,7 @@ def _text_row(
     for side in SIDES:
         if f"{side}_spans" in row:
             edits[side] = _span_mask(row, side, texts[side], own[side])
-            anchors[side] = [False] * len(own[side].ids)  # the alignment's gaps are not the row's
+            anchors[side] = [False] * len(own[side].ids)  # anchors belong to the alignment, which spans replace
     prepared = {}
     for side in SIDES:
         length, (first, places, _) = len(tokens[side].ids), completions[side]
@@ -201,14 +200,14 @@ def _mask(row: Row, column: str, length: int) -> list[int]:
 class RowPreparer:
     """Turns rows of one format into prepared rows (see this module's head).
 
-    The whole text is tokenised at once, as [`~trl.RewardTrainer`] does it: texts get an EOS at their end if they have
+    The whole text is tokenized at once, as [`~trl.RewardTrainer`] does it: texts get an EOS at their end if they have
     none, messages get the chat template. Then the completions are aligned with [`align_tokenized`]. In a row with
     `rejected_spans` or `chosen_spans`, `[start, end)` pairs or dictionaries with `start` and `end` that count
     characters of that side's completion, the tokens which overlap them are that side's edited tokens instead.
 
     Args:
         format (`str`):
-            As [`row_format`] says of the first row; the others must have it too.
+            [`row_format`] of the first row. The other rows must have the same.
         tokenizer (`PreTrainedTokenizerBase`):
             A fast tokenizer. Not used for `"ids"`.
         name (`str`, *optional*, defaults to `"train"`):
@@ -231,12 +230,29 @@ class RowPreparer:
             raise ValueError("The tokenizer has no EOS token to end the texts with. Set `eos_token`.")
 
     def __call__(self, row: Row, index: int) -> Row:
+        return self._read(row, index)[0]
+
+    def with_edit_ratio(self, row: Row, index: int) -> tuple[Row, float]:
+        """The prepared row and its edit ratio: [`~edits.alignment.word_edit_ratio`] of the completions, by the row's
+        spans where it has them. A row that has only token ids has no words: there it is the share of edited tokens
+        among the tokens of both completion masks."""
+        prepared, texts = self._read(row, index)
+        if texts is None:
+            return prepared, _token_edit_ratio(prepared)
+        words = {side: text.text[text.start : text.end] for side, text in texts.items()}
+        spans = {
+            side: read_spans(row[f"{side}_spans"], words[side]) if f"{side}_spans" in row else None for side in SIDES
+        }
+        return prepared, word_edit_ratio(words["rejected"], words["chosen"], spans["rejected"], spans["chosen"])
+
+    def _read(self, row: Row, index: int) -> tuple[Row, dict[str, RenderedText] | None]:
         try:
             return self._prepare(row)
         except ColumnError as error:
             raise ValueError(f"Row {index}{_worker()} of the {self.name} data set, {error}") from error
 
-    def _prepare(self, row: Row) -> Row:
+    def _prepare(self, row: Row) -> tuple[Row, dict[str, RenderedText] | None]:
+        texts = None
         if self.format == "ids":
             prepared = complete_ids_row(row)
         elif self.format == "conversational":
@@ -251,7 +267,7 @@ class RowPreparer:
             if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
                 raise ColumnError("margin", f"must be a number, but is {shorten(margin)}.")
             prepared["margin"] = float(margin)
-        return prepared
+        return prepared, texts
 
 
 def _worker() -> str:
@@ -259,45 +275,52 @@ def _worker() -> str:
     return "" if info is None else f" (counted in the part of data loader worker {info.id})"
 
 
-def edit_ratio(row: Row) -> float:
-    """Edited tokens of both sides of a prepared row, divided by the completion tokens of both sides (EOS and what the
-    chat template adds included); 0 where there are none."""
+def _token_edit_ratio(row: Row) -> float:
     edited, tokens = (sum(sum(row[f"{side}_{name}"]) for side in SIDES) for name in ("edit_mask", "completion_mask"))
     return edited / tokens if tokens else 0.0
 
 
-def row_outcome(row: Row, max_length: int | None = None, max_edit_ratio: float | None = None) -> str:
-    """Whether a prepared row is `"kept"`, or why it is dropped: both sides are the same and no token is marked
-    (`"identical"`), else a side has more than `max_length` tokens (`"too_long"`), else its [`edit_ratio`] is above
-    `max_edit_ratio` (`"not_minimal"`)."""
+def row_outcome(
+    row: Row, edit_ratio: float = 0.0, max_length: int | None = None, max_edit_ratio: float | None = None
+) -> str:
+    """`"kept"`, or why a prepared row is dropped. The reasons, of which the first that applies counts:
+
+    - `"identical"`: both sides are the same and no token is marked;
+    - `"too_long"`: a side has more than `max_length` tokens;
+    - `"not_minimal"`: `edit_ratio` (see [`RowPreparer.with_edit_ratio`]) is above `max_edit_ratio`.
+    """
     if row["chosen_ids"] == row["rejected_ids"] and not any(any(row[f"{side}_edit_mask"]) for side in SIDES):
         return "identical"
     if max_length is not None and max(len(row[f"{side}_ids"]) for side in SIDES) > max_length:
         return "too_long"
-    if max_edit_ratio is not None and edit_ratio(row) > max_edit_ratio:
+    if max_edit_ratio is not None and edit_ratio > max_edit_ratio:
         return "not_minimal"
     return "kept"
 
 
 @dataclass
 class _PrepareAndJudge:
+    """A prepared row with its outcome in a column of its own."""
+
     prepare: RowPreparer
-    outcome: Callable[[Row], str]
+    max_length: int | None
+    max_edit_ratio: float | None
 
     def __call__(self, row: Row, index: int) -> Row:
-        prepared = self.prepare(row, index)
-        return {**prepared, "outcome": self.outcome(prepared)}
+        if self.max_edit_ratio is None:  # the words of long texts need not be aligned
+            prepared, ratio = self.prepare(row, index), 0.0
+        else:
+            prepared, ratio = self.prepare.with_edit_ratio(row, index)
+        return {**prepared, "outcome": row_outcome(prepared, ratio, self.max_length, self.max_edit_ratio)}
 
 
 @dataclass
 class _KeepAndCount:
-    outcome: Callable[[Row], str]
     dropped: DroppedRows
 
     def __call__(self, row: Row) -> bool:
-        outcome = self.outcome(row)
-        self.dropped.add(outcome)
-        return outcome == "kept"
+        self.dropped.add(row["outcome"])
+        return row["outcome"] == "kept"
 
 
 def prepare_dataset(
@@ -317,7 +340,7 @@ def prepare_dataset(
       both sides begin with are their prompt. Texts without a `prompt` have none: a beginning that both share is
       unchanged text, not a prompt;
     - HH-RLHF's whole dialogues. The prompt is everything up to the last `"\\n\\nAssistant:"` that both sides share;
-    - tokenised rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
+    - tokenized rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
       passes as it is.
 
     Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`.
@@ -330,7 +353,7 @@ def prepare_dataset(
         max_length (`int`, *optional*):
             Rows with a longer side, in tokens, are dropped.
         max_edit_ratio (`float`, *optional*):
-            Rows whose edit is less minimal are dropped, see [`edit_ratio`].
+            Rows with a higher edit ratio are dropped, see [`RowPreparer.with_edit_ratio`].
         num_proc (`int`, *optional*):
             Processes that prepare a `Dataset`. A stream is prepared where it is read.
         num_workers (`int`, *optional*, defaults to `0`):
@@ -349,7 +372,7 @@ def prepare_dataset(
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} data set has no rows.")
-    for side in SIDES:  # what TRL called the columns before 1.0, and still takes
+    for side in SIDES:  # the names of the columns in TRL before 1.0, which TRL still takes
         if f"{side}_input_ids" in first and f"{side}_ids" not in first:
             dataset = dataset.rename_column(f"{side}_input_ids", f"{side}_ids")
             first[f"{side}_ids"] = first.pop(f"{side}_input_ids")
@@ -365,18 +388,19 @@ def prepare_dataset(
         features.update({c: List(Value("int64" if c.endswith("ids") else "int8")) for c in PREPARED_COLUMNS})
         if "margin" in replaced:
             features["margin"] = Value("float64")
-    outcome = partial(row_outcome, max_length=max_length, max_edit_ratio=max_edit_ratio)
+        features["outcome"] = Value("string")
+    judge = _PrepareAndJudge(preparer, max_length, max_edit_ratio)
     dropped = DroppedRows(num_workers)
 
     if isinstance(dataset, IterableDataset):
-        dataset = dataset.map(preparer, with_indices=True, remove_columns=replaced, features=features)
-        return dataset.filter(_KeepAndCount(outcome, dropped)), dropped
+        dataset = dataset.map(judge, with_indices=True, remove_columns=replaced, features=features)
+        return dataset.filter(_KeepAndCount(dropped)).remove_columns("outcome"), dropped
 
     dataset = dataset.map(
-        _PrepareAndJudge(preparer, outcome),
+        judge,
         with_indices=True,
         remove_columns=replaced,
-        features=Features({**features, "outcome": Value("string")}),
+        features=features,
         num_proc=num_proc,
         desc=f"Aligning the edits of the {name} data set",
     )

@@ -17,11 +17,11 @@ EDITED = "edited"
 
 @dataclass
 class EditChecks:
-    """What an edit must be, to be kept.
+    """Checks of one edit: its size and, with `score`, that it is better than the original.
 
     Args:
         max_edit_ratio (`float`, *optional*, defaults to `0.5`):
-            Largest share of edited words among the words of both sides, see [`EditAlignment`].
+            Largest share of edited words among the words of both sides, see [`~edits.alignment.word_edit_ratio`].
         max_hunks (`int`, *optional*, defaults to `16`):
             Most places where something is edited.
         max_length_change (`float`, *optional*, defaults to `0.5`):
@@ -46,7 +46,7 @@ class EditChecks:
         check_least(max_hunks=(self.max_hunks, 1), max_length_change=(self.max_length_change, 0))
 
     def __call__(self, prompt: Prompt, original: str, edited: str) -> tuple[str, str]:
-        """`("edited", "")`, or the reason against the edit, and that as a sentence."""
+        """Returns `("edited", "")`, or the reason to drop the edit and a sentence that explains it."""
         reason, detail = self.check_size(original, edited, align_words(original, edited))
         if reason != EDITED or self.score is None:
             return reason, detail
@@ -59,7 +59,7 @@ class EditChecks:
         return EDITED, ""
 
     def check_size(self, original: str, edited: str, alignment: EditAlignment) -> tuple[str, str]:
-        """What `__call__` says, without the score. `alignment` is [`align_words`]'s of the two texts."""
+        """As `__call__`, but without `score`. `alignment` is the result of [`align_words`] for the two texts."""
         ratio, hunks, change = alignment.edit_ratio, len(alignment.operations), abs(length_change(original, edited))
         if not ratio:
             return "identical", "No word was changed."
@@ -73,7 +73,7 @@ class EditChecks:
         return EDITED, ""
 
     def settings(self) -> dict[str, Any]:
-        """The arguments in a form that can be written as JSON."""
+        """The arguments as JSON-compatible values."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.score is not None:
             settings["score"] = getattr(self.score, "__qualname__", type(self.score).__name__)
@@ -81,5 +81,5 @@ class EditChecks:
 
 
 def length_change(original: str, edited: str) -> float:
-    """By which share of the original's characters the edit is longer, or shorter if it is below 0."""
+    """The change of length as a share of the original's characters; below 0 if the edit is shorter."""
     return len(edited) / len(original) - 1

@@ -1,4 +1,4 @@
-"""Data sets of a language model's edits."""
+"""Has a language model minimally edit a data set, with checks, retries and a log to resume from."""
 
 import threading
 from collections import Counter
@@ -20,16 +20,16 @@ from .output import edit_card, edited_features, edited_row, quoted, save_edits
 from .tasks import Task, read_tasks
 
 
-# What says nothing about the row: it is asked for again by the next run.
+# Failures that do not depend on the row: the next run tries these rows again.
 FAILURES = ("request_failed", "not_scored")
 REASONS = ("several_turns", "empty", "unparsed", "identical", "length", "edit_ratio", "hunks", "not_better", *FAILURES)
-# So many failures one after the other, and the trouble is not with the rows.
+# After this many failures in a row, the cause is not the rows.
 _MOST_FAILURES = 20
 
 
 @dataclass
 class EditResult:
-    """What [`edit_dataset`] made.
+    """The result of [`edit_dataset`].
 
     Attributes:
         dataset (`Dataset`):
@@ -59,7 +59,7 @@ class EditResult:
 
 
 class _Log(EditLog):
-    """The rows that are done, each written down at once."""
+    """The log of finished rows. Each row is written as soon as it is finished."""
 
     def __init__(self, path: Path, settings: dict[str, Any], usage: EndpointUsage):
         super().__init__(path, settings, names=("row", "hash", "reason", "used"))
@@ -74,11 +74,11 @@ class _Log(EditLog):
         return task.key in self.records and self.records[task.key]["reason"] not in FAILURES
 
     def add(self, task: Task, **record: Any) -> None:
-        """Writes down a row at once. What was used since the last line goes along, so that the sum is right."""
+        """Appends a row, with the usage since the last line. The sum over the lines is the total usage."""
         with self._lock:
             now = asdict(self._usage)
             used = {name: count - self._counted[name] for name, count in now.items()}
-            record = {"row": task.row, "hash": task.digest, **record, "used": used}
+            record = {"row": task.row, "hash": task.hash, **record, "used": used}
             self.append(record)
             self._counted = now
             self.used.update(used)
@@ -106,12 +106,13 @@ def edit_dataset(
 ) -> EditResult:
     """Have an editor minimally edit the rejected answer of each row.
 
-    Each edit is checked, see [`EditChecks`]. What fails is asked for again, with the failure said in the request and at
-    a higher temperature, and at last dropped with its reason: one of `EditChecks`'s, or
+    Each edit is checked, see [`EditChecks`]. After a failure the row is requested again, with the failure in the
+    request and at a higher temperature. If all attempts fail, the row is dropped with its reason: one of
+    `EditChecks`'s, or
 
     - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
-    - `"several_turns"` or `"empty"`: the row has no single answer to edit, and nothing was asked;
-    - `"request_failed"` or `"not_scored"`: these rows are asked for again by the next run.
+    - `"several_turns"` or `"empty"`: the row has no single answer to edit, so nothing was requested;
+    - `"request_failed"` or `"not_scored"`: the next run tries these rows again.
 
     The folder `output` gets:
 
@@ -145,7 +146,7 @@ def edit_dataset(
         about (`dict`, *optional*):
             More for the data card, such as where the data set is from.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+            If `True`, shows a progress bar.
 
     Returns:
         [`EditResult`].
@@ -178,7 +179,7 @@ def edit_dataset(
         with bar:
             for future in as_completed([executor.submit(edit, chunk) for chunk in chunks]):
                 bar.update(future.result())
-    finally:  # whatever ended it, nothing that still waits is asked for
+    finally:  # also after an error: requests that still wait are cancelled
         executor.shutdown(cancel_futures=True)
     kept, counts = _write_rows(output, tasks, log, dataset)
     usage = EndpointUsage(**{field.name: log.used[field.name] for field in fields(EndpointUsage)})
@@ -215,14 +216,14 @@ _score_lock = threading.Lock()
 
 
 def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> tuple[str | None, str, str]:
-    """The edited answer, if there is one; `"edited"` or the reason against it; and that as a sentence."""
+    """The edited answer or `None`, `"edited"` or the reason to drop it, and a sentence that explains it."""
     if isinstance(answer, Unanswered):
         return None, "request_failed", str(answer)
     found = _EDITED.findall(answer)
     if not found:
         return None, "unparsed", f"Nothing stands between <edited> and </edited>: {quoted_start(answer)}."
     edited = task.with_words(found[-1])
-    with _score_lock:  # what scores may not be made for several threads
+    with _score_lock:  # a reward model may not be thread-safe
         return edited, *checks(task.prompt, task.answer, edited)
 
 

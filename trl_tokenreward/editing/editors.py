@@ -39,7 +39,7 @@ _EDITED = re.compile(r"<edited>(.*?)</edited>", re.DOTALL)
 
 
 class Editor:
-    """What answers the requests to edit. Subclasses define `__call__`.
+    """Base class of editors. Subclasses define `__call__`.
 
     Attributes:
         batch_size (`int`):
@@ -51,7 +51,7 @@ class Editor:
         prices (`tuple[float, float]` or `None`):
             Of a million prompt tokens and of a million completion tokens.
         settings (`dict`):
-            What decides the answers, in a form that can be written as JSON.
+            Settings that determine the answers, as JSON-compatible values.
     """
 
     batch_size: int = 1
@@ -62,8 +62,8 @@ class Editor:
         self.settings, self.usage = settings, EndpointUsage()
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
-        """The answer to each request, or why there is none. `attempt` is 0 at first, and above 0 where earlier answers
-        to the same requests were refused."""
+        """Returns the answer to each request, or an [`Unanswered`] with the reason. `attempt` is 0 at first; it is
+        above 0 if earlier answers to the same requests were refused."""
         raise NotImplementedError
 
 
@@ -123,7 +123,7 @@ class EndpointEditor(Editor):
 
 
 class LocalEditor(Editor):
-    """A causal language model in this process as editor: greedy at first, sampling where an edit was refused.
+    """A causal language model in this process as editor: greedy at first, sampling after a refused edit.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -192,8 +192,8 @@ class LocalEditor(Editor):
         width, device = max(map(len, rows)), self.model.device
         ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        # Of the model's own generation config only what ends an answer has a say: a repetition penalty would keep it
-        # from copying what is to stay.
+        # From the model's generation config only the stop tokens are used: a repetition penalty would keep the model
+        # from copying the unchanged text.
         sampling = {"temperature": self.retry_temperature if sample else 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}
         with evaluation_mode(self.model):
             output = self.model.generate(

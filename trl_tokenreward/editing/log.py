@@ -1,4 +1,4 @@
-"""The log of edits, one line a row."""
+"""The append-only log of edits, one line for each row."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from ..utils.jsonl import read_jsonl
 
 
 class EditLog:
-    """A JSON Lines file that is only appended to. Its first line has the settings of all others.
+    """A JSON Lines file that is only appended to. Its first line holds the settings.
 
     Args:
         path (`Path`):
@@ -55,7 +55,7 @@ class EditLog:
                 while data:
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
-            except OSError:  # a full disk, say: what comes next must not be written after half a line
+            except OSError:  # for example a full disk: the next line must not follow half a line
                 file.truncate(end)
                 raise
 

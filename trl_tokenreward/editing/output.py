@@ -1,4 +1,4 @@
-"""The data set of edits and its card."""
+"""Writes the data set of edits and its data card."""
 
 import json
 from pathlib import Path
@@ -71,5 +71,5 @@ def edit_card(
 
 
 def quoted(text: str) -> str:
-    """A text as a card shows it: as it is."""
+    """A text as a literal block of markdown."""
     return f"````\n{text}\n````"

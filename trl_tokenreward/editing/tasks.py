@@ -1,4 +1,4 @@
-"""The answers that are to be edited."""
+"""Reads the answers to edit from a preference data set."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ class Task(NamedTuple):
     Args:
         row (`int`):
             The row's number in the data set.
-        digest (`str`):
-            Of what the row says.
+        hash (`str`):
+            A hash of the prompt and the rejected side.
         prompt (`str` or `list[dict]`):
             As [`~data.formats.preference_prompt`] gives it.
         answer (`str`):
@@ -30,7 +30,7 @@ class Task(NamedTuple):
     """
 
     row: int
-    digest: str
+    hash: str
     prompt: Prompt
     answer: str
     unfit: str
@@ -38,11 +38,11 @@ class Task(NamedTuple):
 
     @property
     def key(self) -> tuple[int, str]:
-        return self.row, self.digest
+        return self.row, self.hash
 
     def with_words(self, words: str) -> str:
-        """The answer with other words. White space around an answer is the data set's affair, and nothing to learn
-        from."""
+        """The answer with its text replaced. The white space around it stays, so that a model does not learn from
+        it."""
         return self.answer.replace(self.answer.strip(), words.strip(), 1)
 
 

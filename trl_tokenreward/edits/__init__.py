@@ -1,1 +1,5 @@
-"""Which tokens an edit changed."""
+"""Minimal edits between two texts.
+
+- `alignment`: alignment by words or tokens, edit masks and the edit ratio;
+- `diff`: an edit as pieces for display.
+"""

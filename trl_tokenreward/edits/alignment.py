@@ -1,8 +1,8 @@
 """Minimal edits between two texts, as masks over the tokens of each.
 
-Words are aligned first, so that no word is cut in half, and what is kept is maximal. The kept words are then projected
-to tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold the same
-tokens.
+Words are aligned first, so that no word is cut in half, and as many words as possible are kept. The kept words are then
+projected to tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold
+the same tokens.
 """
 
 import operator
@@ -13,12 +13,13 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import regex
-
-from ._subsequence import Block, common_blocks
+from rapidfuzz.distance import Indel
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Block = list[int]  # a kept stretch: position in the original, position in the edit, length
 
 
 class TokenizedText(NamedTuple):
@@ -82,10 +83,10 @@ class EditAlignment:
 def align_edits(original: str, edited: str, tokenizer: "PreTrainedTokenizerFast") -> EditAlignment:
     """Finds the tokens that an edit took out of `original` and those that it put into `edited`.
 
-    The result depends on nothing but the arguments, and swapping the texts swaps the two sides of it. Time and memory
-    grow with the length of the texts, as long as most of what is said is said once. At worst (unrelated texts, or texts
-    of a few words over and over) time grows with the product of the numbers of words between the first and the last
-    edit; memory too, at one bit for each pair of such words (8 MB for two texts of 8,000 words).
+    The result depends on the arguments alone. Swapping the texts swaps the two sides of the result. Between the first
+    and the last edit, time grows with the product of the numbers of words, and memory is one bit for each pair of words
+    (8 MB for two texts of 8,000 words). Up to 8,192 words, other steps, which grow with the length, take most of the
+    time.
 
     Args:
         original (`str`):
@@ -160,14 +161,48 @@ def align_words(original: str, edited: str) -> EditAlignment:
     """
     _check_texts(original, edited)
     numbers: dict[str, int] = {}
+    return align_tokenized(original, edited, _words(original, numbers), _words(edited, numbers))
 
-    def words(text: str) -> TokenizedText:
-        units = _units(text)
-        found = list(zip(units.cores, units.starts, strict=True))[:-1]  # the last is the text's end
-        ids = [numbers.setdefault(core, len(numbers)) for core, _ in found]
-        return TokenizedText(ids, [(start, start + len(core)) for core, start in found])
 
-    return align_tokenized(original, edited, words(original), words(edited))
+def word_edit_ratio(
+    original: str,
+    edited: str,
+    original_spans: Sequence[Sequence[int]] | None = None,
+    edited_spans: Sequence[Sequence[int]] | None = None,
+) -> float:
+    """The share of edited words among the words of both texts, with punctuation marks counted as words (see
+    [`align_words`]). Every `max_edit_ratio` of this package bounds this share.
+
+    Args:
+        original, edited (`str`):
+            Texts before and after the edit, without the prompt, EOS and chat template.
+        original_spans, edited_spans (`Sequence[Sequence[int]]`, *optional*):
+            `[start, end)` characters that a row marks as edited. On a side that has them, the words that overlap them
+            are the edited ones. `None` takes the alignment's.
+
+    Returns:
+        `float`: from 0 to 1; 0 if there are no words.
+    """
+    alignment = align_words(original, edited)
+    if original_spans is None and edited_spans is None:
+        return alignment.edit_ratio
+    edited_words = 0
+    sides = ((original, alignment.original_mask, original_spans), (edited, alignment.edited_mask, edited_spans))
+    for text, mask, spans in sides:
+        if spans is not None:
+            offsets = _words(text, {}).offsets
+            mask = [any(first < end and start < last for start, end in spans) for first, last in offsets]
+        edited_words += sum(mask)
+    words = len(alignment.original_ids) + len(alignment.edited_ids)
+    return edited_words / words if words else 0.0
+
+
+def _words(text: str, numbers: dict[str, int]) -> TokenizedText:
+    """The words of a text as tokens. `numbers` holds the id of each word and gets those of new words."""
+    units = _units(text)
+    found = list(zip(units.cores, units.starts, strict=True))[:-1]  # the last is the text's end
+    ids = [numbers.setdefault(core, len(numbers)) for core, _ in found]
+    return TokenizedText(ids, [(start, start + len(core)) for core, start in found])
 
 
 def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAlignment:
@@ -242,9 +277,15 @@ def _match(original: _Units, edited: _Units) -> list[Block]:
         return [[i, j, length] for j, i, length in _match(edited, original)]
     numbers: dict[str | int, int] = {}  # rapidfuzz compares hashes alone, and no two small integers share one
     sides = ([numbers.setdefault(core, len(numbers)) for core in side.cores] for side in (original, edited))
-    blocks = [[0, 0, 0], *common_blocks(*sides), [len(original.cores), len(edited.cores), 0]]
+    blocks = [[0, 0, 0], *_common_blocks(*sides), [len(original.cores), len(edited.cores), 0]]
     _slide(blocks, original, edited)
     return blocks
+
+
+def _common_blocks(original: Sequence[int], edited: Sequence[int]) -> list[Block]:
+    """The stretches that a longest common subsequence keeps, as rapidfuzz finds it."""
+    opcodes = Indel.opcodes(original, edited)
+    return [[op.src_start, op.dest_start, op.src_end - op.src_start] for op in opcodes if op.tag == "equal"]
 
 
 def _slide(blocks: list[Block], original: _Units, edited: _Units) -> None:
@@ -301,7 +342,7 @@ class _Point(NamedTuple):
 
 
 def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Side") -> list[tuple[_Point, _Point]]:
-    """The stretches of text that the edit kept, as far as they are the same tokens on both sides."""
+    """The kept stretches of text that are the same tokens on both sides."""
     kept: list[list[tuple[int, ...]]] = []
     ids, cuts = original_side.ids, original_side.cuts
     edited_ids, edited_cuts = edited_side.ids, edited_side.cuts
@@ -387,7 +428,7 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
         word = token.strip()
         if word and len(word) < len(token):
             start, end = end - len(token.lstrip()), start + len(token.rstrip())
-        if start < reached:  # several tokens for one character, say
+        if start < reached:  # for example several tokens for one character
             cuts[start + 1 : reached] = [None] * (reached - start - 1)
         for position in range(reached, start + 1):
             cuts[position] = len(places)
@@ -406,7 +447,7 @@ def _alignment(
     kept: list[tuple[_Point, _Point]],
     end: _Point,
 ) -> EditAlignment:
-    """Everything that is not kept is an edit."""
+    """Builds the masks, anchors and operations: whatever is not kept is an edit."""
     gaps: list[tuple[_Point, _Point]] = []
     previous = _Point(0, 0, 0, 0)
     for start, stop in [*kept, (end, end)]:

@@ -8,7 +8,7 @@ from .alignment import EditAlignment
 
 
 class Piece(NamedTuple):
-    """A stretch of a diff. Without what is inserted the pieces are the original, without what is deleted the edit.
+    """A stretch of a diff. The pieces without the insertions are the original, without the deletions the edit.
 
     Args:
         kind (`"keep"`, `"delete"` or `"insert"`):
@@ -16,7 +16,7 @@ class Piece(NamedTuple):
         text (`str`):
             Its characters.
         marked (`bool`, *optional*, defaults to `False`):
-            Whether it lies within one of the row's `rejected_spans`.
+            `True` if it lies within one of the row's `rejected_spans`.
     """
 
     kind: Literal["keep", "delete", "insert"]

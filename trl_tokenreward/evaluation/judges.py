@@ -1,5 +1,5 @@
-"""Judges: which of two answers to a prompt is the better one, said by a reward model, a function or a language
-model."""
+"""Judges compare two answers to a prompt: by a reward model, a function or a language model behind an
+endpoint."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..nn.modules import evaluation_mode, without_peft
-from ..nn.unpadding import groups_by_length
+from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
 from ..utils.jsonl import read_jsonl
@@ -32,11 +32,11 @@ logger = logging.get_logger(__name__)
 
 
 class Judge(Protocol):
-    """What says which of two answers is better. Any function of this form is one.
+    """Compares two answers to each prompt. Any function with this signature is a judge.
 
     It is called with prompts (texts, or messages where the data set has messages) and two lists of answers, and returns
     for each prompt 1 where A's answer is better, 0 where B's is, 0.5 for a tie. A number between is the probability
-    that A's is better, and NaN says that there is no verdict.
+    that A's is better. NaN means no verdict.
     """
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]: ...
@@ -93,16 +93,11 @@ class RewardModelJudge(ScoringJudge):
         for index, row in enumerate(ids):
             if not row or (limit is not None and len(row) > limit):
                 raise ValueError(f"Prompt and answer {index} have {len(row)} tokens; the judge reads 1 to {limit}.")
-        lengths, device = torch.tensor([len(row) for row in ids]), next(self.model.parameters()).device
         scores = torch.zeros(len(ids))
         with evaluation_mode(self.model):
-            for group in groups_by_length(lengths, self.batch_size):
-                rows = [torch.tensor(ids[index]) for index in group.tolist()]
-                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-                by_column = prefix_scores(
-                    self.model, nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), mask
-                )
-                scores[group] = by_column.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).cpu()
+            for rows, *batch in padded_groups(ids, self.batch_size, next(self.model.parameters()).device):
+                by_column, last = prefix_scores(self.model, *batch), batch[1].sum(1, keepdim=True) - 1
+                scores[rows] = by_column.gather(1, last).squeeze(1).cpu()
         return scores.tolist()
 
     def _encode(self, prompt: Prompt, answer: str) -> list[int]:
@@ -138,7 +133,7 @@ _VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 
 @dataclass
 class JudgeUsage(EndpointUsage):
-    """What an [`EndpointJudge`] has used so far: see [`~utils.chat_endpoint.EndpointUsage`]."""
+    """The usage of an [`EndpointJudge`] so far, see [`~utils.chat_endpoint.EndpointUsage`]."""
 
     cache_hits: int = 0
     failed_pairs: int = 0
@@ -149,7 +144,7 @@ class EndpointJudge:
     judge.
 
     Each pair is asked for in both orders, since models prefer the one or the other position (Zheng et al. 2023, arXiv
-    2306.05685); where the two verdicts disagree it is a tie. Equal answers are a tie that nobody is asked for.
+    2306.05685); if the two verdicts differ, the pair is a tie. Equal answers are a tie without a request.
 
     Requests that fail with status 408, 409, 429 or 5xx, at the connection, by a timeout, or with an answer that has no
     verdict are repeated after `backoff * 2**n` seconds, or what `Retry-After` asks for (a minute at most). A pair that
@@ -185,7 +180,7 @@ class EndpointJudge:
         prices (`tuple[float, float]`, *optional*):
             Of a million prompt tokens and of a million completion tokens, for [`~EndpointJudge.cost`].
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+            If `True`, shows a progress bar.
 
     Raises:
         `ValueError`: for a bad argument or cache.
@@ -232,7 +227,7 @@ class EndpointJudge:
 
     @property
     def cost(self) -> float | None:
-        """What the tokens so far have cost, in the currency of `prices`; `None` without prices."""
+        """The cost of the tokens so far, in the currency of `prices`; `None` without prices."""
         return self.client.cost
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
@@ -243,7 +238,7 @@ class EndpointJudge:
             bar = tqdm(as_completed(futures), total=len(futures), desc="Judging pairs", disable=not self.progress)
             for future in bar:
                 future.result()
-        finally:  # whatever ended it, nothing that still waits is asked for
+        finally:  # also after an error: requests that still wait are cancelled
             executor.shutdown(cancel_futures=True)
         outcomes, problems = zip(*(future.result() for future in futures), strict=True) if futures else ((), ())
         problems = [problem for problem in problems if problem]
@@ -259,7 +254,7 @@ class EndpointJudge:
         return list(outcomes)
 
     def _compare(self, prompt: Prompt, answer_a: str, answer_b: str) -> tuple[float, str]:
-        """The outcome of one pair, and what went wrong, if anything did."""
+        """The outcome of one pair, and the problem or `""`."""
         if answer_a == answer_b:
             return 0.5, ""
         try:

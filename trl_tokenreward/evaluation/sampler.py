@@ -1,4 +1,4 @@
-"""Answers of a policy to evaluation prompts."""
+"""Samples answers of models to held-out prompts."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..nn.modules import evaluation_mode, without_peft
+from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
 from ..ppo.sampling import generate, uniforms
@@ -28,11 +29,11 @@ class Answer(NamedTuple):
 
 
 class AnswerSampler:
-    """Samples answers to the same prompts of one model after another, all with the same random numbers, so that equal
-    models give equal answers.
+    """Samples answers to the same prompts from one model after another. All models get the same random numbers, so
+    equal models give equal answers.
 
     Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The models' tokenizer.
         prompts ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`):
             Rows as [`~ppo.prompts.prepare_prompts`] takes them, or a list of texts or of messages.
@@ -53,7 +54,7 @@ class AnswerSampler:
 
     def __init__(
         self,
-        processing_class: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: "Dataset | IterableDataset | list[Prompt]",
         *,
         response_length: int = 128,
@@ -68,22 +69,22 @@ class AnswerSampler:
                 f"{response_length}, {batch_size} and {temperature}."
             )
         if stop_token_id == "eos":
-            stop_token_id = processing_class.eos_token_id
+            stop_token_id = tokenizer.eos_token_id
             if stop_token_id is None:
                 raise ValueError("`stop_token_id='eos'`, but the tokenizer has no EOS token.")
         if not isinstance(prompts, (Dataset, IterableDataset)):
             if not isinstance(prompts, list) or {type(prompt) for prompt in prompts} not in ({str}, {list}):
                 raise TypeError("`prompts` must be a data set, or a list of texts or of lists of messages, not empty.")
             prompts = Dataset.from_dict({"prompt": prompts})
-        self.tokenizer, self.response_length, self.temperature = processing_class, response_length, temperature
+        self.tokenizer, self.response_length, self.temperature = tokenizer, response_length, temperature
         self.stop_token_id, self.batch_size, self.seed = stop_token_id, batch_size, seed
-        rows = list(prepare_prompts(prompts, processing_class, "evaluation"))
+        rows = list(prepare_prompts(prompts, tokenizer, "evaluation"))
         self._ids = [list(row["input_ids"]) for row in rows]
         if not all(self._ids) or not rows:
             where = f"Row {self._ids.index([])} of the evaluation prompts" if rows else "The evaluation data set"
             raise ValueError(f"{where} is empty: leave it out or give it a token.")
-        texts = processing_class.batch_decode(self._ids, skip_special_tokens=True)
-        # What the judges read.
+        texts = tokenizer.batch_decode(self._ids, skip_special_tokens=True)
+        # The prompts as the judges read them.
         self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
 
     def __call__(self, model: nn.Module) -> list[Answer]:
@@ -117,10 +118,8 @@ class AnswerSampler:
         logps = []
         with evaluation_mode(model):
             for rows, prompts in self._batches(model):
-                ids = [torch.tensor(answers[row].ids, device=prompts.ids.device) for row in rows]
-                mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-                inputs = join(prompts, nn.utils.rnn.pad_sequence(ids, batch_first=True), mask)
-                by_token = completion_logps(model, *inputs, mask.shape[1], self.temperature or 1.0)
+                ids, mask = padded([answers[row].ids for row in rows], prompts.ids.device)
+                by_token = completion_logps(model, *join(prompts, ids, mask), mask.shape[1], self.temperature or 1.0)
                 logps += by_token.double().sum(1).tolist()
         return logps
 
@@ -137,7 +136,7 @@ class AnswerSampler:
 
     @property
     def _pad_token_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0  # any would do, for masks say what is real
+        return self.tokenizer.pad_token_id or 0  # any id works, because masks tell padding apart
 
     def _batches(self, model: nn.Module) -> Iterator[tuple[range, Prompts]]:
         collate, device = DataCollatorForPrompts(self._pad_token_id), next(model.parameters()).device

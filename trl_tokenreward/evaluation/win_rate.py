@@ -1,5 +1,5 @@
-"""Win rates: answers of a policy and of a reference to held-out prompts, compared by a judge, in training or after
-it."""
+"""Win rates: a judge compares answers of a policy and of a reference to held-out prompts, during or after
+training."""
 
 import json
 import random
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Comparison:
     """One prompt of a [`WinRate`]: both answers, the judge's outcome for the policy's (NaN where there was no verdict),
-    their lengths in tokens, whether they ended, and the policy's log-probability of its answer less the reference's, in
-    nats."""
+    their lengths in tokens, `True` for those that ended, and the policy's log-probability of its answer less the
+    reference's, in nats."""
 
     prompt: "Prompt"
     answer: str
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How a policy's answers fare against a reference's.
+    """Win rate of a policy against a reference, with intervals, KL and lengths.
 
     Args:
         win_rate ([`~utils.statistics.Estimate`]):
@@ -118,7 +118,7 @@ class WinRate:
 def evaluate_win_rate(
     policy: nn.Module,
     reference: nn.Module | Sequence[str],
-    processing_class: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: "Dataset | IterableDataset | list[Prompt]",
     judge: "Judge",
     *,
@@ -142,7 +142,7 @@ def evaluate_win_rate(
         judge ([`Judge`]):
             Says which answer is better, see [`~evaluation.judges`]. It reads prompts as the data set has them, texts or
             messages, or decoded where it has tokens alone, and answers without special tokens.
-        processing_class, prompts, response_length, temperature, stop_token_id, batch_size, seed:
+        tokenizer, prompts, response_length, temperature, stop_token_id, batch_size, seed:
             See [`AnswerSampler`]. The seed is the bootstrap's too.
         level, resamples:
             Of the bootstrap over prompts, see [`~utils.statistics.bootstrap_interval`].
@@ -154,7 +154,7 @@ def evaluate_win_rate(
     """
     check_bootstrap(level, resamples)
     sampler = AnswerSampler(
-        processing_class,
+        tokenizer,
         prompts,
         response_length=response_length,
         temperature=temperature,
@@ -193,7 +193,7 @@ def _compare(
     lengths = np.array([[len(answer.ids) for answer in side] for side in (answers, reference_answers)])
     y, differences = outcomes[judged], (lengths[0] - lengths[1])[judged]
     controlled, counts = [], resampled(len(y), sampler.seed, resamples)
-    while chunk := list(islice(counts, 200)):  # some at a time, for they are as many tables as large as the data
+    while chunk := list(islice(counts, 200)):  # in chunks: each resample is a table as large as the data
         controlled.append(length_controlled_win_rate(y, differences, np.stack(chunk)))
     comparisons = [
         Comparison(prompt, a.text, b.text, float(outcome), len(a.ids), len(b.ids), a.ended, b.ended, nats)
@@ -228,8 +228,8 @@ class WinRateCallback(TrainerCallback):
     training begins. Every so many updates the policy answers the same prompts, and `eval_win_rate`,
     `eval_win_rate_low`, `eval_win_rate_high`, `eval_win_rate_length_controlled`, `eval_kl` and `eval_completion_length`
     are logged. Answers go to `output_dir/win_rate/step-<global step>`, see [`WinRate.save`]. Samples come from
-    transformers, even where the trainer's come from vLLM. Nothing of the run is changed by it, its random numbers
-    included.
+    transformers, even where the trainer's come from vLLM. The callback changes nothing in the run, nor its random
+    numbers.
 
     On several processes the main one does all of it while the others wait, so it must take less time than their
     communication may.

@@ -1,10 +1,10 @@
-"""A page to look through edits: it needs nothing but itself, and every text on it is escaped."""
+"""The report on edits as a self-contained HTML page. Every text on it is escaped."""
 
 import random
 from pathlib import Path
 
 from ..edits.diff import Piece
-from ..views.html import escape, page, read_asset, write
+from ..views.html import EDIT_COLOURS, escape, page, read_asset, write
 from .report import OUTCOME_NAMES, InspectedRow, Inspection
 
 
@@ -41,7 +41,7 @@ def write_page(inspection: Inspection, path: str | Path, *, title: str, limit: i
         outcomes="".join(f'<option value="{outcome}">{OUTCOME_NAMES[outcome]}</option>' for outcome in outcomes),
         rows="\n".join(_article(row, *inspection.diff(row.index)) for row in rows),
     )
-    return write(path, page(title, body, style=_STYLE, script=_SCRIPT))
+    return write(path, page(title, body, style=EDIT_COLOURS.read_text(encoding="utf-8") + _STYLE, script=_SCRIPT))
 
 
 def _table(name: str, rows: list[tuple[str, ...]]) -> str:

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.dropped import DroppedRows
 from ..data.formats import SIDES, preference_prompt, row_format
-from ..data.preprocessing import RowPreparer, edit_ratio, row_outcome
+from ..data.preprocessing import RowPreparer, row_outcome
 from ..data.spans import read_spans
-from ..edits.alignment import EditAlignment, align_edits, align_words
+from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit_ratio
 from ..edits.diff import Piece, diff_pieces
 from ..utils.text import visible
 
@@ -28,7 +28,7 @@ OUTCOME_NAMES = {"kept": "kept", "identical": "identical", "too_long": "too long
 
 
 class InspectedRow(NamedTuple):
-    """One row: its place in the data set, what [`~data.preprocessing.row_outcome`] says of it, and its edit ratio."""
+    """One row: its place in the data set, its [`~data.preprocessing.row_outcome`], and its edit ratio."""
 
     index: int
     outcome: str
@@ -39,16 +39,16 @@ class _Texts(NamedTuple):
     prompt: str
     original: str
     edited: str
-    spans: list[list[int]]
+    spans: dict[str, list[list[int]] | None]  # of each side; `None` where the row has none
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the edits of a data set are like, see [`inspect_dataset`].
+    """Figures on the edits of a data set, see [`inspect_dataset`].
 
     Args:
         unit (`"words"` or `"tokens"`):
-            What is counted.
+            What is aligned for the kinds of edits and the diffs. Edit ratios always count words.
         counts (`dict[str, int]`):
             [`~data.dropped.DroppedRows`]'s counts: `"rows"`, `"kept"`, and the rows dropped by reason.
         without_edits (`int`):
@@ -80,7 +80,9 @@ class Inspection:
     def diff(self, index: int) -> tuple[str, list[Piece]]:
         """The prompt of a row, and its edit as pieces."""
         texts = _texts(self.dataset[index], index)
-        return texts.prompt, diff_pieces(texts.original, texts.edited, _align(texts, self.tokenizer), texts.spans)
+        return texts.prompt, diff_pieces(
+            texts.original, texts.edited, _align(texts, self.tokenizer), texts.spans["rejected"] or ()
+        )
 
     def summary(self) -> dict[str, list[tuple[str, ...]]]:
         """The figures as tables: a title, and rows of a name and one or two cells."""
@@ -90,7 +92,7 @@ class Inspection:
         tables = {"rows": counts}
         if len(self.ratios):
             ratios = np.quantile(self.ratios, list(QUANTILES.values()))
-            name = f"edit ratio, in {self.unit}, of the rows that are not identical"
+            name = "edit ratio, in words, of the rows that are not identical"
             tables[name] = [(name, f"{ratio:.3f}") for name, ratio in zip(QUANTILES, ratios, strict=True)]
             bins, edges = np.histogram(self.ratios, bins=10, range=(0.0, 1.0))
             tables["rows by edit ratio"] = [
@@ -113,17 +115,16 @@ def inspect_dataset(
 ) -> Inspection:
     """Looks at the edits of preference pairs.
 
-    With a tokenizer, rows are counted and edit ratios are taken as [`~data.preprocessing.prepare_dataset`] does it: EOS
-    and what the chat template adds are among the tokens, and a row's own spans are its edit. Without, the ratio is the
-    share of edited words and punctuation marks in both sides' completions, and spans have no part in it. Kinds of edits
-    and diffs are always those of the alignment of the texts.
+    The edit ratio of a row is [`~edits.alignment.word_edit_ratio`] of its completions; on a side with spans, these are
+    the edit. With a tokenizer, rows are dropped as [`~data.preprocessing.prepare_dataset`] drops them. Kinds of edits
+    and diffs are always those of the alignment of the texts, spans or not.
 
     Args:
         dataset (`Dataset`):
             Texts, messages or whole dialogues, in any of the formats of [`~data.preprocessing.prepare_dataset`] but
             token ids.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            A fast tokenizer. Without one, words are counted.
+            A fast tokenizer. Without one, kinds of edits and diffs are those of words.
         max_length (`int`, *optional*):
             Rows with a longer side, in tokens, count as dropped. Needs a tokenizer.
         max_edit_ratio (`float`, *optional*):
@@ -144,12 +145,13 @@ def inspect_dataset(
         alignment = _align(texts, tokenizer)
         if tokenizer is not None:
             prepare = prepare or RowPreparer(row_format(row), tokenizer, "inspected")
-            prepared = prepare(row, index)
-            outcome, ratio = row_outcome(prepared, max_length, max_edit_ratio), edit_ratio(prepared)
-            edited = ratio > 0
+            prepared, ratio = prepare.with_edit_ratio(row, index)
+            outcome = row_outcome(prepared, ratio, max_length, max_edit_ratio)
+            edited = any(any(prepared[f"{side}_edit_mask"]) for side in SIDES)
         else:
-            ratio, edited = alignment.edit_ratio, alignment.edit_ratio > 0 or bool(texts.spans)
-            identical = texts.original == texts.edited and not texts.spans
+            ratio = word_edit_ratio(texts.original, texts.edited, texts.spans["rejected"], texts.spans["chosen"])
+            edited = ratio > 0
+            identical = texts.original == texts.edited and not any(texts.spans.values())
             not_minimal = max_edit_ratio is not None and ratio > max_edit_ratio
             outcome = "identical" if identical else "not_minimal" if not_minimal else "kept"
         dropped.add(outcome)
@@ -177,7 +179,11 @@ def _texts(row: dict[str, Any], index: int) -> _Texts:
         if isinstance(prompt, list):
             prompt = _message_text(prompt, with_roles=True)
             chosen, rejected = (_message_text(side, with_roles=len(side) > 1) for side in (chosen, rejected))
-        return _Texts(prompt, rejected, chosen, read_spans(row.get("rejected_spans", []), rejected))
+        spans = {
+            side: read_spans(row[f"{side}_spans"], text, name) if f"{side}_spans" in row else None
+            for side, text, name in (("rejected", rejected, "original"), ("chosen", chosen, "edit"))
+        }
+        return _Texts(prompt, rejected, chosen, spans)
     except ValueError as error:
         raise ValueError(f"Row {index} of the inspected data set: {error}") from error
 

@@ -1,1 +1,8 @@
-"""Parts of models that know nothing of rewards."""
+"""Parts of models that do not depend on rewards.
+
+- `lm_head`: losses and log-probabilities without full logits;
+- `masked`: means and other reductions over masks;
+- `modules`: PEFT wrappers, evaluation mode, copies of models;
+- `sharding`: FSDP2 and DeepSpeed ZeRO;
+- `unpadding`: right-packed and padded batches, rows grouped by length.
+"""

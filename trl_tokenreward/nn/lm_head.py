@@ -74,7 +74,7 @@ class OutputHead:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the head is one matrix product: no adapter, no quantized weights, no soft cap, no hook."""
+        """True if the head is one matrix product: no adapter, no quantized weights, no soft cap, no hook."""
         if type(self.module) is not nn.Linear or self.softcap is not None:
             return False
         # The hooks of DeepSpeed ZeRO-3 only see to it that the weights are there, see `sharding.keep_head`.
@@ -132,7 +132,7 @@ def _output_head(base: PreTrainedModel) -> OutputHead:
 
 @torch.no_grad()
 def _explains_logits(base: PreTrainedModel, head: OutputHead) -> bool:
-    """Whether `head` makes the model's own logits of its last hidden states: tried on three tokens."""
+    """True if `head` gives the model's own logits from its last hidden states, on three tokens as a test."""
     if head.module is None:
         return False
     input_ids = torch.arange(3, device=base.device).unsqueeze(0) % base.config.get_text_config().vocab_size

@@ -40,7 +40,7 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: fl
         mask (`Tensor`):
             Shape (B, T).
         shift_mean (`bool`, *optional*, defaults to `True`):
-            Whether to make the mean 0. If `False` the mean is kept.
+            If `True`, the mean becomes 0; if `False`, it is kept.
         eps (`float`, *optional*, defaults to `1e-8`):
             Added to the variance.
     """

@@ -1,4 +1,4 @@
-"""Modules under wrappers, their modes, and copies of them."""
+"""Modules: PEFT wrappers, training and evaluation mode, and copies."""
 
 import copy
 from collections.abc import Iterator
@@ -15,15 +15,14 @@ def without_peft(model: nn.Module) -> PreTrainedModel:
 
 
 def is_causal(backbone: nn.Module) -> bool:
-    """Whether all attention modules say of themselves that no token attends to a later one, and there are any that
-    do."""
+    """True if the backbone has attention modules with an attribute `is_causal` and it is true for all of them."""
     said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
     return bool(said) and all(said)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module is in the mode it was in, for they need not all be in the same."""
+    """Evaluation mode; afterwards each module has its own former mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -16,12 +16,12 @@ from .._trl import add_deepspeed_hooks, remove_deepspeed_hooks
 
 
 def is_fsdp2(accelerator: Accelerator) -> bool:
-    """Whether models are sharded by FSDP2."""
+    """True if models are sharded by FSDP2."""
     return accelerator.distributed_type == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version == 2
 
 
 def is_zero3(accelerator: Accelerator) -> bool:
-    """Whether models are sharded by DeepSpeed ZeRO-3."""
+    """True if models are sharded by DeepSpeed ZeRO-3."""
     return (
         accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3
     )
@@ -122,7 +122,7 @@ def _is_fsdp_module(model: nn.Module) -> bool:
 
 
 def _is_partitioned(parameter: nn.Parameter) -> bool:
-    """Whether DeepSpeed ZeRO-3 has a parameter. transformers hands it over when a model is loaded."""
+    """True if DeepSpeed ZeRO-3 manages a parameter. transformers hands it over when a model is loaded."""
     return hasattr(parameter, "ds_id")
 
 

@@ -1,10 +1,10 @@
 """Right-packed batches: the real tokens of each row stand first, and rows of like length go through a model together.
 
-What follows a token cannot change what a causal model says of it. So with the padding on the right no attention mask is
+Later tokens cannot change a causal model's output at a token. So with the padding on the right no attention mask is
 needed, positions count themselves, and attention runs in its fast, causal form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -101,3 +101,29 @@ def groups_by_length(lengths: Tensor, max_rows: int) -> tuple[Tensor, ...]:
     """
     order = lengths.argsort(descending=True, stable=True)
     return order.split(group_sizes(lengths[order].tolist(), max_rows, lengths.device.type))
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences of token ids as one batch, padded on the right with token 0, and its attention mask.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: ids and mask, each of shape (B, L), for B sequences of which the longest has L tokens.
+    """
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    ids, mask = (
+        torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(device)
+        for batch in (rows, [torch.ones_like(row) for row in rows])
+    )
+    return ids, mask
+
+
+def padded_groups(
+    sequences: Sequence[Sequence[int]], max_rows: int, device: torch.device
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of sequences of like length, see [`groups_by_length`]: their indices, ids and mask (see [`padded`])."""
+    if not sequences:
+        return
+    lengths = torch.tensor([len(ids) for ids in sequences], device=device)
+    for group in groups_by_length(lengths, max_rows):
+        indices = group.tolist()
+        yield indices, *padded([sequences[index] for index in indices], device)

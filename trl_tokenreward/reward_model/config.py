@@ -31,8 +31,9 @@ class TokenRewardConfig(RewardConfig):
         > Parameters that control the data preprocessing
 
         max_edit_ratio (`float`, *optional*):
-            Largest share of completion tokens, of both sides together, that an edit may change. Rows above it are left
-            out and counted. If `None`, every edit is minimal enough.
+            Largest share of edited words among the words of both completions, with punctuation marks counted as words;
+            of tokens in rows that have only token ids. Rows above it are dropped and counted. If `None`, no row is
+            dropped for its edit.
 
         > Parameters that control the training
 
@@ -68,7 +69,7 @@ class TokenRewardConfig(RewardConfig):
             `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss
             charges an edited token for being wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
-            Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
+            If `True`, the anchor of an edit that leaves no token on a side counts as an edited token of that side: the
             token after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
         head_learning_rate (`float`, *optional*):
             Peak learning rate of the two heads, which follows the schedule of `learning_rate`. `learning_rate` is then
@@ -81,8 +82,8 @@ class TokenRewardConfig(RewardConfig):
     max_edit_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Largest share of completion tokens, of both sides together, that an edit may change. Rows above "
-            "it are dropped and counted. If `None`, every edit is minimal enough."
+            "help": "Largest share of edited words among the words of both completions (of tokens, if rows have only "
+            "token ids). Rows above it are dropped and counted. If `None`, no row is dropped for its edit."
         },
     )
 
@@ -145,9 +146,7 @@ class TokenRewardConfig(RewardConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.max_edit_ratio is not None and not 0 < self.max_edit_ratio <= 1:
-            raise ValueError(
-                f"`max_edit_ratio` is a share of tokens, above 0 and at most 1, not {self.max_edit_ratio}."
-            )
+            raise ValueError(f"`max_edit_ratio` is a share of words, above 0 and at most 1, not {self.max_edit_ratio}.")
         for name in ("sequence_loss_weight", "token_loss_weight", "unchanged_token_weight"):
             weight = getattr(self, name)
             if weight is None and name == "unchanged_token_weight":
@@ -171,7 +170,7 @@ class TokenRewardConfig(RewardConfig):
         self._check_effects()
 
     def _check_effects(self) -> None:
-        """A value that changes nothing is a mistake of whoever set it."""
+        """Raises an error for settings that have no effect, because they are mistakes."""
         if self.sequence_loss_weight == 0 and self.token_loss_weight == 0:
             raise ValueError("`sequence_loss_weight` and `token_loss_weight` are both 0: there is nothing to train on.")
         if self.sequence_loss_weight == 0 and self.center_rewards_coefficient is not None:

@@ -1,4 +1,4 @@
-"""What a token reward model gets right on held-out pairs: accuracy, AUROC and calibration of its token scores."""
+"""Evaluates a token reward model on held-out pairs: accuracy, AUROC and calibration of token scores."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class TokenRewardReport:
-    """What a token reward model gets right, see [`evaluate_token_rewards`].
+    """Metrics of a token reward model, see [`evaluate_token_rewards`].
 
     Args:
         rows (`int`), dropped (`dict[str, int]`):
@@ -134,7 +134,7 @@ class _Tokens(NamedTuple):
 
 def evaluate_token_rewards(
     model: nn.Module,
-    processing_class: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset | IterableDataset,
     *,
     max_length: int | None = None,
@@ -160,7 +160,7 @@ def evaluate_token_rewards(
     Args:
         model ([`TokenRewardModel`] or `PeftModel`):
             The model, or an adapter around one.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Preference rows in any format of [`~data.preprocessing.prepare_dataset`], prepared ones too.
@@ -186,9 +186,9 @@ def evaluate_token_rewards(
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
     check_bootstrap(level, resamples)
     rows, dropped = prepare_dataset(
-        dataset, processing_class, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
+        dataset, tokenizer, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
     )
-    table, sides, unknown = _score_rows(model, processing_class, rows, use_anchors, batch_size)
+    table, sides, unknown = _score_rows(model, tokenizer, rows, use_anchors, batch_size)
     dropped.require_rows("evaluation")
     chosen, rejected = sides["chosen"], sides["rejected"]
 
@@ -227,8 +227,8 @@ def evaluate_token_rewards(
 def _score_rows(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], use_anchors: bool, batch_size: int
 ) -> tuple[np.ndarray, dict[str, _Tokens], int]:
-    """For each row whether the chosen side won, the token pairs that are ranked rightly and all, (R, 3); the tokens of
-    each side; and how many rows do not tell the kinds of their edits."""
+    """For each row 1 if the chosen side won, the token pairs ranked correctly, and all token pairs, (R, 3); the tokens
+    of each side; and the number of rows whose masks do not tell the kinds of their edits."""
     collate = DataCollatorForTokenReward(tokenizer.pad_token_id or 0)
     table, sides, unknown, rows = [], {side: [] for side in SIDES}, 0, iter(rows)
     with evaluation_mode(model):
@@ -259,7 +259,7 @@ def _score_rows(
                             length=np.full(n, n),
                         )
                     )
-    if not table:  # a stream from which nothing is kept; the caller's counts say why
+    if not table:  # a stream of which every row is dropped; the caller's counts give the reasons
         return np.zeros((0, 3)), {side: _Tokens(*[np.zeros(0)] * 6) for side in SIDES}, 0
     return (
         np.concatenate(table),

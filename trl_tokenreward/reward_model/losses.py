@@ -61,7 +61,7 @@ def edit_ranking_loss(
     $$ -\log \sigma\Bigl(\mathrm{agg}_{t \in U(y^+)} r_t - \mathrm{agg}_{t \in U(y^-)} r_t\Bigr) $$
 
     A side without edited tokens (a pure insertion or deletion) counts 0: what was inserted must then score above 0,
-    what was deleted below. Pairs without edited tokens on either side take no part.
+    what was deleted below. Pairs without edited tokens on either side are ignored.
 
     Args:
         chosen_scores (`Tensor`):
@@ -103,8 +103,7 @@ def edit_classification_loss(
 
     $$ -\log \sigma(r_t) \text{ for } t \in U(y^+), \qquad -\log \sigma(-r_t) \text{ for } t \in U(y^-) $$
 
-    A score is thus the log-odds that a token is one that an annotator would put in rather than take out, and 0 is
-    undecided.
+    A score is the log-odds that an annotator would insert this token rather than delete it; 0 means undecided.
 
     Args:
         chosen_scores (`Tensor`):
@@ -152,7 +151,7 @@ def unchanged_classification_loss(scores: Tensor, unchanged_mask: Tensor) -> Ten
 
     $$ \frac{1}{|N|} \sum_{t \in N} -\log \sigma(r_t) $$
 
-    Whoever edits minimally has read these tokens and left them, which is a judgement too.
+    An annotator who edits minimally has read these tokens and kept them, which also is a judgement.
 
     Args:
         scores (`Tensor`):

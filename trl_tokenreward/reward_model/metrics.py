@@ -1,4 +1,4 @@
-"""How well scores tell right tokens from wrong ones."""
+"""Metrics of token scores: AUROC and pairwise accuracy."""
 
 import math
 from collections import Counter
@@ -90,8 +90,8 @@ class TokenStatistics:
 
     Args:
         pool_auroc (`bool`, *optional*, defaults to `False`):
-            Whether the AUROC is that of all batches' tokens together, which keeps them in memory, or the mean of the
-            batches' own.
+            If `True`, the AUROC is of all batches' tokens together, which keeps them in memory; else it is the mean of
+            the batches' own.
     """
 
     def __init__(self, pool_auroc: bool = False):
@@ -129,7 +129,7 @@ class TokenStatistics:
                 self._aurocs.append(auroc)
 
     def pop(self) -> dict[str, float]:
-        """The metrics, without those that nothing was measured for, and starts anew."""
+        """Returns the metrics that have measurements, and resets."""
         sums, aurocs = self._sums, self._aurocs
         if self._tokens:
             scores, labels = (torch.cat(parts) for parts in zip(*self._tokens, strict=True))

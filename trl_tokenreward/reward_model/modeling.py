@@ -47,8 +47,8 @@ _HUB_ARGUMENTS = (
 @dataclass
 class TokenRewardOutput(ModelOutput):
     """
-    What a [`TokenRewardModel`] says of a batch of B rows and L columns. All scores are float32. In columns that
-    `attention_mask` masks, `token_scores` and `prefix_scores` are finite and mean nothing.
+    Scores of a [`TokenRewardModel`] for a batch of B rows and L columns, in float32. In columns that
+    `attention_mask` masks, `token_scores` and `prefix_scores` are finite but have no meaning.
 
     Args:
         logits (`Tensor` of shape `(B, 1)`):
@@ -105,10 +105,9 @@ class TokenRewardModel(PreTrainedModel):
     last hidden state. One forward pass of the backbone gives all the scores.
 
     - `score`, without bias, is the sequence head. It has the name and the shape of a sequence classifier's, so code
-      made
-      for sequence-classification reward models works with this one, TRL's included.
-    - `token_score`, with bias, is the token head. It starts at zero: an untrained one says 0 of every token, and
-      [`~TokenRewardModel.token_head_is_trained`] tells so.
+      for sequence-classification reward models, such as TRL's, works with this model.
+    - `token_score`, with bias, is the token head. It starts at zero, so an untrained head scores every token 0 and
+      [`~TokenRewardModel.token_head_is_trained`] is `False`.
 
     Load one with [`~TokenRewardModel.from_pretrained`] or make one of a model in memory with
     [`~TokenRewardModel.from_backbone`]. With PEFT, name both heads in `modules_to_save`, or they stay as they are.
@@ -142,7 +141,7 @@ class TokenRewardModel(PreTrainedModel):
             backbone = AutoModel.from_config(config.text_config)
         else:
             # `post_init` initialises modules without this mark, and those that the user replaced (by
-            # `set_input_embeddings`, say) have none.
+            # for example `set_input_embeddings`) have none.
             for module in backbone.modules():
                 module._is_hf_initialized = True
         _check_causal(backbone)
@@ -211,7 +210,7 @@ class TokenRewardModel(PreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        # Backbones without positions know no `position_ids`, so what is not given is not passed.
+        # Some backbones have no `position_ids`, so arguments that are not given are not passed.
         inputs = {name: value for name, value in inputs.items() if value is not None}
         outputs = self.model(**inputs, use_cache=False, **kwargs)
 
@@ -244,8 +243,7 @@ class TokenRewardModel(PreTrainedModel):
           zero;
         - a token classifier with one label: its head becomes the token head, `score` is initialised;
         - a causal language model: `score` is initialised (normal, with the backbone's `initializer_range`; seed torch
-          for
-          reproducible weights), the token head starts at zero.
+          for reproducible weights), the token head starts at zero.
 
         Only safetensors checkpoints are loaded, and code from the Hub only where `trust_remote_code=True` is passed.
 
@@ -306,7 +304,7 @@ class TokenRewardModel(PreTrainedModel):
                 A causal language model, sequence classifier or token classifier with one label, backbone or
                 [`TokenRewardModel`]. The adapter of a PEFT model is merged into the copy.
             copy (`bool`, *optional*, defaults to `True`):
-                Whether the weights are copied: `model` is left as it is and all parameters of the copy are trainable.
+                If `True`, the weights are copied: `model` stays unchanged and all parameters of the copy are trainable.
                 If `False`, the new model is made of `model`'s own modules: training one trains the other.
 
         Returns:
@@ -397,7 +395,7 @@ class TokenRewardModel(PreTrainedModel):
                 Number of tokens, prompt and special tokens included, that a text may have. Defaults to the backbone's
                 `max_position_embeddings`. Nothing is truncated.
             append_eos (`bool`, *optional*, defaults to `True`):
-                Whether the EOS token is appended to texts that do not end in it, where the tokenizer has one. The
+                If `True`, the EOS token is appended to texts that do not end in it, if the tokenizer has one. The
                 sequence score is then read there, as reward models are trained on plain texts. It is not among the
                 listed tokens.
 
@@ -513,7 +511,7 @@ class TokenRewardModel(PreTrainedModel):
 
 
 def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
-    """Takes what this model has no use for out of the backbone's arguments, and raises where it asks for something."""
+    """Removes arguments that this model does not support; raises an error if one of them would have an effect."""
     if kwargs.pop("labels", None) is not None:
         raise ValueError("`labels` are of no use: the model computes no loss. Train it with `TokenRewardTrainer`.")
     if kwargs.pop("use_cache", None):
@@ -557,7 +555,7 @@ def _refuse_adapter(path: str | os.PathLike | None) -> None:
 
 
 def _loader(config: PreTrainedConfig, path: str | os.PathLike | None) -> type:
-    """The auto class that loads the checkpoint with the heads that are to be kept."""
+    """The auto class that loads the checkpoint with those heads that this model keeps."""
     if config.is_encoder_decoder:
         raise ValueError(f"{path} is an encoder-decoder (`{config.model_type}`). Use a decoder-only model.")
     architecture = config.architectures[0] if config.architectures else ""

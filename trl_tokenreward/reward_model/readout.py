@@ -15,12 +15,12 @@ def architecture(model: nn.Module) -> str:
 
 
 def has_token_scores(model: nn.Module) -> bool:
-    """Whether the model scores single tokens: a `TokenRewardModel`, or a token classifier."""
+    """True if the model scores single tokens: a `TokenRewardModel` or a token classifier."""
     return isinstance(without_peft(model), TokenRewardModel) or architecture(model).endswith("ForTokenClassification")
 
 
 def has_sequence_score(model: nn.Module) -> bool:
-    """Whether the model scores whole texts: a `TokenRewardModel`, or a sequence classifier with a head named
+    """True if the model scores whole texts: a `TokenRewardModel`, or a sequence classifier with a head named
     `score`."""
     base = without_peft(model)
     return isinstance(base, TokenRewardModel) or (
@@ -81,8 +81,8 @@ def _read_packed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, re
 
 
 def check_adapter(model: nn.Module, argument: str) -> None:
-    """Raise a `ValueError` if `model` has an adapter of virtual tokens: they are no part of the model under the
-    wrapper, and every position would shift."""
+    """Raise a `ValueError` if `model` has an adapter of virtual tokens. The model under the wrapper does
+    not know them, so every position would shift."""
     for config in model.peft_config.values() if is_peft_model(model) else ():
         if config.is_prompt_learning:
             raise ValueError(

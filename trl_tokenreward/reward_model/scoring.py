@@ -1,7 +1,7 @@
-"""Texts with a number for every token: what token reward models say of them, and how that is shown.
+"""Scores every token of texts for display.
 
 [`score_dataset`] makes [`ScoredRows`] of texts, [`~ppo.completion_log.read_completions`] of the completions of a
-training run. They show themselves on a terminal and in a notebook, and [`ScoredRows.write_page`] writes a page.
+training run. They are displayed on a terminal and in a notebook, and [`ScoredRows.write_page`] writes a page.
 """
 
 import math
@@ -46,11 +46,11 @@ class TokenScorer:
         name (`str`, *optional*):
             What it is called where it is shown. Where the model came from, if `None`.
         signal (`str`, *optional*):
-            `"token_scores"`: what the token head says of each token. `"sequence_score"`: the difference that each token
+            `"token_scores"`: the token head's score of each token. `"sequence_score"`: the difference that each token
             makes to the score of what stands up to it, which a model without a token head has too. If `None`, the token
             scores.
         has_sequence_score (`bool`, *optional*, defaults to `True`):
-            Whether the sequence head means anything. [`~TokenScorer.from_pretrained`] knows.
+            `True` if the sequence head is trained. [`~TokenScorer.from_pretrained`] finds out.
 
     Raises:
         `TypeError`: if the model is no token reward model.
@@ -152,7 +152,7 @@ def score_dataset(
 ) -> ScoredRows:
     """Scores every token of texts, or of both sides of edits.
 
-    Texts are tokenised as [`TokenRewardTrainer`] does it: prompt and text together, with an EOS at the end, which is
+    Texts are tokenized as [`TokenRewardTrainer`] does it: prompt and text together, with an EOS at the end, which is
     scored too; messages get the chat template.
 
     Args:
@@ -170,7 +170,7 @@ def score_dataset(
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences in one forward pass.
         progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+            If `True`, shows a progress bar.
 
     Returns:
         [`ScoredRows`]
@@ -219,7 +219,7 @@ def score_dataset(
     if too_long:
         first = ", ".join(map(str, too_long[:5])) + (", …" if len(too_long) > 5 else "")
         dropped.append(
-            f"{len(too_long)} of {len(rows) + len(too_long)} rows dropped, for they have more tokens than the models "
+            f"{len(too_long)} of {len(rows) + len(too_long)} rows dropped: they have more tokens than the models "
             f"read: {first}."
         )
     return ScoredRows(f"Token scores of {' and '.join(names)}", rows, dropped)
@@ -288,7 +288,7 @@ def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 
 
 def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) -> list[list[ScoredText]]:
-    """For each row its texts, scored."""
+    """The scored texts of each row."""
     sequences = [ids for row in rows for ids in row.ids]
     starts = [start for row in rows for start in row.starts]
     scores = iter(scorer._scores(sequences, starts, batch_size))
@@ -314,7 +314,7 @@ def _named(text: ScoredText, model: str) -> ScoredText:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Equal names, of one model with two signals, say, get a number."""
+    """Adds a number to equal names, for example of one model with two signals."""
     return [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
     ]
@@ -339,7 +339,7 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context:
         return tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
 
     texts = [""] * len(ids)
-    # Two tokens at a time: what a token adds depends on whether there is one before it, not on what the text begins
+    # Two tokens at a time: a token's text depends on the presence of a token before it, not on how the text begins
     # with.
     before, done = 0, 0
     for stop in range(1, len(ids) + 1):

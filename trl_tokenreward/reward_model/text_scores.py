@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BatchEncoding
 
 from ..nn.modules import evaluation_mode
+from ..nn.unpadding import padded_groups
 from ..views.page import notebook_html
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
@@ -94,17 +95,9 @@ def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_si
             Sequences in one forward pass.
     """
     results: list[IdsScores | None] = [None] * len(sequences)
-    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    device = next(model.parameters()).device
     with evaluation_mode(model):
-        for start in range(0, len(sequences), batch_size):
-            rows = by_length[start : start + batch_size]
-            ids = [torch.tensor(sequences[index]) for index in rows]
-            mask = [torch.ones_like(row) for row in ids]
-            output = model(
-                input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device),
-                attention_mask=nn.utils.rnn.pad_sequence(mask, batch_first=True).to(device),
-            )
+        for rows, ids, mask in padded_groups(sequences, batch_size, next(model.parameters()).device):
+            output = model(input_ids=ids, attention_mask=mask)
             per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
             for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
                 results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))

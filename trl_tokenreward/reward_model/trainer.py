@@ -48,7 +48,7 @@ class TokenRewardTrainer(RewardTrainer):
     Trainer for token reward models, on pairs of an original response (`rejected`) and its minimal edit (`chosen`).
 
     It is a [`~trl.RewardTrainer`] that also trains on the edited tokens, so that one model ranks responses and scores
-    their tokens. What is not said here is as there: arguments, PEFT, streaming, evaluation sets, margins, checkpoints.
+    their tokens. Arguments, PEFT, streaming, evaluation sets, margins and checkpoints work as in `RewardTrainer`.
 
     Example:
 
@@ -259,13 +259,13 @@ class TokenRewardTrainer(RewardTrainer):
         return output
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        # A prediction logs nothing, so what it measured would be taken for the next evaluation's.
+        # A prediction logs nothing. Without this, the next evaluation would count its measurements.
         self._metrics["eval"].clear()
         self._token_statistics["eval"].pop()
         self._eval_name = metric_key_prefix
         try:
             return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        finally:  # a loader that gets no batch at all may raise an error of its own, which says less
+        finally:  # a data loader without batches may raise a less helpful error
             if metric_key_prefix in self._streams:
                 self._dropped[metric_key_prefix].require_rows(metric_key_prefix)
 

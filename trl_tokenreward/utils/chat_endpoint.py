@@ -1,4 +1,4 @@
-"""Asking language models behind OpenAI-compatible endpoints, and the templates and files of those who ask."""
+"""A client of OpenAI-compatible chat endpoints, with retries and usage, and the templates of its requests."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ _LONGEST_WAIT = 60.0
 
 @dataclass
 class EndpointUsage:
-    """What has been used so far. Tokens are those that the endpoint counted, of every answer that came back;
+    """Requests and tokens used so far. Tokens are those that the endpoint counted, of every answer that came back;
     `without_usage` answers came without a count. Retries are requests too."""
 
     requests: int = 0
@@ -52,7 +52,7 @@ class Unanswered(Exception):
 
 
 class EndpointError(ConnectionError, RuntimeError):
-    """What ends it all: no other request would fare better."""
+    """An error that ends the run, because every other request would fail too."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

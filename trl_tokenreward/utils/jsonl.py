@@ -19,7 +19,7 @@ def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any],
         check (`Callable`):
             Called with each line; raises if it is something else.
         repair (`bool`, *optional*, defaults to `True`):
-            Whether to make the folder if need be, and to cut off what a process that was killed left of its last line.
+            If `True`, makes a missing folder, and removes an incomplete last line that a killed process left.
             Without it the file is only read, and such a rest is not: it may be a line that is being written.
 
     Raises:

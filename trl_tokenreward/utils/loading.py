@@ -1,4 +1,4 @@
-"""Data sets by path or by name."""
+"""Loads data sets and tokenizers by path or by name on the Hub, and saves data sets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
 
 
 def check_source(name: str | Path, what: str) -> None:
-    """Whether something lies at a path, or else the name could be one on the Hub: to say so without asking the Hub.
+    """Checks, without a request to the Hub, that `name` exists as a path or may be a name on the Hub.
 
     Args:
         name (`str` or `Path`):
@@ -76,7 +76,7 @@ def load_split(
             Configuration of a data set on the Hub, or its folder where it has none of that name, such as
             `"harmless-base"` of `Anthropic/hh-rlhf`. Not for files.
         streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read it as a stream.
+            If `True`, reads it as a stream.
 
     Raises:
         ValueError: If there is no such file or folder, a file has an unknown ending, is asked for a configuration or
@@ -124,7 +124,7 @@ def _load(path: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def check_output(path: str | Path) -> None:
-    """Whether [`save_dataset`] could save there, to know it before the work.
+    """Checks before the work that [`save_dataset`] can save to `path`.
 
     Raises:
         ValueError: If something is there already, or the name has another ending than `.jsonl` or `.parquet`.

@@ -160,7 +160,7 @@ def quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
 
 def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
     """A figure with the interval of its bootstrap samples, (R,). Those that drew nothing to measure are NaN and are
-    left out."""
+    ignored."""
     samples = samples[~np.isnan(samples)]
     return Estimate(float(value), *(quantiles(samples, level) if len(samples) else (math.nan, math.nan)))
 

@@ -1,12 +1,15 @@
-"""The colours of scores, on every view."""
+"""The colour scale of scores, for pages, notebooks, terminals and figures."""
 
 from collections.abc import Iterable
 
 
-# Blue and orange stay apart in all common forms of colour blindness. Nothing is told by colour alone: what is low is
-# dotted as well, and edits are lined.
+# Blue and orange stay apart in all common forms of colour blindness. Colour never is the only sign: low
+# scores are dotted as well, and edits are lined.
 GOOD_RGB = (33, 102, 172)
 BAD_RGB = (230, 97, 1)
+# A terminal has no opacity: the scale's lighter steps, of a background and of the letters.
+GOOD_LIGHT_RGB, GOOD_TEXT_RGB = (146, 197, 222), (67, 147, 195)
+BAD_LIGHT_RGB, BAD_TEXT_RGB = (253, 184, 99), (217, 119, 6)
 STRONGEST = 0.6  # opacity of the strongest colour: the text on it stays legible on a light and on a dark page
 LOW = 0.5  # the share of the scale below 0 from where on a token is dotted
 
@@ -36,8 +39,12 @@ def colour_limit(scores: Iterable[float]) -> float:
 
 
 def number(magnitude: float) -> str:
-    """With two decimals; with two digits, where those would say nothing."""
+    """With two decimals; below 0.1 with two significant digits."""
     return f"{magnitude:.2f}" if magnitude >= 0.1 else f"{magnitude:.2g}"
+
+
+def hex_colour(rgb: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
 def rgba(rgb: tuple[int, int, int], opacity: float) -> str:

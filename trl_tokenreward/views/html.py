@@ -1,4 +1,4 @@
-"""The frame of all HTML pages: a head that lets nothing in, escaped texts, and the legend of the colours."""
+"""The frame of all HTML pages: content security policy, escaping, and the legend of the colours."""
 
 import base64
 import hashlib
@@ -21,6 +21,8 @@ def read_asset(module: str, name: str) -> str:
     return Path(module).with_name(name).read_text(encoding="utf-8")
 
 
+# Variables `--del` and `--ins`: the backgrounds of deleted and inserted text, on every page that shows edits.
+EDIT_COLOURS = Path(__file__).with_name("edit_colours.css")
 _PAGE, _STYLE = read_asset(__file__, "frame.html"), read_asset(__file__, "frame.css")
 
 
@@ -30,7 +32,7 @@ def escape(text: str) -> str:
 
 
 def page(title: str, body: str, *, style: str = "", script: str | None = None, images: bool = False) -> str:
-    """A page that needs nothing but itself.
+    """A self-contained page with a content security policy that loads nothing.
 
     Args:
         title (`str`):
@@ -42,7 +44,7 @@ def page(title: str, body: str, *, style: str = "", script: str | None = None, i
         script (`str`, *optional*):
             The page's own script. Only it may run: a text that came through unescaped would still do nothing.
         images (`bool`, *optional*, defaults to `False`):
-            Whether it has images, as `data:`.
+            `True` if it has images, as `data:` URLs.
     """
     policy = ["default-src 'none'", *(["img-src data:"] if images else []), "style-src 'unsafe-inline'"]
     if script is not None:

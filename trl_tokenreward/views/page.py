@@ -1,4 +1,4 @@
-"""Scored texts as HTML: on a page of their own, in a notebook, and for whoever puts them into another page."""
+"""Scored texts as HTML: as a page, for a notebook, and as a part of other pages."""
 
 import json
 import random
@@ -38,9 +38,9 @@ _NOTEBOOK_STYLE = ".scored { --line: rgba(128, 128, 128, .5); }" + re.sub(
 
 
 def write_page(rows: "ScoredRows", path: str | Path, *, limit: int = 1000, seed: int = 0) -> Path:
-    """Writes scored texts as a page that needs nothing but itself.
+    """Writes scored texts as a self-contained page.
 
-    A token's numbers come up under the pointer, under a finger, and, once its text has the focus, with the arrow keys.
+    A token's numbers appear on hover, on touch and, if its text has the focus, with the arrow keys.
 
     Args:
         rows ([`ScoredRows`]):
@@ -108,7 +108,7 @@ def text_html(text: ScoredText, limits: Mapping[str, float], with_values: bool =
         limits (`Mapping[str, float]`):
             Series to the magnitude that gets the strongest colour.
         with_values (`bool`, *optional*, defaults to `False`):
-            Whether the tokens carry all their numbers for a script.
+            If `True`, the tokens carry all their numbers, for a script.
     """
     tokens = "".join(_token(text, piece, limits, with_values) for piece in text.pieces())
     return f'<p class="text" dir="auto">{tokens}</p>'

@@ -37,7 +37,7 @@ class ScoredText:
         numbers (`Mapping[str, float]`, *optional*):
             Numbers of the whole text, by name.
         edited (`Sequence[bool]`, *optional*):
-            L: whether the edit took this token out, or put it in.
+            L: `True` for the tokens that the edit deleted or inserted.
         edit (`"delete"` or `"insert"`, *optional*):
             Which of the two it did. `None`: the text is no side of an edit.
 

@@ -9,20 +9,30 @@ from rich.table import Table
 from rich.text import Text
 
 from ..utils.text import visible
-from .colours import LOW, number
+from .colours import (
+    BAD_LIGHT_RGB,
+    BAD_RGB,
+    BAD_TEXT_RGB,
+    GOOD_LIGHT_RGB,
+    GOOD_RGB,
+    GOOD_TEXT_RGB,
+    LOW,
+    hex_colour,
+    number,
+)
 from .scored_text import ScoredRow, ScoredText, compact, numbers_text, shown_blanks, split_blank
 
 
 # Share of the scale, either way, from where on a style is used. On a light and on a dark terminal each can be read.
 _GOOD_STYLES = (
-    (0.75, Style(color="#ffffff", bgcolor="#2166ac")),
-    (0.4, Style(color="#000000", bgcolor="#92c5de")),
-    (0.1, Style(color="#4393c3")),
+    (0.75, Style(color="#ffffff", bgcolor=hex_colour(GOOD_RGB))),
+    (0.4, Style(color="#000000", bgcolor=hex_colour(GOOD_LIGHT_RGB))),
+    (0.1, Style(color=hex_colour(GOOD_TEXT_RGB))),
 )
 _BAD_STYLES = (
-    (0.75, Style(color="#000000", bgcolor="#e66101")),
-    (0.4, Style(color="#000000", bgcolor="#fdb863")),
-    (0.1, Style(color="#d97706")),
+    (0.75, Style(color="#000000", bgcolor=hex_colour(BAD_RGB))),
+    (0.4, Style(color="#000000", bgcolor=hex_colour(BAD_LIGHT_RGB))),
+    (0.1, Style(color=hex_colour(BAD_TEXT_RGB))),
 )
 _SIDE_BY_SIDE = 100  # columns of a terminal from where on texts stand side by side
 
