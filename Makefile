@@ -91,5 +91,5 @@ docs: .venv-trl$(NEWEST_TRL)/.installed
 	@echo "The site is in site/; open site/index.html."
 
 clean:
-	rm -rf .venv .venv-trl* .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info demo-output
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis build dist site *.egg-info demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

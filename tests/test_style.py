@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ TOOLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_tree_passes(tool):
-    if importlib.util.find_spec(tool) is None:
+    if importlib.util.find_spec(tool) is None and not os.environ.get("CI"):
         pytest.skip(f"{tool} is not installed (extra: dev)")
     for arguments in TOOLS[tool]:
         result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -38,7 +39,7 @@ def test_modules_and_functions_are_short_or_say_why(path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES
     for owner in ast.walk(ast.parse(text)):
-        for node in owner.body if isinstance(getattr(owner, "body", None), list) else []:
+        for node in ast.iter_child_nodes(owner):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 # A constructor is described by its class.
                 documented = ast.get_docstring(owner if node.name == "__init__" else node)
