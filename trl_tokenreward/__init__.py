@@ -4,7 +4,7 @@ Names load on first use, so `import trl_tokenreward` needs neither torch nor tra
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _registration
 
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from .views.scored_text import ScoredRow, ScoredText
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

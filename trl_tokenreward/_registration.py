@@ -39,7 +39,10 @@ def _register_config() -> None:
 
 def _load(module: str) -> Callable[[], None]:
     # Where the module is itself what loads transformers' table, it is under way, and this does nothing.
-    return lambda: importlib.import_module(module) and None
+    def load() -> None:
+        importlib.import_module(module)
+
+    return load
 
 
 def _register_model() -> None:
@@ -87,5 +90,5 @@ class _PostImportHook(MetaPathFinder):
             execute(module)
             action()
 
-        loader.exec_module = exec_module
+        setattr(loader, "exec_module", exec_module)  # noqa: B010  # mypy refuses to assign to a method
         return spec

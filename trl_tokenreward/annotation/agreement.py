@@ -186,7 +186,7 @@ def measure_agreement(
 
     def measure(figure: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Estimate:
         samples = np.tensordot(counts, rows, axes=1)
-        return estimate(figure(rows.sum(0)), figure(samples), level)
+        return estimate(float(figure(rows.sum(0))), figure(samples), level)
 
     marks = np.array([_marks(list(row.values())) for row in labels.values()]).reshape(-1, 3)
     pairs, everyone = [], np.zeros((len(labels), 2, 2))

@@ -134,12 +134,12 @@ class Annotations:
         """The counts, by reason and by annotator, and the agreement, for a rich console."""
         counts = _table(("decisions", "rows"), [(reason, str(n)) for reason, n in self.counts().items()])
         people = [(name, *map(_cell, figures.values())) for name, figures in self.by_annotator().items()]
-        parts = [counts, "", _table(("annotator", "edited", "skipped", "median edit ratio"), people)]
+        parts: list[Table | str] = [counts, "", _table(("annotator", "edited", "skipped", "median edit ratio"), people)]
         agreement = agreement or self.agreement()
         parts += ["", _table(("agreement", ""), [*agreement.summary().items()])]
         if agreement.pairs:
             head = ("pair", "rows", agreement.unit, "labelled alike", "Cohen's kappa", "F1")
-            pairs = [
+            pairs: list[tuple[str, ...]] = [
                 (" and ".join(p.annotators), str(p.rows), str(p.words), f"{p.same:.1%}", str(p.kappa), str(p.f1))
                 for p in agreement.pairs
             ]

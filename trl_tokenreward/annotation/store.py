@@ -214,7 +214,7 @@ class AnnotationStore:
             self._tabs[key] = tab
             draft, done = self._drafts.get(key), self._decisions.get(key)
             if done is None:
-                draft = self._keep(annotator, row, draft and draft.text)
+                draft = self._keep(annotator, row, None if draft is None else draft.text)
             saved = self._saved(key)
             text = saved if draft is None or draft.text is None else draft.text
             preferred = _preferred(self._dataset[row], task)

@@ -71,6 +71,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--show must be at least 1, but is {arguments.show}.")
     defaults = {"prompt": "", "split": "train", "batch_size": 8}
     of_file, of_run = ("split", "config", "limit"), ("model", "other", "tokenizer", "signal", "batch_size")
+    without_effect: tuple[str, ...]
     if arguments.training_run is not None:
         source, without_effect = "--run", (*of_run, "other_tokenizer", "prompt", *of_file)
     else:

@@ -26,7 +26,7 @@ class ColumnError(ValueError):
         super().__init__(f"column `{column}`: {problem}")
 
 
-def get_column(row: Row, column: str, kind: type, name: str) -> Any:
+def get_column(row: Row, column: str, kind: type | tuple[type, ...], name: str) -> Any:
     if column not in row:
         raise ColumnError(column, f"is missing; the row has {sorted(row)}.")
     if not isinstance(row[column], kind):
@@ -93,7 +93,7 @@ def dialogue_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
     for side in SIDES:
         get_column(row, side, str, "a text, as in the first row")
     prompt = preference_prompt(row)
-    if not prompt:
+    if not isinstance(prompt, str) or not prompt:
         raise ColumnError(
             "chosen",
             f"shares no {ASSISTANT!r} with `rejected`, while the first row of the data set is a whole dialogue. The "
@@ -130,7 +130,7 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
     prompt = preference_prompt(row)
     kwargs = {"tools": _tools(row), **(row.get("chat_template_kwargs") or {})}
 
-    def render(messages: list[Row], column: str, **more: Any) -> str:
+    def render(messages: str | list[Row], column: str, **more: Any) -> str:
         try:
             return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **more)
         except (TemplateError, ValueError, TypeError) as error:

@@ -138,14 +138,15 @@ def import_dataset(
         raise ValueError(f"The format {format!r} has columns of its own: {sorted(columns)} are for 'columns' alone.")
 
     convert = partial(_columns, names=columns) if format == "columns" else _CONVERT[format]
-    counts, pairs = Counter(rows=0, kept=0), []
+    counts: Counter[str] = Counter(rows=0, kept=0)
+    pairs: list[Row] = []
     for index, row in enumerate(_read(source, split, config)):
         counts["rows"] += 1
         try:
             for pair in convert(row):
                 reason = pair if isinstance(pair, str) else _nothing_to_learn(pair)
                 counts[reason or "kept"] += 1
-                if reason is None:
+                if reason is None and not isinstance(pair, str):
                     pairs.append(pair)
         except ValueError as error:
             raise ValueError(f"Row {index} of {source}: {error}") from error
@@ -209,7 +210,7 @@ def _get(row: Row, column: str, kind: type = str) -> Any:
     if column not in row:
         raise ValueError(f"has no `{column}`, only {sorted(row)}.")
     if not isinstance(row[column], kind):
-        names = {str: "a text", list: "a list", dict: "a dictionary"}
+        names: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary"}
         raise ValueError(f"`{column}` must be {names[kind]}, but is {shorten(row[column])}.")
     return row[column]
 
@@ -273,7 +274,7 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     given = {name: _get(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
     read = _messages if messages else _get
-    pair = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
+    pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
     if "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}
     if "spans" in names and not isinstance(pair, str):

@@ -59,10 +59,10 @@ def _completion(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, 
         (start - 1, end) if 0 < start == end and text.text[start - 1].isspace() else (start, end)
         for start, end in tokens.offsets[first:]
     ]
-    own = [i for i, (start, end) in enumerate(offsets) if start < text.end and end > text.start]
-    if not own:
+    inside = [i for i, (start, end) in enumerate(offsets) if start < text.end and end > text.start]
+    if not inside:
         return first, range(first, first), TokenizedText([], [])
-    own, length = range(own[0], own[-1] + 1), text.end - text.start
+    own, length = range(inside[0], inside[-1] + 1), text.end - text.start
     offsets = [(start - text.start, end - text.start) for start, end in offsets[own.start : own.stop]]
     offsets = [
         (start, end) if 0 <= start and end <= length else (min(max(start, 0), length), min(max(end, 0), length))

@@ -203,8 +203,8 @@ def _edit_rows(
         for task, answer in zip(tasks, editor(requests, attempt), strict=True):
             edited, reason, detail = _check_answer(task, answer, checks)
             if reason == EDITED or reason in FAILURES or attempt == retries:
-                answer = None if isinstance(answer, Unanswered) else answer
-                log.add(task, reason=reason, detail=detail, edited=edited, answer=answer, attempts=attempt + 1)
+                said = None if isinstance(answer, Unanswered) else answer
+                log.add(task, reason=reason, detail=detail, edited=edited, answer=said, attempts=attempt + 1)
             else:
                 refused.append((task, detail))
         if not refused:
@@ -229,9 +229,11 @@ def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> t
 
 def _write_rows(output: Path, tasks: list[Task], log: _Log, dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
     """Writes the edited rows and those dropped, and counts them by reason."""
-    rows, dropped, counts = [], [], Counter()
+    rows, dropped = [], []
+    counts: Counter[str] = Counter()
     for task in tasks:
-        record = {"reason": task.unfit, "detail": "", "answer": None} if task.unfit else log.records[task.key]
+        unfit = {"reason": task.unfit, "detail": "", "answer": None}
+        record: dict[str, Any] = unfit if task.unfit else log.records[task.key]
         counts[record["reason"]] += 1
         if record["reason"] == EDITED:
             rows.append(edited_row(task, record["edited"]))

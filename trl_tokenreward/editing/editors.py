@@ -113,7 +113,7 @@ class EndpointEditor(Editor):
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
         temperature = self._temperatures[attempt > 0]
         more = {} if temperature is None else {"temperature": temperature}
-        answers = []
+        answers: list[str | Unanswered] = []
         for request in requests:
             try:
                 answers.append(self.client.complete(self.client.body(request, **more)))

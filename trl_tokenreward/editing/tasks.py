@@ -90,6 +90,6 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
         unfit = "several_turns" if HUMAN in answer or ASSISTANT in answer else ""
     answer = answer if isinstance(answer, str) else ""
     unfit = unfit or ("" if answer.strip() else "empty")
-    more = {column: row[column] for column in ("tools", "chat_template_kwargs") if column in row}
+    more: dict[str, Any] = {column: row[column] for column in ("tools", "chat_template_kwargs") if column in row}
     digest = hashlib.sha256(json.dumps([prompt, row["rejected"]], sort_keys=True).encode()).hexdigest()
     return Task(index, digest[:16], prompt, answer, unfit, more), own

@@ -200,7 +200,7 @@ def word_edit_ratio(
 def _words(text: str, numbers: dict[str, int]) -> TokenizedText:
     """The words of a text as tokens. `numbers` holds the id of each word and gets those of new words."""
     units = _units(text)
-    found = list(zip(units.cores, units.starts, strict=True))[:-1]  # the last is the text's end
+    found = list(zip(map(str, units.cores), units.starts, strict=True))[:-1]  # the last is the text's end
     ids = [numbers.setdefault(core, len(numbers)) for core, _ in found]
     return TokenizedText(ids, [(start, start + len(core)) for core, start in found])
 
@@ -410,7 +410,8 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
     ids, offsets = tokens
     if len(ids) != len(offsets):
         raise ValueError(f"`{name}` has {len(ids)} ids but {len(offsets)} offsets: each id needs its (start, end).")
-    places, reached = [], 0
+    places: list[int] = []
+    reached = 0
     cuts: list[int | None] = [None] * (len(text) + 1)
     for place, (start, end) in enumerate(offsets):
         if not 0 <= start <= end <= len(text):

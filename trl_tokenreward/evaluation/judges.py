@@ -240,8 +240,8 @@ class EndpointJudge:
                 future.result()
         finally:  # also after an error: requests that still wait are cancelled
             executor.shutdown(cancel_futures=True)
-        outcomes, problems = zip(*(future.result() for future in futures), strict=True) if futures else ((), ())
-        problems = [problem for problem in problems if problem]
+        results = [future.result() for future in futures]
+        outcomes, problems = [outcome for outcome, _ in results], [problem for _, problem in results if problem]
         self.usage.failed_pairs += len(problems)
         if len(problems) > self.max_failed * len(pairs):
             kept = "." if self._cache_path is None else "; what was answered is in the cache."

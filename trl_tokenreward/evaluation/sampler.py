@@ -16,7 +16,7 @@ from ..ppo.sampling import generate, uniforms
 
 
 if TYPE_CHECKING:
-    from .judges import Prompt
+    from ..utils.chat_endpoint import Prompt
 
 
 class Answer(NamedTuple):
@@ -96,7 +96,7 @@ class AnswerSampler:
                 f"Row {longest} of the evaluation prompts has {len(self._ids[longest])} tokens; with `response_length="
                 f"{self.response_length}` it does not fit in the model's {limit} positions. Shorten one of them."
             )
-        answers = []
+        answers: list[Answer] = []
         with evaluation_mode(model):
             for rows, prompts in self._batches(model):
                 completions = generate(
@@ -132,7 +132,7 @@ class AnswerSampler:
             raise ValueError(f"`{name}` has {len(texts)} answers, but there are {len(self._ids)} prompts.")
         ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         stop = [] if self.stop_token_id is None else [self.stop_token_id]
-        return [Answer([*row, *stop], text, None) for row, text in zip(ids, texts, strict=True)]
+        return [Answer([*map(int, row), *map(int, stop)], text, None) for row, text in zip(ids, texts, strict=True)]
 
     @property
     def _pad_token_id(self) -> int:

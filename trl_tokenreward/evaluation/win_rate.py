@@ -33,7 +33,8 @@ from .sampler import Answer, AnswerSampler
 
 
 if TYPE_CHECKING:
-    from .judges import Judge, Prompt
+    from ..utils.chat_endpoint import Prompt
+    from .judges import Judge
 
 
 @dataclass(frozen=True)
@@ -192,20 +193,22 @@ def _compare(
         raise ValueError("`judge` gave no verdict on any pair.")
     lengths = np.array([[len(answer.ids) for answer in side] for side in (answers, reference_answers)])
     y, differences = outcomes[judged], (lengths[0] - lengths[1])[judged]
-    controlled, counts = [], resampled(len(y), sampler.seed, resamples)
+    counts = resampled(len(y), sampler.seed, resamples)
+    controlled: list[np.ndarray] = []
     while chunk := list(islice(counts, 200)):  # in chunks: each resample is a table as large as the data
-        controlled.append(length_controlled_win_rate(y, differences, np.stack(chunk)))
+        controlled.append(np.asarray(length_controlled_win_rate(y, differences, np.stack(chunk))))
+    nats_of: Sequence[float | None] = kl or [None] * len(answers)
     comparisons = [
-        Comparison(prompt, a.text, b.text, float(outcome), len(a.ids), len(b.ids), a.ended, b.ended, nats)
+        Comparison(prompt, a.text, b.text, float(outcome), len(a.ids), len(b.ids), bool(a.ended), b.ended, nats)
         for prompt, a, b, outcome, nats in zip(
-            sampler.prompts, answers, reference_answers, outcomes, kl or [None] * len(answers), strict=True
+            sampler.prompts, answers, reference_answers, outcomes, nats_of, strict=True
         )
     ]
     sampled = reference_answers[0].ended is not None
     return WinRate(
         win_rate=Estimate(float(y.mean()), *bootstrap_interval(y, sampler.seed, level, resamples)),
         length_controlled=Estimate(
-            length_controlled_win_rate(y, differences), *quantiles(np.concatenate(controlled), level)
+            float(length_controlled_win_rate(y, differences)), *quantiles(np.concatenate(controlled), level)
         ),
         wins=int((y > 0.5).sum()),
         ties=int((y == 0.5).sum()),

@@ -27,7 +27,8 @@ KINDS = ("replace", "delete", "insert", "white space")
 OUTCOME_NAMES = {"kept": "kept", "identical": "identical", "too_long": "too long", "not_minimal": "not minimal"}
 
 
-class InspectedRow(NamedTuple):
+@dataclass(frozen=True)
+class InspectedRow:
     """One row: its place in the data set, its [`~data.preprocessing.row_outcome`], and its edit ratio."""
 
     index: int
@@ -86,10 +87,10 @@ class Inspection:
 
     def summary(self) -> dict[str, list[tuple[str, ...]]]:
         """The figures as tables: a title, and rows of a name and one or two cells."""
-        counts = [("rows", str(self.counts["rows"]))]
+        counts: list[tuple[str, ...]] = [("rows", str(self.counts["rows"]))]
         counts += [(OUTCOME_NAMES[name], str(self.counts[name])) for name in DroppedRows.OUTCOMES]
         counts.append(("kept, but without an edit", str(self.without_edits)))
-        tables = {"rows": counts}
+        tables: dict[str, list[tuple[str, ...]]] = {"rows": counts}
         if len(self.ratios):
             ratios = np.quantile(self.ratios, list(QUANTILES.values()))
             name = "edit ratio, in words, of the rows that are not identical"
@@ -160,7 +161,7 @@ def inspect_dataset(
         for operation in alignment.operations:
             changed = any(start < end for start, end in (operation.original_tokens, operation.edited_tokens))
             kinds[operation.kind if changed else "white space"] += 1
-    unit = "words" if tokenizer is None else "tokens"
+    unit: Literal["words", "tokens"] = "words" if tokenizer is None else "tokens"
     return Inspection(unit, dropped.counts(), without_edits, rows, dict(kinds), dataset, tokenizer)
 
 
@@ -230,9 +231,9 @@ def print_inspection(inspection: Inspection, title: str, worst: int = 10, consol
         for row in rows:
             table.add_row(*map(Text, row))
         console.print(Text(name, style="bold"), table, "", sep="\n")
-    for row in inspection.worst(worst):
-        head = f"Row {row.index}, edit ratio {row.ratio:.3f}, {OUTCOME_NAMES[row.outcome]}: "
-        console.print(Text(head, style="bold") + _diff_text(inspection.diff(row.index)[1]), "", sep="\n")
+    for inspected in inspection.worst(worst):
+        head = f"Row {inspected.index}, edit ratio {inspected.ratio:.3f}, {OUTCOME_NAMES[inspected.outcome]}: "
+        console.print(Text(head, style="bold") + _diff_text(inspection.diff(inspected.index)[1]), "", sep="\n")
 
 
 def _diff_text(pieces: Sequence[Piece]) -> Text:

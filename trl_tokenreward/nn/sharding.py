@@ -2,7 +2,7 @@
 models, and checkpoints that say nothing of how many processes there were."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import MethodType
 from typing import Any
@@ -163,6 +163,7 @@ def unsharded(model: Any, root: Any, accelerator: Accelerator) -> Iterator[None]
         accelerator (`Accelerator`):
             The trainer's.
     """
+    context: AbstractContextManager[None]
     if not isinstance(model, nn.Module):
         context = nullcontext()
     elif is_fsdp2(accelerator) and _is_fsdp_module(root):

@@ -75,7 +75,7 @@ def group_sizes(lengths: Sequence[int], max_rows: int, device: str) -> list[int]
     # The least cost of the first n rows, and where their last pass begins.
     best = [(0, 0)]
     for end in range(1, len(lengths) + 1):
-        candidates = []
+        candidates: list[tuple[int, int]] = []
         for begin in range(end - 1, max(end - max_rows, 0) - 1, -1):
             tokens = lengths[begin] * (end - begin)
             if tokens > most and candidates:

@@ -217,7 +217,7 @@ class RolloutCollector:
         shaping = {"scale": args.reward_scale, "center": args.center_rewards, "clip": args.reward_clip}
         log_sigmoid = args.token_score_transform == "log_sigmoid"
         scores = self.scorer.spread(readings.scores, completions.ids, mask, **shaping, log_sigmoid=log_sigmoid)
-        if self.sequence_scorer is not None:
+        if self.sequence_scorer is not None and readings.sequence_scores is not None:
             spread = self.sequence_scorer.spread(readings.sequence_scores, completions.ids, mask, **shaping)
             scores = scores + args.sequence_score_coef * spread
         if args.missing_eos_penalty is not None:
@@ -263,16 +263,19 @@ class RolloutCollector:
                 x = accelerator.pad_across_processes(x, dim=1, pad_index=pad_index, pad_first=pad_first)
             return accelerator.gather(x.contiguous())
 
-        def gather_scores(scores: RawScores | None) -> RawScores | None:
-            return None if scores is None else scores._replace(values=gather(scores.values))
+        def gather_scores(scores: RawScores) -> RawScores:
+            return scores._replace(values=gather(scores.values))
 
+        sequence_scores = readings.sequence_scores
         return (
             Prompts(gather(prompts.ids, pad, True), gather(prompts.mask, 0, True)),
             Completions(gather(completions.ids, pad), *(gather(x) for x in completions[1:])),
             Readings(
-                *(gather(x) for x in readings[:3]),
+                ref_per_token_logps=gather(readings.ref_per_token_logps),
+                values=gather(readings.values),
+                final_values=gather(readings.final_values),
                 scores=gather_scores(readings.scores),
-                sequence_scores=gather_scores(readings.sequence_scores),
+                sequence_scores=None if sequence_scores is None else gather_scores(sequence_scores),
             ),
         )
 

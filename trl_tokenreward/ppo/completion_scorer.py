@@ -129,7 +129,7 @@ class CompletionScorer:
         for group in groups_by_length(lengths, self.batch_size):
             of_group = (Prompts(*(x[group] for x in prompts)), completion_ids[group], completion_mask[group])
             scores[group] = score(*of_group, [rows[i] for i in group.tolist()])
-        return RawScores(scores, self.signal)
+        return RawScores(scores, str(self.signal))
 
     def spread(self, scores: RawScores, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
         """Shape raw scores of the whole batch (see [`~ppo.functional.shape_scores`]) and spread them as `density` says.
@@ -182,7 +182,8 @@ class CompletionScorer:
     ) -> tuple[list[int], list[int], list[int]]:
         """The reward model's tokens of a prompt and of a completion, and for each of the latter the place of the
         policy's token that gets its score."""
-        tokenizer, last = self.reward_processing_class, len(ids) - 1
+        tokenizer: Any = self.reward_processing_class
+        last = len(ids) - 1
         prompt = self._decode(prompt_ids)
         # Decoded with its prompt, because a completion by itself may lose the space that it begins with.
         completion = self._decode([*prompt_ids, *ids])[len(prompt) :]
@@ -218,7 +219,8 @@ class CompletionScorer:
         completions: list[Any] = [self._decode(i) for i in ids]
         if isinstance(texts[0], list):
             completions = [[{"role": "assistant", "content": text}] for text in completions]
-        returned = self.reward(prompts=texts, completions=completions, completion_ids=ids, **columns)
+        reward: Any = self.reward
+        returned = reward(prompts=texts, completions=completions, completion_ids=ids, **columns)
         if len(returned) != len(ids):
             raise ValueError(f"The reward function returned {len(returned)} scores for {len(ids)} completions.")
         returned = [_returned_scores(scores, row) for row, scores in enumerate(returned)]

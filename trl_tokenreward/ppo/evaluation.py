@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from .schedule import EVALUATION
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-EvalDataset = Dataset | IterableDataset
+EvalDataset: TypeAlias = Dataset | IterableDataset
 
 METRICS = ("objective/scores", "objective/kl", "completions/mean_length", "completions/ended")
 

@@ -1,6 +1,7 @@
 """Log-probabilities and values of completions."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class PolicyAndValue(nn.Module):
     def is_gradient_checkpointing(self) -> bool:
         return self.policy.is_gradient_checkpointing
 
-    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         for model in (self.policy, self.value_model):
             model.gradient_checkpointing_enable(*args, **kwargs)
 
@@ -119,7 +120,7 @@ class PolicyAndValue(nn.Module):
         for model in (self.policy, self.value_model):
             model.gradient_checkpointing_disable()
 
-    def activation_checkpointing_enable(self, *args, **kwargs) -> None:
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         for model in (self.policy, self.value_model):
             model.activation_checkpointing_enable(*args, **kwargs)
 

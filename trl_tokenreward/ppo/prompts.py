@@ -30,7 +30,9 @@ class Prompts(NamedTuple):
     mask: torch.Tensor
 
 
-def join(prompts: Prompts, completion_ids: torch.Tensor, completion_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def join(
+    prompts: Prompts, completion_ids: torch.Tensor, completion_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts (B, P) and what follows them (B, T) as models read them: ids and attention mask, each (B, P + T)."""
     return torch.cat([prompts.ids, completion_ids], dim=1), torch.cat([prompts.mask, completion_mask], dim=1)
 

@@ -60,7 +60,7 @@ def completion_table(rows: Sequence[ScoredRow]) -> dict[str, list[Any]]:
     table: dict[str, list[Any]] = {}
     for row in rows:
         [text] = row.texts
-        means = {f"mean {name}": float(np.mean(values)) for name, values in text.series.items()}
+        means = {f"mean {name}": float(np.mean(np.array(values, dtype=float))) for name, values in text.series.items()}
         cells = {
             "step": row.step,
             "prompt": row.prompt,
@@ -92,7 +92,7 @@ def _to_trackio(callback: TrackioCallback, table: dict[str, list], image: np.nda
     import pandas as pd
     import trackio
 
-    logs = {TABLE: trackio.Table(dataframe=pd.DataFrame(table))}
+    logs: dict[str, Any] = {TABLE: trackio.Table(dataframe=pd.DataFrame(table))}
     if image is not None:
         logs[FIGURE] = trackio.Image(image)
     trackio.log({**logs, "train/global_step": step})
@@ -104,7 +104,7 @@ def _to_wandb(callback: WandbCallback, table: dict[str, list], image: np.ndarray
 
     if wandb.run is None:
         return
-    logs = {TABLE: wandb.Table(dataframe=pd.DataFrame(table))}
+    logs: dict[str, Any] = {TABLE: wandb.Table(dataframe=pd.DataFrame(table))}
     if image is not None:
         logs[FIGURE] = wandb.Image(image)
     wandb.log({**logs, "train/global_step": step})
@@ -171,7 +171,12 @@ def score_figure(rows: Sequence[ScoredRow]) -> "Figure":
     figure = Figure(figsize=((_COLUMNS + 2) * width, (len(lines) + 1) * height), dpi=110, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, _COLUMNS + 1), ylim=(len(lines) + 0.5, -0.5))
     axes.set_axis_off()
-    style = {"family": "DejaVu Sans Mono", "size": _POINTS, "va": "center_baseline", "parse_math": False}
+    style: dict[str, Any] = {
+        "family": "DejaVu Sans Mono",
+        "size": _POINTS,
+        "va": "center_baseline",
+        "parse_math": False,
+    }
     for y, line in enumerate(lines):
         x = 0
         for word, value in line:
@@ -191,7 +196,8 @@ def score_figure(rows: Sequence[ScoredRow]) -> "Figure":
 def _wrapped(text: ScoredText) -> list[list[tuple[str, float | None]]]:
     """A text as lines of pieces with their values."""
     name = next(iter(text.series))
-    lines, width, pieces = [[]], 0, text.pieces()
+    lines: list[list[tuple[str, float | None]]] = [[]]
+    width, pieces = 0, text.pieces()
     for i, piece in enumerate(pieces):
         value = text.mean(name, piece)
         for part in shown_blanks(visible(piece.text)).replace("\t", "").splitlines():

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, is_wandb_available, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    is_wandb_available,
+    set_seed,
+)
 from transformers.trainer_utils import speed_metrics
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
@@ -88,6 +95,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch.
 
+    adaptive: AdaptiveState
+    control: TrainerControl
     _collector_class = RolloutCollector
 
     _tag_names = ["trl", "ppo", "fine-grained-ppo"]

@@ -153,11 +153,11 @@ class VLLMEngine:
                 )
         lengths = torch.tensor([len(row) for row in ids])
         # One log-probability for each token: that of the token itself.
-        logps = [[math.nan if logp is None else logp for (logp,) in row] for row in logps]
+        known = [[math.nan if logp is None else logp for (logp,) in row] for row in logps]
         columns = (
             pad([torch.tensor(row) for row in ids], padding_value=self.pad_token_id),
             (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long(),
-            pad([torch.tensor(row) for row in logps]),
+            pad([torch.tensor(row) for row in known]),
             torch.tensor([row[-1] == self.stop_token_id for row in ids]),
         )
         return Completions(*(column.to(device) for column in columns))

@@ -29,7 +29,7 @@ class TokenRewardModelConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}
     has_no_defaults_at_init = True  # early releases of transformers 5 make one without arguments where this is not said
 
-    def __init__(self, text_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs):
+    def __init__(self, text_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any):
         self.text_config = _backbone_config(text_config)
         id2label = kwargs.get("id2label") or {0: "LABEL_0"}
         for num_labels in {kwargs.setdefault("num_labels", 1), len(id2label)} - {1}:
@@ -42,7 +42,9 @@ class TokenRewardModelConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         # PEFT asks this class for the configuration of whatever checkpoint the model was made of, to see its
         # vocabulary.
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)

@@ -230,7 +230,9 @@ def _score_rows(
     """For each row 1 if the chosen side won, the token pairs ranked correctly, and all token pairs, (R, 3); the tokens
     of each side; and the number of rows whose masks do not tell the kinds of their edits."""
     collate = DataCollatorForTokenReward(tokenizer.pad_token_id or 0)
-    table, sides, unknown, rows = [], {side: [] for side in SIDES}, 0, iter(rows)
+    table: list[np.ndarray] = []
+    sides: dict[str, list[Any]] = {side: [] for side in SIDES}
+    unknown, rows = 0, iter(rows)
     with evaluation_mode(model):
         while batch_rows := list(islice(rows, batch_size)):
             batch = collate(batch_rows)
@@ -241,7 +243,7 @@ def _score_rows(
                 raise ValueError("`model` gives scores that are not finite numbers, so there is nothing to measure.")
             edited = batch["edit_mask"] | batch["anchor_mask"] if use_anchors else batch["edit_mask"]
             wins = edit_pair_wins(*scores.chunk(2), *edited.chunk(2))
-            first = sum(map(len, table))
+            first = sum(len(part) for part in table)
             table.append(torch.cat([(above > below).unsqueeze(1), wins], dim=1).numpy())
             for index, row in enumerate(batch_rows):
                 kinds = edit_kinds(row)
@@ -342,7 +344,7 @@ def _auroc_of_ranks(rank: np.ndarray, labels: np.ndarray, counts: np.ndarray) ->
     """AUROC of tokens that count so many times each; all of shape (N,). Equal scores have one rank."""
     size = int(rank.max(initial=-1)) + 1
     above, below = (np.bincount(rank[part], counts[part], size) for part in (labels, ~labels))
-    return _ratio(above @ (below.cumsum() - below / 2), above.sum() * below.sum())
+    return _ratio(float(above @ (below.cumsum() - below / 2)), float(above.sum() * below.sum()))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -554,7 +554,7 @@ def _refuse_adapter(path: str | os.PathLike | None) -> None:
         )
 
 
-def _loader(config: PreTrainedConfig, path: str | os.PathLike | None) -> type:
+def _loader(config: PreTrainedConfig, path: str | os.PathLike | None) -> Any:
     """The auto class that loads the checkpoint with those heads that this model keeps."""
     if config.is_encoder_decoder:
         raise ValueError(f"{path} is an encoder-decoder (`{config.model_type}`). Use a decoder-only model.")

@@ -183,6 +183,7 @@ def score_dataset(
     for name, value in {"limit": limit, "max_length": max_length, "batch_size": batch_size}.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    total: int | None
     if isinstance(dataset, Dataset):
         total = len(dataset)
         dataset = dataset.with_format(None)
@@ -195,9 +196,14 @@ def score_dataset(
     rows, too_long = [], []
     with tqdm(total=total, desc="Scoring rows", disable=not progress) as bar:
         while chunk := list(islice(indexed, _CHUNK)):
-            read = {index: [reader(row, index) for reader in readers] for index, row in chunk}
-            too_long += [index for index, of_row in read.items() if None in of_row]
-            read = {index: of_row for index, of_row in read.items() if None not in of_row}
+            read: dict[int, list[_Row]] = {}
+            for index, row in chunk:
+                by_reader = [reader(row, index) for reader in readers]
+                fitting = [of_row for of_row in by_reader if of_row is not None]
+                if len(fitting) == len(readers):
+                    read[index] = fitting
+                else:
+                    too_long.append(index)
             by_scorer = [
                 _scored_texts(scorer, [of_row[i] for of_row in read.values()], batch_size)
                 for i, scorer in enumerate(scorers)
@@ -248,7 +254,7 @@ class _Reader:
     def __call__(self, row: Mapping[str, Any], index: int) -> _Row | None:
         """`None` for a row that is too long."""
         pair = _as_pair(row, index)
-        is_pair = pair is row
+        is_pair, pair = pair is row, dict(pair)
         if self.prepare is None:
             self.prepare = RowPreparer(row_format(pair), self.tokenizer, "scored")
         prepared = self.prepare(pair, index)
@@ -294,7 +300,7 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
     scores = iter(scorer._scores(sequences, starts, batch_size))
     results = []
     for row in rows:
-        edits = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]
+        edits: Any = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]
         texts = []
         for ids, start, (edited, edit) in zip(row.ids, row.starts, edits, strict=True):
             score, per_token = next(scores)

@@ -94,11 +94,11 @@ def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_si
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences in one forward pass.
     """
-    results: list[IdsScores | None] = [None] * len(sequences)
+    results: dict[int, IdsScores] = {}
     with evaluation_mode(model):
         for rows, ids, mask in padded_groups(sequences, batch_size, next(model.parameters()).device):
             output = model(input_ids=ids, attention_mask=mask)
             per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
             for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
                 results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))
-    return results
+    return [results[index] for index in range(len(sequences))]

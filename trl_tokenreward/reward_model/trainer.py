@@ -115,6 +115,10 @@ class TokenRewardTrainer(RewardTrainer):
         TypeError: If `args` or `model` is of another type.
     """
 
+    # Set by methods of the parents, where type checkers do not look.
+    data_collator: Any
+    _signature_columns: list[str] | None
+
     _tag_names = ["trl", "reward-trainer", "token-reward-trainer"]
     _name = "Token Reward"
     _paper = PAPER
@@ -297,11 +301,13 @@ class TokenRewardTrainer(RewardTrainer):
         sequence_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask", "margin") if key in inputs}
         sequence_loss, outputs = super().compute_loss(model, sequence_inputs, return_outputs=True)
 
-        by_side = (*outputs.token_scores.chunk(2), *edited.chunk(2))
+        scores, edited_sides = outputs.token_scores.chunk(2), edited.chunk(2)
         if args.token_loss == "ranking":
-            token_loss = edit_ranking_loss(*by_side, args.edit_aggregation or "mean")
+            token_loss = edit_ranking_loss(
+                scores[0], scores[1], edited_sides[0], edited_sides[1], args.edit_aggregation or "mean"
+            )
         else:
-            token_loss = edit_classification_loss(*by_side)
+            token_loss = edit_classification_loss(*scores, *edited_sides)
         unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
         unchanged_loss = unchanged_losses[args.unchanged_token_target](outputs.token_scores, unchanged)
 

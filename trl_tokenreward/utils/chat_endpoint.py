@@ -151,6 +151,7 @@ class EndpointClient:
                 if problem.wait is None or attempt == self.retries:
                     raise
                 time.sleep(min(max(problem.wait, self.backoff * 2**attempt), _LONGEST_WAIT))
+        raise AssertionError("the last attempt returns or raises")
 
     def _post(self, body: dict[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}

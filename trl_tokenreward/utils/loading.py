@@ -1,5 +1,6 @@
 """Loads data sets and tokenizers by path or by name on the Hub, and saves data sets."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
 
 
-def check_source(name: str | Path, what: str) -> None:
+def check_source(name: str | os.PathLike, what: str) -> None:
     """Checks, without a request to the Hub, that `name` exists as a path or may be a name on the Hub.
 
     Args:
@@ -46,7 +47,7 @@ def check_source(name: str | Path, what: str) -> None:
         raise ValueError(f"There is no {what} at {name}.")
 
 
-def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str | os.PathLike) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder, or of a name on the Hub.
 
     Raises:

@@ -118,7 +118,7 @@ def _token(text: ScoredText, piece: Shown, limits: Mapping[str, float], with_val
     blank, word = split_blank(shown_blanks(visible(piece.text)))
     shown = escape(word)
     if text.is_edited(piece):
-        tag = {"delete": "del", "insert": "ins"}[text.edit]
+        tag = "del" if text.edit == "delete" else "ins"
         shown = f"<{tag}>{shown}</{tag}>"
     values = [text.mean(name, piece) for name in text.series]
     if any(value is not None for value in values):

@@ -79,22 +79,22 @@ def _text_cell(text: ScoredText, series: str, limit: float) -> Text:
     head = ", ".join([*filter(None, [visible(text.name)]), *numbers_text(text.numbers)])
     cell = Text(f"{head}\n" if head else "", style="")
     cell.stylize("bold", 0, len(head))
-    marks = {"delete": ("[-", "-]", "strike"), "insert": ("{+", "+}", "underline")}
+    opening, closing, line = ("[-", "-]", "strike") if text.edit == "delete" else ("{+", "+}", "underline")
     inside = False
     for piece in text.pieces():
         edited = text.is_edited(piece)
         blank, word = split_blank(shown_blanks(visible(piece.text)))
         if inside and not edited:
-            cell.append(marks[text.edit][1])
+            cell.append(closing)
         cell.append(blank)
         if edited and not inside:
-            cell.append(marks[text.edit][0])
+            cell.append(opening)
         inside = edited
         value = text.mean(series, piece)
         style = Style() if value is None else _style(value, limit)
-        cell.append(word, style=style + Style.parse(marks[text.edit][2]) if edited else style)
+        cell.append(word, style=style + Style.parse(line) if edited else style)
     if inside:
-        cell.append(marks[text.edit][1])
+        cell.append(closing)
     return cell.append(_extremes(text, series), style="dim")
 
 
