@@ -133,9 +133,10 @@ def test_hook_waits_and_leaves_nothing_behind():
         _registration.install()
         print(waiting())
         import transformers.models.auto.configuration_auto as table
-        print(waiting(), "exec_module" in vars(table.__loader__), "trl_tokenreward.reward_model.modeling" in
-        sys.modules) print(table.CONFIG_MAPPING["token_reward"].__name__) import transformers.models.auto.modeling_auto
-        as table print(waiting(), "exec_module" in vars(table.__loader__), len(table.MODEL_MAPPING._extra_content))
+        print(waiting(), "exec_module" in vars(table.__loader__), f"{trl_tokenreward.__name__}.reward_model.modeling" in sys.modules)
+        print(table.CONFIG_MAPPING["token_reward"].__name__)
+        import transformers.models.auto.modeling_auto as table
+        print(waiting(), "exec_module" in vars(table.__loader__), len(table.MODEL_MAPPING._extra_content))
         """
     )
     assert printed.split("\n") == [
