@@ -1,41 +1,19 @@
 """What annotators decide: whose turn a row is, that nothing is lost, who may ask, and the data set that comes of it."""
 
-import json
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
-import tiny
 from annotating import opened, pairs, serving
-from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer, annotate_dataset, read_annotations
+from annotation_cases import ANSWERS, ask, row_of, save_next
+from trl_tokenreward import annotate_dataset, read_annotations
 from trl_tokenreward.annotation.store import OtherTab, Refused, annotator_name, prompt_turns
-from trl_tokenreward.cli import main as cli
 from trl_tokenreward.editing.checks import EditChecks
-from trl_tokenreward.editing.edit_dataset import edit_dataset
 from trl_tokenreward.editing.log import EditLog
-from trl_tokenreward.utils.chat_endpoint import EndpointUsage
 
 
 pytestmark = pytest.mark.any_trl
-
-ANSWERS = [f"the answer number {i} is very bad indeed" for i in range(6)]
-
-
-def row_of(store, name, tab="t"):
-    return store.show(name, tab)["row"]
-
-
-def save_next(store, name, old="bad", new="good"):
-    shown = store.show(name, "t")
-    store.save(name, "t", shown["row"], shown["text"].replace(old, new))
-    return shown["row"]
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_typed_is_judged_as_an_editors_edit_is(tmp_path):
@@ -198,9 +176,6 @@ def test_a_later_tab_takes_a_row_over(tmp_path):
         store.save("ada", "one", 0, text)
 
 
-# --- the disk --------------------------------------------------------------------------------------------------------
-
-
 def test_a_server_that_was_killed_goes_on_where_it_was(tmp_path):
     dataset = pairs(*ANSWERS)
     with opened(dataset, tmp_path) as store:
@@ -313,193 +288,3 @@ def test_names(tmp_path):
     (tmp_path / "precious.txt").touch()
     with pytest.raises(ValueError, match="a folder with other things in it"), opened(pairs("a b"), tmp_path):
         pass
-
-
-# --- who may ask -----------------------------------------------------------------------------------------------------
-
-
-def ask(url, body=None, headers=None, data=None):
-    """Status, JSON or text, headers."""
-    if body is not None:
-        data = json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", **(headers or {})}
-    request = urllib.request.Request(url, data, headers or {})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        response = opener.open(request, timeout=10)
-    except urllib.error.HTTPError as error:
-        response = error
-    with response:
-        content = response.read().decode()
-        is_json = response.headers.get_content_type() == "application/json"
-        return response.status, json.loads(content) if is_json else content, response.headers
-
-
-def test_only_this_machines_own_pages_are_answered(tmp_path):
-    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
-        port = url.rpartition(":")[2]
-        status, page, headers = ask(url)
-        assert status == 200 and "<title>Minimal edits</title>" in page
-        policy = headers["Content-Security-Policy"]
-        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';") and "unsafe" not in policy
-        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
-        assert ask(f"{url}/api/about", {})[0] == 200
-        for host in (f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
-            assert ask(f"{url}/api/about", {}, {"Host": host})[0] == 200, host
-        for host in (f"evil.example:{port}", "192.168.0.7", "localhost.evil.example", "[", ""):
-            for path, body in (("/", None), ("/page.js", None), ("/api/about", {})):
-                assert ask(url + path, body, {"Host": host})[0] in (400, 403), (host, path)
-        for origin in ("http://evil.example", "null", f"http://127.0.0.1:{int(port) + 1}", f"http://localhost:{port}"):
-            assert ask(f"{url}/api/about", {}, {"Origin": origin})[0] == 403, origin
-        assert ask(f"{url}/api/about", {}, {"Origin": url})[0] == 200
-        # What a form of another site can send.
-        assert ask(f"{url}/api/leave", headers={"Content-Type": "text/plain"}, data=b'{"annotator": "ada"}')[0] == 415
-        assert ask(f"{url}/api/about")[0] == 405
-        assert ask(f"{url}/annotation_server.py")[0] == ask(f"{url}/../annotation_server.py")[0] == 404
-
-
-@pytest.mark.parametrize(
-    ("action", "body", "status", "problem"),
-    [
-        ("show", {"annotator": "ada", "tab": "t", "row": "0"}, 400, "`row` is missing or of another type"),
-        ("show", {"annotator": "ada", "tab": "t"}, 400, "`row` is missing"),
-        ("check", {"annotator": "ada", "tab": "t", "row": True, "text": "", "take": False}, 400, "`row` is missing"),
-        ("leave", {"annotator": "ada", "more": 1}, 400, "`more` is nothing that leave takes"),
-        ("show", {"annotator": "<b>", "tab": "t", "row": None}, 422, "A name has 1 to 40"),
-        ("show", {"annotator": "ada", "tab": "t", "row": 99}, 422, "Row 99 was not given to ada"),
-        ("leave", [1], 400, "must be a JSON object"),
-        ("leave", "x" * 2**22, 413, "longer than 4194304 bytes"),
-        ("login", {"password": "x"}, 404, "There is no password"),
-    ],
-)
-def test_bad_requests_are_told_so(tmp_path, action, body, status, problem):
-    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
-        answer = ask(f"{url}/api/{action}", body)
-        assert answer[0] == status and problem in answer[1]["error"]
-
-
-def test_a_password(tmp_path):
-    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store, "correct horse") as url:
-        assert ask(f"{url}/page.js")[0] == 401
-        assert "Password" in ask(url)[1]  # sent on to /login
-        assert ask(f"{url}/page.css")[0] == ask(f"{url}/edit_colours.css")[0] == 200
-        assert ask(f"{url}/api/about", {})[0] == 401
-        assert ask(f"{url}/api/about", {}, {"Cookie": "trl-tokenreward-session=guess"})[0] == 401
-        status, _, headers = ask(f"{url}/api/login", {"password": "correct horse"}, {"Host": "notes.example"})
-        cookie = headers["Set-Cookie"]
-        assert status == 200 and "HttpOnly" in cookie and "samesite=strict" in cookie.lower()
-        session = {"Cookie": cookie.partition(";")[0]}
-        assert ask(f"{url}/api/about", {}, session)[0] == 200 and "editor" in ask(url, headers=session)[1]
-        assert ask(f"{url}/api/about", {}, {**session, "Origin": "http://evil.example"})[0] == 403
-        for _ in range(5):
-            assert ask(f"{url}/api/login", {"password": "wrong horse"})[0] == 401
-        for guess in ("wrong horse", "correct horse"):
-            assert ask(f"{url}/api/login", {"password": guess})[0] == 429
-        assert ask(f"{url}/api/about", {}, session)[0] == 200  # who is in stays in
-
-
-# --- what comes of it ------------------------------------------------------------------------------------------------
-
-
-def annotated(folder):
-    dataset = pairs(*ANSWERS)
-    with opened(dataset, folder, per_row=2, about={"dataset": "mine"}, criteria="be nice") as store:
-        for name in ("ada", "bob"):
-            save_next(store, name)  # alike
-        save_next(store, "ada", "very bad", "good")  # row 1
-        row_of(store, "bob")
-        store.skip("bob", "t", 1, "nothing_wrong")
-        row_of(store, "ada")
-        store.skip("ada", "t", 2, "other", "a | b\nc")
-    return dataset
-
-
-def test_the_edits_train_a_reward_model(tmp_path):
-    annotated(tmp_path / "work")
-    annotations = read_annotations(tmp_path / "work")
-    assert annotations.counts() == {"edited": 3, "nothing_wrong": 1, "other": 1}
-    assert annotations.by_annotator() == {
-        "ada": {"edited": 2, "skipped": 1, "median edit ratio": pytest.approx((2 / 16 + 3 / 15) / 2)},
-        "bob": {"edited": 1, "skipped": 1, "median edit ratio": 2 / 16},
-    }
-    dataset = annotations.save(tmp_path / "edits")
-    assert load_from_disk(str(tmp_path / "edits")).to_list() == dataset.to_list()
-    assert dataset.to_list()[2] == {
-        "prompt": "p1",
-        "chosen": "the answer number 1 is good indeed",
-        "rejected": ANSWERS[1],
-        "row": 1,
-        "annotator": "ada",
-        "edit_ratio": 0.2,
-    }
-    dropped = [json.loads(line) for line in (tmp_path / "edits" / "dropped.jsonl").read_text().splitlines()]
-    assert [(row["row"], row["annotator"], row["reason"], row["detail"]) for row in dropped] == [
-        (1, "bob", "nothing_wrong", ""),
-        (2, "ada", "other", "a | b\nc"),
-    ]
-    # Row 0 alike; of row 1 ada marked "very" and "bad", bob nothing. n_11 = 1, n_10 = 2, n_00 = 13.
-    agreement = json.loads((tmp_path / "edits" / "agreement.json").read_text())
-    assert agreement["rows"] == 2 and agreement["f1"]["value"] == pytest.approx(2 / 4)
-    assert agreement["alpha"]["value"] == pytest.approx(1 - 31 * 2 / (28 * 4))
-    card = (tmp_path / "edits" / "README.md").read_text()
-    for part in ("| edited | 3 |", "| other | 1 |", "| bob | 1 | 1 | 0.125 |", "| dataset | `mine` |", "be nice"):
-        assert part in card, part
-    assert "| ada and bob | 2 | 16 | 87.5% |" in card
-    with pytest.raises(ValueError, match="exists already"):
-        annotations.save(tmp_path / "edits")
-
-    args = TokenRewardConfig(
-        str(tmp_path / "model"), use_cpu=True, bf16=False, report_to="none", max_steps=1, per_device_train_batch_size=2
-    )
-    trainer = TokenRewardTrainer(tiny.causal_lm(), args, train_dataset=dataset, processing_class=tiny.tokenizer())
-    trainer.train()
-    assert trainer.dropped["train"]["kept"] == 3
-
-
-def test_people_and_models_make_one_data_set(tmp_path):
-    class Echo:
-        batch_size = concurrency = 1
-        prices, settings = None, {}
-
-        def __init__(self):
-            self.usage = EndpointUsage()
-
-        def __call__(self, requests, attempt):
-            return [f"<edited>{request.replace('bad', 'good')}</edited>" for request in requests]
-
-    dataset = annotated(tmp_path / "work")
-    people = read_annotations(tmp_path / "work").save(tmp_path / "people")
-    template = "{answer}<edited></edited>{prompt}{criteria}"
-    model = edit_dataset(dataset, Echo(), tmp_path / "model", template=template, limit=1, progress=False).dataset
-    assert people.remove_columns(["annotator", "edit_ratio"]).features == model.features
-
-
-def test_the_commands(tmp_path, capsys, monkeypatch):
-    annotated(tmp_path / "work")
-    monkeypatch.setenv("COLUMNS", "120")
-    tiny.tokenizer().save_pretrained(tmp_path / "tokenizer")
-    arguments = ["annotations", str(tmp_path / "work"), "--save", str(tmp_path / "edits")]
-    assert cli.main([*arguments, "--tokenizer", str(tmp_path / "tokenizer")]) == 0
-    output = capsys.readouterr().out
-    assert "nothing_wrong" in output and "Krippendorff's alpha" in output and "ada and bob" in output
-    assert f"3 edits are in {tmp_path / 'edits'}; see its README.md." in " ".join(output.split())
-    assert "| tokens of their original answers |" in (tmp_path / "edits" / "README.md").read_text()
-    assert cli.main(["annotations", str(tmp_path)]) == 2
-
-    pairs("a").to_json(tmp_path / "pairs.jsonl")
-    monkeypatch.delenv("TRL_TOKENREWARD_PASSWORD", raising=False)
-    source = ["annotate", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")]
-    assert cli.main([*source, "--host", "0.0.0.0"]) == 2
-    assert "set TRL_TOKENREWARD_PASSWORD" in capsys.readouterr().err
-    with serving(None) as url:
-        assert cli.main([*source, "--port", url.rpartition(":")[2]]) == 2
-    assert "cannot be listened on" in capsys.readouterr().err
-
-
-def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
-    pairs("a").to_json(tmp_path / "pairs.jsonl")
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "trl_tokenreward.annotation.server", raising=False)
-    assert cli.main(["annotate", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")]) == 2
-    assert "uvicorn is missing: pip install 'trl-tokenreward[annotate]'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

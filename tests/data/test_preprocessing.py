@@ -1,39 +1,21 @@
 import copy
 import gzip
 import json
-import pickle
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from datasets import Dataset, IterableDataset, List, Value
+from datasets import Dataset, Value
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
 
+from preference_cases import CHAT_TEMPLATE, CHOSEN, DIALOGUE, FORMATS, IDS, PROMPT, REJECTED, assistant, prepare, user
 from tiny import tokenizer as make_tokenizer
-from trl_tokenreward.data.collator import DataCollatorForTokenReward
-from trl_tokenreward.data.dropped import DroppedRows
-from trl_tokenreward.data.formats import SIDES, row_format
-from trl_tokenreward.data.preprocessing import MASKS, PREPARED_COLUMNS, RowPreparer, prepare_dataset
+from trl_tokenreward.data.formats import SIDES
+from trl_tokenreward.data.preprocessing import prepare_dataset
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-CHAT_TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}\n{% endif %}"
-    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<eos>\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% if thinking is defined and thinking %}<think>{% endif %}{% endif %}"
-)
-PROMPT = "Human: how do I bake bread?"
-CHOSEN, REJECTED = " This movie was lousy.", " This movie was terrific."
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    tokenizer = make_tokenizer("bpe")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def with_bos(tokenizer):
@@ -42,10 +24,6 @@ def with_bos(tokenizer):
         single="<unk> $A <unk>", special_tokens=[("<unk>", tokenizer.unk_token_id)]
     )
     return tokenizer
-
-
-def prepare(rows, tokenizer, **kwargs):
-    return prepare_dataset(Dataset.from_list(rows), tokenizer, **kwargs)[0]
 
 
 def prepare_one(row, tokenizer):
@@ -68,29 +46,6 @@ def parts(row, side, tokenizer):
     return text(row, side, tokenizer, "completion_mask", inverted=True), text(row, side, tokenizer, "completion_mask")
 
 
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def assistant(content):
-    return {"role": "assistant", "content": content}
-
-
-DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: how was the movie?\n\nAssistant:"
-FORMATS = {
-    "standard": {"prompt": PROMPT, "chosen": CHOSEN, "rejected": REJECTED},
-    "standard-implicit": {"chosen": PROMPT + CHOSEN, "rejected": PROMPT + REJECTED},
-    "dialogue": {"chosen": DIALOGUE + CHOSEN, "rejected": DIALOGUE + REJECTED},
-    "conversational": {
-        "prompt": [user("how was it?")],
-        "chosen": [assistant(CHOSEN)],
-        "rejected": [assistant(REJECTED)],
-    },
-    "conversational-implicit": {
-        "chosen": [user("how was it?"), assistant(CHOSEN)],
-        "rejected": [user("how was it?"), assistant(REJECTED)],
-    },
-}
 EXPECTED_PARTS = {
     "standard": (PROMPT, "{}<eos>"),
     "standard-implicit": ("", PROMPT + "{}<eos>"),
@@ -232,10 +187,8 @@ class TestFormats:
 
 
 class TestIds:
-    IDS = {"chosen_ids": [5, 6, 7, 9], "rejected_ids": [5, 8, 9]}
-
     def test_ids_alone_are_aligned(self, tokenizer):
-        row = prepare_one(self.IDS, tokenizer)
+        row = prepare_one(IDS, tokenizer)
         assert row["chosen_completion_mask"] == [1, 1, 1, 1]
         assert row["chosen_edit_mask"] == [0, 1, 1, 0] and row["rejected_edit_mask"] == [0, 1, 0]
 
@@ -251,7 +204,7 @@ class TestIds:
         assert prepared["rejected_anchor_mask"] == [0, 1] and prepared["chosen_anchor_mask"] == [0, 0, 0]
 
     def test_edit_masks_are_used_as_they_are(self, tokenizer):
-        row = {**self.IDS, "chosen_edit_mask": [1, 0, 0, 0], "rejected_edit_mask": [0, 0, 1]}
+        row = {**IDS, "chosen_edit_mask": [1, 0, 0, 0], "rejected_edit_mask": [0, 0, 1]}
         prepared = prepare_one(row, tokenizer)
         assert prepared["chosen_edit_mask"] == [1, 0, 0, 0] and prepared["rejected_edit_mask"] == [0, 0, 1]
         assert not any(prepared["chosen_anchor_mask"] + prepared["rejected_anchor_mask"])
@@ -316,319 +269,6 @@ class TestSpans:
             tokenizer,
         )
         assert dropped.counts()["kept"] == 1 and edits(dataset[0], tokenizer) == ("", "b")
-
-
-GOOD = FORMATS["standard"]
-GOOD_IDS = {
-    "chosen_ids": [1, 2],
-    "rejected_ids": [1, 3],
-    **{f"{side}_completion_mask": [0, 1] for side in SIDES},
-    **{f"{side}_edit_mask": [0, 1] for side in SIDES},
-}
-MALFORMED = {
-    "missing": ({"prompt": "a", "chosen": "b"}, "column `rejected`: is missing; the row has"),
-    "none": ({**GOOD, "rejected": None}, "column `rejected`: must be a text"),
-    "type": ({**GOOD, "chosen": 3}, "column `chosen`: must be a text"),
-    "prompt": ({**GOOD, "prompt": None}, "column `prompt`: must be a text"),
-    "spans-none": ({**GOOD, "rejected_spans": None}, r"column `rejected_spans`: must be a list of spans \(`\[\]`"),
-    "spans-outside": (
-        {**GOOD, "rejected_spans": [[0, 26]]},
-        r"`rejected_spans`: the span \[0, 26\) .* the 25 characters",
-    ),
-    "spans-empty": ({**GOOD, "rejected_spans": [[3, 3]]}, r"column `rejected_spans`: the span \[3, 3\)"),
-    "spans-negative": ({**GOOD, "chosen_spans": [[-1, 3]]}, r"column `chosen_spans`: the span \[-1, 3\)"),
-    "spans-shape": ({**GOOD, "rejected_spans": [[1, 2, 3]]}, r"column `rejected_spans`: a span is \[start, end\]"),
-    "spans-float": ({**GOOD, "rejected_spans": [[1.0, 2.5]]}, r"column `rejected_spans`: a span is \[start, end\]"),
-    "spans-keys": (
-        {**GOOD, "rejected_spans": [{"start": 1, "stop": 2}]},
-        r"column `rejected_spans`: a span is \[start, end\]",
-    ),
-    "margin": ({**GOOD, "margin": None}, "column `margin`: must be a number"),
-    "margin-nan": ({**GOOD, "margin": float("nan")}, "column `margin`: must be a number"),
-    "dialogue": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "shares no"),
-    "ids-none": ({**GOOD_IDS, "chosen_ids": None}, "column `chosen_ids`: must be a list of token ids"),
-    "ids-empty": ({**GOOD_IDS, "chosen_ids": []}, "column `chosen_ids`: has no tokens"),
-    "ids-float": ({**GOOD_IDS, "chosen_ids": [1.5, 2]}, "column `chosen_ids`: must be a list of integers"),
-    "mask-length": ({**GOOD_IDS, "chosen_edit_mask": [1]}, "column `chosen_edit_mask`: has 1 entries for 2 token ids"),
-    "mask-values": (
-        {**GOOD_IDS, "rejected_edit_mask": [0, 2]},
-        "column `rejected_edit_mask`: must be a list of 0 and 1",
-    ),
-    "mask-prompt": ({**GOOD_IDS, "chosen_edit_mask": [1, 0]}, "`chosen_edit_mask`: counts tokens that `chosen_compl"),
-    "mask-one-side": (
-        {k: v for k, v in GOOD_IDS.items() if k != "rejected_completion_mask"},
-        "column `rejected_completion_mask`: is missing",
-    ),
-    "anchors-alone": (
-        {"chosen_ids": [1], "rejected_ids": [2], "chosen_anchor_mask": [0], "rejected_anchor_mask": [0]},
-        "column `chosen_edit_mask`: is missing",
-    ),
-    "spans-of-ids": ({**GOOD_IDS, "rejected_spans": [[0, 1]]}, "column `rejected_spans`: counts characters"),
-    "no-messages": ({"chosen": [], "rejected": [assistant("a")]}, "column `chosen`: has no messages"),
-    "no-role": ({"chosen": [{"content": "a"}], "rejected": [assistant("a")]}, "column `chosen`: messages need `role`"),
-    "tools": ({**FORMATS["conversational"], "tools": "[bake"}, "column `tools`: is no JSON"),
-    "text-prompt": ({**FORMATS["conversational"], "prompt": "hi"}, "column `prompt`: must be a list of messages"),
-    "spans-of-many": (
-        {
-            "prompt": [user("a")],
-            "chosen": [assistant("b")],
-            "rejected": [assistant("b"), user("c")],
-            "rejected_spans": [],
-        },
-        "column `rejected_spans`: counts characters of `rejected`, which must be one message",
-    ),
-}
-
-
-def stream(rows):
-    """Rows as they are: no table to fill gaps with None."""
-    return IterableDataset.from_generator(lambda: iter(rows))
-
-
-class TestMalformedRows:
-    @pytest.mark.parametrize("name", MALFORMED)
-    def test_in_the_first_row(self, name, tokenizer):
-        row, message = MALFORMED[name]
-        with pytest.raises(ValueError, match=rf"Row 0 of the train data set, .*{message}"):
-            list(prepare_dataset(stream([row]), tokenizer)[0])
-
-    @pytest.mark.parametrize("name", ["missing", "none", "spans-outside", "margin"])
-    def test_in_a_later_row(self, name, tokenizer):
-        row, message = MALFORMED[name]
-        with pytest.raises(ValueError, match=rf"Row 2 of the bread data set, .*{message}"):
-            list(prepare_dataset(stream([GOOD, GOOD, row]), tokenizer, name="bread")[0])
-
-    def test_of_a_table(self, tokenizer):
-        with pytest.raises(ValueError, match="Row 1 of the train data set, column `rejected`: must be a text"):
-            prepare([GOOD, {**GOOD, "rejected": None}], tokenizer)
-
-    def test_that_have_another_format_than_the_first(self, tokenizer):
-        dialogue, plain = FORMATS["dialogue"], FORMATS["standard-implicit"]
-        with pytest.raises(ValueError, match=r"Row 1 .*column `chosen`: shares no '\\n\\nAssistant:' with `rejected`"):
-            prepare([dialogue, plain], tokenizer)
-        with pytest.raises(ValueError, match="Row 1 .*column `chosen`: is a whole dialogue, but the first row"):
-            prepare([plain, dialogue], tokenizer)
-        with pytest.raises(ValueError, match="Row 1 .*column `chosen`: must be a text, as in the first row"):
-            list(prepare_dataset(stream([GOOD, FORMATS["conversational"]]), tokenizer)[0])
-
-    def test_a_template_that_cannot_render_a_row(self, tokenizer):
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-        with pytest.raises(ValueError, match="Row 0 .*column `chosen`: the chat template cannot render.*alternate"):
-            prepare([FORMATS["conversational"]], tokenizer)
-
-    def test_the_tokenizer_must_be_fast_and_have_an_eos(self, tokenizer):
-        slow = SimpleNamespace(is_fast=False, eos_token="<eos>")
-        with pytest.raises(ValueError, match="Use a fast tokenizer"):
-            prepare([GOOD], slow)
-        assert prepare([{"chosen_ids": [1], "rejected_ids": [2]}], slow)[0]["chosen_edit_mask"] == [1]
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.eos_token = None
-        with pytest.raises(ValueError, match="no EOS token"):
-            prepare([GOOD], tokenizer)
-        assert len(prepare([FORMATS["conversational"]], tokenizer)) == 1
-
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_no_rows(self, streaming, tokenizer):
-        dataset = stream([]) if streaming else Dataset.from_dict({"chosen": [], "rejected": []})
-        with pytest.raises(ValueError, match="The train data set has no rows"):
-            prepare_dataset(dataset, tokenizer)
-
-
-# One of each outcome. The edit ratios: 2 of 16 tokens, 0, 2 of 28, 6 of 16.
-FILTERED = [
-    {"chosen_ids": [*range(7), 7], "rejected_ids": [*range(7), 8]},
-    {"chosen_ids": [1, 2], "rejected_ids": [1, 2]},
-    {"chosen_ids": [*range(13), 13], "rejected_ids": [*range(13), 14]},
-    {"chosen_ids": [*range(5), 5, 6, 7], "rejected_ids": [*range(5), 15, 16, 17]},
-]
-OUTCOMES = {"rows": 4, "kept": 1, "identical": 1, "too_long": 1, "not_minimal": 1}
-
-
-class TestLeftOut:
-    def test_edit_ratio(self, tokenizer):
-        def ratio(row):
-            return RowPreparer(row_format(row), tokenizer).with_edit_ratio(row, 0)[1]
-
-        assert ratio(FILTERED[0]) == 2 / 16
-        assert ratio(FILTERED[1]) == 0.0
-        row = {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 4, 3]}
-        masks = {f"{side}_completion_mask": [0, 1, 1] for side in SIDES}
-        assert ratio({**row, **masks}) == 2 / 4
-        # Words of the completions alone: no prompt, no EOS, no template, and no tokens.
-        edit = {"prompt": "p q", "chosen": " a b, c", "rejected": " a b, unbelievable"}
-        assert ratio(edit) == 2 / 8
-        messages = {side: [{"role": "assistant", "content": edit[side].strip()}] for side in SIDES}
-        assert ratio({**messages, "prompt": [{"role": "user", "content": "p"}]}) == 2 / 8
-        # Spans replace the alignment on their side.
-        assert ratio({**edit, "rejected_spans": []}) == 1 / 8
-        assert ratio({**edit, "rejected_spans": [[1, 4]], "chosen_spans": [[1, 2]]}) == 3 / 8
-
-    def test_each_row_counts_for_one_reason(self, tokenizer):
-        dataset, dropped = prepare_dataset(Dataset.from_list(FILTERED), tokenizer, max_length=10, max_edit_ratio=0.3)
-        assert dropped.counts() == OUTCOMES
-        assert [row["chosen_ids"] for row in dataset] == [FILTERED[0]["chosen_ids"]]
-        assert dropped.describe() == "1 of 4 rows are kept (1 identical, 1 too_long, 1 not_minimal)"
-
-    def test_the_bounds_themselves_are_kept(self, tokenizer):
-        dataset, _ = prepare_dataset(Dataset.from_list(FILTERED[:1]), tokenizer, max_length=8, max_edit_ratio=0.125)
-        assert len(dataset) == 1
-
-    def test_either_side_may_be_too_long(self, tokenizer):
-        rows = [
-            {"chosen_ids": [1], "rejected_ids": [1, 2, 3]},
-            {"chosen_ids": [1, 2, 3], "rejected_ids": [1]},
-            *FILTERED[3:],
-        ]
-        _, dropped = prepare_dataset(Dataset.from_list([*rows, {"chosen_ids": [1], "rejected_ids": [2]}]), tokenizer, max_length=2)  # fmt: skip
-        assert dropped.counts()["too_long"] == 3 and dropped.counts()["kept"] == 1
-
-    def test_without_limits_only_identical_rows_go(self, tokenizer):
-        _, dropped = prepare_dataset(Dataset.from_list(FILTERED), tokenizer)
-        assert dropped.counts() == {"rows": 4, "kept": 3, "identical": 1, "too_long": 0, "not_minimal": 0}
-
-    def test_nothing_left_says_why_and_what_to_change(self, tokenizer):
-        message = (
-            r"Nothing is left of the train data set: 0 of 4 rows are kept \(1 identical, 2 too_long, 1 not_minimal\). "
-            r"To have rows, give pairs that differ or raise `max_length` or raise `max_edit_ratio`."
-        )
-        rows = [FILTERED[1], FILTERED[2], FILTERED[2], FILTERED[3]]
-        with pytest.raises(ValueError, match=message):
-            prepare(rows, tokenizer, max_length=10, max_edit_ratio=0.3)
-
-    def test_several_processes_prepare_the_same(self, tokenizer):
-        rows = [{**GOOD, "chosen": f" This movie was {i}."} for i in range(6)] + [{**GOOD, "chosen": REJECTED}]
-        alone, counts = prepare_dataset(Dataset.from_list(rows), tokenizer)
-        together, their_counts = prepare_dataset(Dataset.from_list(rows), tokenizer, num_proc=2)
-        assert list(alone) == list(together) and counts.counts() == their_counts.counts()
-        with pytest.raises(ValueError, match="Row 5 of the train data set, column `rejected`"):
-            prepare([*rows[:5], {**GOOD, "rejected": None}, *rows[5:]], tokenizer, num_proc=2)
-
-    def test_a_stream_counts_as_it_is_read(self, tokenizer):
-        dataset = Dataset.from_list(FILTERED).to_iterable_dataset()
-        dataset, dropped = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3)
-        assert dropped.counts()["rows"] == 0
-        next(iter(dataset))
-        assert dropped.counts()["kept"] == 1
-        list(dataset)
-        assert dropped.counts() == {"rows": 5, "kept": 2, "identical": 1, "too_long": 1, "not_minimal": 1}
-
-    def test_data_loader_workers_count_too(self, tokenizer):
-        dataset = Dataset.from_list(FILTERED * 8).to_iterable_dataset(num_shards=2)
-        dataset, dropped = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3, num_workers=2)
-        loader = torch.utils.data.DataLoader(
-            dataset,
-            num_workers=2,
-            batch_size=2,
-            collate_fn=DataCollatorForTokenReward(0),
-        )
-        rows = sum(len(batch["input_ids"]) // 2 for batch in loader)
-        assert rows == 8
-        # Each worker counts in a place of its own: two that add to one number lose some.
-        assert dropped._counts.sum(1).tolist() == [0, 16, 16]
-        assert dropped.counts() == {key: 8 * count for key, count in OUTCOMES.items()}
-
-    def test_a_stream_can_be_sent_to_a_worker_that_is_not_forked(self, tokenizer):
-        dataset = Dataset.from_list(FILTERED).to_iterable_dataset()
-        dataset, dropped = prepare_dataset(dataset, tokenizer, max_length=10, max_edit_ratio=0.3)
-        sent = pickle.loads(ForkingPickler.dumps(dataset))
-        assert len(list(sent)) == 1
-        assert dropped.counts() == OUTCOMES
-
-    def test_a_workers_error_says_so(self, tokenizer):
-        dataset = Dataset.from_list([GOOD, GOOD, GOOD, {**GOOD, "rejected": None}]).to_iterable_dataset(num_shards=2)
-        loader = torch.utils.data.DataLoader(prepare_dataset(dataset, tokenizer)[0], num_workers=2, collate_fn=list)
-        with pytest.raises(
-            ValueError, match=r"Row 1 \(counted in the part of data loader worker 1\) of the train data"
-        ):
-            list(loader)
-
-    def test_a_copied_stream_counts_in_the_same_place(self, tokenizer):
-        dropped = DroppedRows()
-        copy.deepcopy({"counts": dropped})["counts"].add("kept")
-        assert dropped.counts()["kept"] == 1
-
-
-class TestColumns:
-    def test_types_do_not_depend_on_the_rows(self, tokenizer):
-        row = {**FORMATS["standard"], "rejected_spans": [[1, 2]], "tools": "[]", "source": "web"}
-        dataset = prepare([row], tokenizer)
-        assert dataset.features == {
-            "source": Value("string"),
-            "chosen_ids": List(Value("int64")),
-            "rejected_ids": List(Value("int64")),
-            **{f"{side}_{name}": List(Value("int8")) for side in SIDES for name in MASKS},
-        }
-
-    def test_a_stream_has_the_same(self, tokenizer):
-        table = Dataset.from_list([{**FORMATS["standard"], "source": "web"}])
-        prepared = prepare_dataset(table.to_iterable_dataset(), tokenizer)[0]
-        assert prepared.features == prepare_dataset(table, tokenizer)[0].features
-        assert set(next(iter(prepared))) == {"source", *PREPARED_COLUMNS}
-
-    def test_the_format_of_the_data_set_does_not_matter(self, tokenizer):
-        dataset = Dataset.from_list([TestIds.IDS]).with_format("torch")
-        assert prepare_dataset(dataset, tokenizer)[0][0]["chosen_edit_mask"] == [0, 1, 1, 0]
-
-
-class TestCollator:
-    ROWS = [
-        {
-            "chosen_ids": [4, 5, 6],
-            "rejected_ids": [4, 7],
-            "chosen_completion_mask": [0, 1, 1],
-            "rejected_completion_mask": [0, 1],
-            "chosen_edit_mask": [0, 1, 0],
-            "rejected_edit_mask": [0, 1],
-            "chosen_anchor_mask": [0, 0, 1],
-            "rejected_anchor_mask": [0, 0],
-        },
-        {
-            "chosen_ids": [8],
-            "rejected_ids": [8, 9, 9, 9],
-            "chosen_completion_mask": [1],
-            "rejected_completion_mask": [1, 1, 1, 1],
-            "chosen_edit_mask": [0],
-            "rejected_edit_mask": [0, 1, 1, 1],
-            "chosen_anchor_mask": [1],
-            "rejected_anchor_mask": [0, 0, 0, 0],
-        },
-    ]
-
-    def test_golden(self):
-        batch = DataCollatorForTokenReward(pad_token_id=3)(self.ROWS)
-        assert {key: value.long().tolist() for key, value in batch.items()} == {
-            "input_ids": [[4, 5, 6, 3], [8, 3, 3, 3], [4, 7, 3, 3], [8, 9, 9, 9]],
-            "attention_mask": [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]],
-            "completion_mask": [[0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]],
-            "edit_mask": [[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]],
-            "anchor_mask": [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
-        }
-        assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.long
-        assert all(batch[name].dtype == torch.bool for name in MASKS)
-
-    def test_pad_to_multiple_of(self):
-        batch = DataCollatorForTokenReward(pad_token_id=0, pad_to_multiple_of=8)(self.ROWS)
-        assert {tuple(value.shape) for value in batch.values()} == {(4, 8)}
-
-    def test_the_pad_token_may_be_eos(self):
-        rows = [{"chosen_ids": [5, 1], "rejected_ids": [6, 7, 1]}]
-        batch = DataCollatorForTokenReward(pad_token_id=1)(rows)
-        assert batch["input_ids"].tolist() == [[5, 1, 1], [6, 7, 1]]
-        assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
-
-    def test_margins(self):
-        batch = DataCollatorForTokenReward(pad_token_id=0)([{**row, "margin": i} for i, row in enumerate(self.ROWS)])
-        assert batch["margin"].dtype == torch.float and batch["margin"].tolist() == [0.0, 1.0]
-
-    def test_ids_alone_are_aligned(self):
-        batch = DataCollatorForTokenReward(pad_token_id=0)([TestIds.IDS])
-        assert batch["edit_mask"].long().tolist() == [[0, 1, 1, 0], [0, 1, 0, 0]]
-        assert batch["completion_mask"].long().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-
-    def test_an_incomplete_row_is_named(self):
-        with pytest.raises(ValueError, match="Row 1 of the batch, column `rejected_ids`: is missing"):
-            DataCollatorForTokenReward(pad_token_id=0)([TestIds.IDS, {"chosen_ids": [1]}])
 
 
 def shared_file(name):

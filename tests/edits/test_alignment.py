@@ -2,7 +2,6 @@
 edits."""
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import tiny
+from alignment_cases import KINDS, check, cut_words, mirror, tokenizer
 from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
 from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
 
@@ -29,7 +28,6 @@ WORDS = (
     "This movie was terrific lousy my friends force couldn't keep eyes open they aren't are good No thanks no-thanks "
     "Standard standard above Above food the The fox jumps I would watch it Well this a b c ."
 ).split()
-KINDS = ["bpe", "metaspace", "wordpiece", "unigram"]
 
 
 @cache
@@ -41,46 +39,6 @@ def whole_words(kind: str) -> PreTrainedTokenizerFast:
     elif kind == "unigram":  # learns what different strings share
         corpus = [word + end for word in WORDS for end in ("", ".", ",", "!")]
     return tiny.tokenizer(kind, vocab_size=1000, corpus=corpus)
-
-
-def wrap(normalizer=None, pre_tokenizer=None, post_processor=None, model=None, trainer=None) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(model or models.BPE(unk_token="<unk>"))
-    if normalizer is not None:
-        backend.normalizer = normalizer
-    if pre_tokenizer is not None:
-        backend.pre_tokenizer = pre_tokenizer
-    if post_processor is not None:
-        backend.post_processor = post_processor
-    special_tokens = ["<pad>", "<eos>", "<unk>"]
-    trainer = trainer or trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=special_tokens + [f"<0x{byte:02X}>" for byte in range(256)],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(tiny.CORPUS * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
-
-
-@cache
-def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """Tokenizers that split words, and that disagree on what an offset is."""
-    if kind in KINDS:
-        return tiny.tokenizer(kind, vocab_size=400)
-    if kind == "trimmed":  # offsets without the space, and empty ones for tokens of white space
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        return wrap(pre_tokenizer=byte_level, post_processor=processors.ByteLevel(trim_offsets=True))
-    if kind == "unsplit":  # tokens that span words, and several with the same offsets
-        normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        return wrap(normalizer, model=models.BPE(unk_token="<unk>", byte_fallback=True))
-    if kind == "normalized":  # drops accents, case and white space, opens up ligatures
-        normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
-        pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-        return wrap(normalizer, pre_tokenizer)
-    raise ValueError(kind)
-
-
-ALL_KINDS = [*KINDS, "trimmed", "unsplit", "normalized"]
 
 
 def tokens_where(tokenizer: PreTrainedTokenizerFast, ids: list[int], mask: list[bool]) -> list[str]:
@@ -407,200 +365,6 @@ def test_token_out_of_order_is_edited_with_its_text():
     assert (alignment.original_mask, alignment.edited_mask) == ([True, True], [True, True])
 
 
-class TestAlignIds:
-    def test_bare_ids(self):
-        alignment = align_ids([5, 6, 6, 7], [5, 6, 8, 7])
-        assert alignment == EditAlignment(
-            original_ids=[5, 6, 6, 7],
-            edited_ids=[5, 6, 8, 7],
-            original_mask=[False, False, True, False],
-            edited_mask=[False, False, True, False],
-            original_anchors=[False] * 4,
-            edited_anchors=[False] * 4,
-            operations=[EditOperation("replace", (0, 0), (0, 0), (2, 3), (2, 3))],
-            edit_ratio=2 / 8,
-        )
-
-    @pytest.mark.parametrize(
-        ("original", "edited", "original_mask", "edited_anchors"),
-        [
-            ([1, 2, 2, 3], [1, 2, 3], [0, 0, 1, 0], [0, 0, 1]),
-            ([1, 2, 1, 2, 1, 2], [1, 2], [0, 0, 1, 1, 1, 1], [0, 1]),
-            ([0, 0], [0], [0, 1], [1]),
-            ([1, 2], [], [1, 1], []),
-            ([], [], [], []),
-        ],
-    )
-    def test_a_deletion_is_put_as_late_as_can_be(self, original, edited, original_mask, edited_anchors):
-        alignment = align_ids(original, edited)
-        assert alignment.original_mask == original_mask
-        assert alignment.edited_mask == [False] * len(edited)
-        assert alignment.edited_anchors == edited_anchors
-
-    def test_ids_are_compared_themselves_and_not_their_hashes(self):
-        assert hash(2**61 - 1) == hash(0)
-        assert align_ids([2**61 - 1], [0]).original_mask == [True]
-
-    @given(st.lists(st.integers(0, 2), max_size=12), st.integers(0, 12), st.integers(0, 12))
-    def test_a_deleted_block_is_the_last_that_explains_the_edit(self, ids, start, size):
-        start = min(start, len(ids))
-        size = min(size, len(ids) - start)
-        edited = ids[:start] + ids[start + size :]
-        last = max(i for i in range(len(ids) - size + 1) if ids[:i] + ids[i + size :] == edited)
-        assert align_ids(ids, edited).original_mask == [last <= i < last + size for i in range(len(ids))]
-
-    @given(st.lists(st.integers(-2, 3), max_size=20), st.lists(st.integers(-2, 3), max_size=20))
-    def test_what_is_kept_is_maximal(self, original, edited):
-        alignment = align_ids(original, edited)
-        masked = sum(alignment.original_mask) + sum(alignment.edited_mask)
-        assert masked == Indel.distance(original, edited)
-        check(alignment)
-        assert mirror(align_ids(edited, original)) == alignment
-
-
-FRAGMENTS = [
-    *(" ", " ", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\x1c"),
-    *(
-        "the",
-        "The",
-        " the",
-        "fox",
-        "movie",
-        " movie",
-        "terrific.",
-        "aren't",
-        "are",
-        "no-thanks",
-        "x_1",
-        "3.14",
-        "don’t",
-    ),
-    *(".", ". ", "!", "...", "'", "’", "-", "“", "<eos>", "<pad>", "▁", "Ġ", "##"),
-    *("👍🏽", "👍", "👩‍👩‍👧", "🇫🇷", "1️⃣", "e\u0301", "\u0301", "ﬁ", "½", "İ", "ß", "\u200b", "\u200d", "\ufeff", "\x00"),
-    *("שלום", "שָׁלוֹם", "می‌خواهم", "日本", "語", "。", "ラーメン", "ดีมาก", "한국어", "ကောင်း", "हिन्दी"),
-]
-pieces = st.sampled_from(FRAGMENTS) | st.text(st.characters(codec="utf-8"), max_size=3)
-
-
-@st.composite
-def edited_pairs(draw) -> tuple[str, str]:
-    original = draw(st.lists(pieces, max_size=14))
-    edited = list(original)
-    for _ in range(draw(st.integers(0, 3))):
-        start = draw(st.integers(0, len(edited)))
-        edited[start : start + draw(st.integers(0, 3))] = draw(st.lists(pieces, max_size=2))
-    return "".join(original), "".join(edited)
-
-
-def check(alignment: EditAlignment) -> None:
-    """What holds for every alignment."""
-    original_left = [i for i, masked in zip(alignment.original_ids, alignment.original_mask, strict=True) if not masked]
-    edited_left = [i for i, masked in zip(alignment.edited_ids, alignment.edited_mask, strict=True) if not masked]
-    assert original_left == edited_left
-
-    for side in ("original", "edited"):
-        mask, anchors = getattr(alignment, f"{side}_mask"), getattr(alignment, f"{side}_anchors")
-        ranges = [getattr(operation, f"{side}_tokens") for operation in alignment.operations]
-        chars = [getattr(operation, f"{side}_chars") for operation in alignment.operations]
-        assert [i for i, masked in enumerate(mask) if masked] == [i for span in ranges for i in range(*span)]
-        assert len(anchors) == len(mask)
-        assert not any(masked and anchor for masked, anchor in zip(mask, anchors, strict=True))
-        assert chars == sorted(chars) and ranges == sorted(ranges)
-
-    inserts = any(op.kind == "insert" and op.edited_tokens[0] < op.edited_tokens[1] for op in alignment.operations)
-    deletes = any(op.kind == "delete" and op.original_tokens[0] < op.original_tokens[1] for op in alignment.operations)
-    assert any(alignment.original_anchors) == (inserts and bool(alignment.original_ids))
-    assert any(alignment.edited_anchors) == (deletes and bool(alignment.edited_ids))
-
-    masked = sum(alignment.original_mask) + sum(alignment.edited_mask)
-    total = len(alignment.original_ids) + len(alignment.edited_ids)
-    assert 0 <= alignment.edit_ratio <= 1
-    assert alignment.edit_ratio == (masked / total if total else 0)
-
-
-def mirror(alignment: EditAlignment) -> EditAlignment:
-    kinds = {"insert": "delete", "delete": "insert", "replace": "replace"}
-    return EditAlignment(
-        original_ids=alignment.edited_ids,
-        edited_ids=alignment.original_ids,
-        original_mask=alignment.edited_mask,
-        edited_mask=alignment.original_mask,
-        original_anchors=alignment.edited_anchors,
-        edited_anchors=alignment.original_anchors,
-        operations=[
-            EditOperation(kinds[op.kind], op.edited_chars, op.original_chars, op.edited_tokens, op.original_tokens)
-            for op in alignment.operations
-        ],
-        edit_ratio=alignment.edit_ratio,
-    )
-
-
-def cut_words(text: str, offsets: list[tuple[int, int]], mask: list[bool]) -> list[str]:
-    """The words of which some tokens are masked and some are not. Words are found by another way than the library's."""
-    cut = []
-    for word in re.finditer(r"[^\W_]+(?:['’][^\W_]+)*", text):
-        state = {
-            masked
-            for (start, end), masked in zip(offsets, mask, strict=True)
-            if start < word.end() and end > word.start() and text[max(start, word.start()) : min(end, word.end())]
-        }
-        if len(state) > 1:
-            cut.append(word[0])
-    return cut
-
-
-@pytest.mark.parametrize("kind", ALL_KINDS)
-class TestProperties:
-    @settings(deadline=None, max_examples=150)
-    @given(pair=edited_pairs())
-    def test_of_an_edited_text(self, kind, pair):
-        original, edited = pair
-        alignment = align_edits(original, edited, tokenizer(kind))
-        check(alignment)
-        assert alignment == align_edits(original, edited, tokenizer(kind))
-        assert mirror(align_edits(edited, original, tokenizer(kind))) == alignment
-        # The characters outside the operations are the same ones, and in the same places between the operations.
-        for end, start in zip(
-            [(0, 0), *((op.original_chars[1], op.edited_chars[1]) for op in alignment.operations)],
-            [
-                *((op.original_chars[0], op.edited_chars[0]) for op in alignment.operations),
-                (len(original), len(edited)),
-            ],
-            strict=True,
-        ):
-            assert original[end[0] : start[0]] == edited[end[1] : start[1]]
-
-    @settings(deadline=None, max_examples=50)
-    @given(original=st.lists(pieces, max_size=8).map("".join), edited=st.lists(pieces, max_size=8).map("".join))
-    def test_of_unrelated_texts(self, kind, original, edited):
-        alignment = align_edits(original, edited, tokenizer(kind))
-        check(alignment)
-        assert mirror(align_edits(edited, original, tokenizer(kind))) == alignment
-
-    @settings(deadline=None, max_examples=50)
-    @given(text=st.lists(pieces, max_size=14).map("".join))
-    def test_of_identical_texts(self, kind, text):
-        alignment = align_edits(text, text, tokenizer(kind))
-        assert not any(alignment.original_mask) and not any(alignment.edited_mask)
-        assert not any(alignment.original_anchors) and not any(alignment.edited_anchors)
-        assert alignment.operations == [] and alignment.edit_ratio == 0
-
-    @settings(deadline=None, max_examples=50)
-    @given(
-        original=st.lists(st.sampled_from(tiny.CORPUS[3].split()), min_size=1, max_size=12),
-        start=st.integers(0, 12),
-        size=st.integers(0, 3),
-        new=st.lists(st.sampled_from(["lousy", "movie", "food,"]), max_size=3),
-    )
-    def test_no_word_is_cut(self, kind, original, start, size, new):
-        edited = original[:start] + new + original[start + size :]
-        original, edited = " ".join(original), " ".join(edited)
-        alignment = align_edits(original, edited, tokenizer(kind))
-        for text, mask in ((original, alignment.original_mask), (edited, alignment.edited_mask)):
-            offsets = tokenizer(kind)(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-            assert cut_words(text, offsets, mask) == []
-
-
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["the", "fox", "would", "it"]), max_size=15),
@@ -687,35 +451,6 @@ def test_time_grows_with_the_length(vocabulary, most):
 )
 def test_time_on_repetitive_text(original, edited):
     assert seconds(original, edited) < 10
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("original", "edited", "name"), [(None, "a", "original"), ("a", 1, "edited"), (["a"], "a", "original")]
-    )
-    def test_not_a_text(self, original, edited, name):
-        with pytest.raises(TypeError, match=f"`{name}` must be a str"):
-            align_edits(original, edited, tokenizer("bpe"))
-        with pytest.raises(TypeError, match=f"`{name}` must be a str"):
-            align_tokenized(original, edited, TokenizedText([], []), TokenizedText([], []))
-
-    def test_slow_tokenizer(self):
-        with pytest.raises(ValueError, match="ByT5Tokenizer gives no character offsets.*load a fast tokenizer"):
-            align_edits("a", "b", ByT5Tokenizer())
-
-    def test_ids_without_offsets(self):
-        with pytest.raises(ValueError, match="`edited_tokens` has 2 ids but 1 offsets"):
-            align_tokenized("a", "ab", TokenizedText([1], [(0, 1)]), TokenizedText([1, 2], [(0, 1)]))
-
-    @pytest.mark.parametrize("offsets", [(0, 3), (-1, 1), (2, 1)])
-    def test_offsets_outside_the_text(self, offsets):
-        with pytest.raises(ValueError, match="`original_tokens` has the offsets .* at token 0, outside its text of 2"):
-            align_tokenized("ab", "ab", TokenizedText([1], [offsets]), TokenizedText([1], [(0, 2)]))
-
-    @pytest.mark.parametrize("ids", ["abc", [1.5], [None], 3])
-    def test_not_ids(self, ids):
-        with pytest.raises(TypeError, match="`edited_ids` must be a sequence of integers"):
-            align_ids([1], ids)
 
 
 PARADETOX = Path(__file__).resolve().parents[2] / "shared" / "data" / "paradetox-8000.tsv"

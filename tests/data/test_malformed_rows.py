@@ -1,0 +1,129 @@
+"""Malformed rows: a part of the tests of preprocessing."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset, IterableDataset
+
+from preference_cases import FORMATS, GOOD, assistant, prepare, user
+from trl_tokenreward.data.formats import SIDES
+from trl_tokenreward.data.preprocessing import prepare_dataset
+
+
+GOOD_IDS = {
+    "chosen_ids": [1, 2],
+    "rejected_ids": [1, 3],
+    **{f"{side}_completion_mask": [0, 1] for side in SIDES},
+    **{f"{side}_edit_mask": [0, 1] for side in SIDES},
+}
+
+
+MALFORMED = {
+    "missing": ({"prompt": "a", "chosen": "b"}, "column `rejected`: is missing; the row has"),
+    "none": ({**GOOD, "rejected": None}, "column `rejected`: must be a text"),
+    "type": ({**GOOD, "chosen": 3}, "column `chosen`: must be a text"),
+    "prompt": ({**GOOD, "prompt": None}, "column `prompt`: must be a text"),
+    "spans-none": ({**GOOD, "rejected_spans": None}, r"column `rejected_spans`: must be a list of spans \(`\[\]`"),
+    "spans-outside": (
+        {**GOOD, "rejected_spans": [[0, 26]]},
+        r"`rejected_spans`: the span \[0, 26\) .* the 25 characters",
+    ),
+    "spans-empty": ({**GOOD, "rejected_spans": [[3, 3]]}, r"column `rejected_spans`: the span \[3, 3\)"),
+    "spans-negative": ({**GOOD, "chosen_spans": [[-1, 3]]}, r"column `chosen_spans`: the span \[-1, 3\)"),
+    "spans-shape": ({**GOOD, "rejected_spans": [[1, 2, 3]]}, r"column `rejected_spans`: a span is \[start, end\]"),
+    "spans-float": ({**GOOD, "rejected_spans": [[1.0, 2.5]]}, r"column `rejected_spans`: a span is \[start, end\]"),
+    "spans-keys": (
+        {**GOOD, "rejected_spans": [{"start": 1, "stop": 2}]},
+        r"column `rejected_spans`: a span is \[start, end\]",
+    ),
+    "margin": ({**GOOD, "margin": None}, "column `margin`: must be a number"),
+    "margin-nan": ({**GOOD, "margin": float("nan")}, "column `margin`: must be a number"),
+    "dialogue": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "shares no"),
+    "ids-none": ({**GOOD_IDS, "chosen_ids": None}, "column `chosen_ids`: must be a list of token ids"),
+    "ids-empty": ({**GOOD_IDS, "chosen_ids": []}, "column `chosen_ids`: has no tokens"),
+    "ids-float": ({**GOOD_IDS, "chosen_ids": [1.5, 2]}, "column `chosen_ids`: must be a list of integers"),
+    "mask-length": ({**GOOD_IDS, "chosen_edit_mask": [1]}, "column `chosen_edit_mask`: has 1 entries for 2 token ids"),
+    "mask-values": (
+        {**GOOD_IDS, "rejected_edit_mask": [0, 2]},
+        "column `rejected_edit_mask`: must be a list of 0 and 1",
+    ),
+    "mask-prompt": ({**GOOD_IDS, "chosen_edit_mask": [1, 0]}, "`chosen_edit_mask`: counts tokens that `chosen_compl"),
+    "mask-one-side": (
+        {k: v for k, v in GOOD_IDS.items() if k != "rejected_completion_mask"},
+        "column `rejected_completion_mask`: is missing",
+    ),
+    "anchors-alone": (
+        {"chosen_ids": [1], "rejected_ids": [2], "chosen_anchor_mask": [0], "rejected_anchor_mask": [0]},
+        "column `chosen_edit_mask`: is missing",
+    ),
+    "spans-of-ids": ({**GOOD_IDS, "rejected_spans": [[0, 1]]}, "column `rejected_spans`: counts characters"),
+    "no-messages": ({"chosen": [], "rejected": [assistant("a")]}, "column `chosen`: has no messages"),
+    "no-role": ({"chosen": [{"content": "a"}], "rejected": [assistant("a")]}, "column `chosen`: messages need `role`"),
+    "tools": ({**FORMATS["conversational"], "tools": "[bake"}, "column `tools`: is no JSON"),
+    "text-prompt": ({**FORMATS["conversational"], "prompt": "hi"}, "column `prompt`: must be a list of messages"),
+    "spans-of-many": (
+        {
+            "prompt": [user("a")],
+            "chosen": [assistant("b")],
+            "rejected": [assistant("b"), user("c")],
+            "rejected_spans": [],
+        },
+        "column `rejected_spans`: counts characters of `rejected`, which must be one message",
+    ),
+}
+
+
+def stream(rows):
+    """Rows as they are: no table to fill gaps with None."""
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+class TestMalformedRows:
+    @pytest.mark.parametrize("name", MALFORMED)
+    def test_in_the_first_row(self, name, tokenizer):
+        row, message = MALFORMED[name]
+        with pytest.raises(ValueError, match=rf"Row 0 of the train data set, .*{message}"):
+            list(prepare_dataset(stream([row]), tokenizer)[0])
+
+    @pytest.mark.parametrize("name", ["missing", "none", "spans-outside", "margin"])
+    def test_in_a_later_row(self, name, tokenizer):
+        row, message = MALFORMED[name]
+        with pytest.raises(ValueError, match=rf"Row 2 of the bread data set, .*{message}"):
+            list(prepare_dataset(stream([GOOD, GOOD, row]), tokenizer, name="bread")[0])
+
+    def test_of_a_table(self, tokenizer):
+        with pytest.raises(ValueError, match="Row 1 of the train data set, column `rejected`: must be a text"):
+            prepare([GOOD, {**GOOD, "rejected": None}], tokenizer)
+
+    def test_that_have_another_format_than_the_first(self, tokenizer):
+        dialogue, plain = FORMATS["dialogue"], FORMATS["standard-implicit"]
+        with pytest.raises(ValueError, match=r"Row 1 .*column `chosen`: shares no '\\n\\nAssistant:' with `rejected`"):
+            prepare([dialogue, plain], tokenizer)
+        with pytest.raises(ValueError, match="Row 1 .*column `chosen`: is a whole dialogue, but the first row"):
+            prepare([plain, dialogue], tokenizer)
+        with pytest.raises(ValueError, match="Row 1 .*column `chosen`: must be a text, as in the first row"):
+            list(prepare_dataset(stream([GOOD, FORMATS["conversational"]]), tokenizer)[0])
+
+    def test_a_template_that_cannot_render_a_row(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+        with pytest.raises(ValueError, match="Row 0 .*column `chosen`: the chat template cannot render.*alternate"):
+            prepare([FORMATS["conversational"]], tokenizer)
+
+    def test_the_tokenizer_must_be_fast_and_have_an_eos(self, tokenizer):
+        slow = SimpleNamespace(is_fast=False, eos_token="<eos>")
+        with pytest.raises(ValueError, match="Use a fast tokenizer"):
+            prepare([GOOD], slow)
+        assert prepare([{"chosen_ids": [1], "rejected_ids": [2]}], slow)[0]["chosen_edit_mask"] == [1]
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.eos_token = None
+        with pytest.raises(ValueError, match="no EOS token"):
+            prepare([GOOD], tokenizer)
+        assert len(prepare([FORMATS["conversational"]], tokenizer)) == 1
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_no_rows(self, streaming, tokenizer):
+        dataset = stream([]) if streaming else Dataset.from_dict({"chosen": [], "rejected": []})
+        with pytest.raises(ValueError, match="The train data set has no rows"):
+            prepare_dataset(dataset, tokenizer)
