@@ -49,7 +49,6 @@ NOT_RUN = {
     r"FineGrainedPPOConfig\(\.\.\.": "a part of a block; tests/ppo/test_completion_log.py runs it",
     r"vllm serve ": "needs a GPU, and serves until it is ended",
     r".* --use_vllm ": "needs a GPU; tests/ppo/test_vllm.py runs TRL's code for vLLM on a stand-in",
-    r"python train\.py": "stands for a script of the reader's, with vLLM on a server",
     r"accelerate launch ": "needs GPUs; tests/ppo/test_distributed.py launches processes with gloo",
     r"python examples/demo\.py": "tests/examples/test_examples.py runs it",
     r"python benchmarks/hh_rlhf\.py": "needs HH-RLHF's files and minutes",

@@ -88,7 +88,7 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
         *COMMON,
         *peft,
     )
-    assert "left out" in output and "model response" in output
+    assert "dropped" in output and "model response" in output
     assert (tmp_path / "policy" / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
     assert (tmp_path / "policy" / "value_model" / "model.safetensors").exists()
 

@@ -85,6 +85,51 @@ def edit_pair_wins(
     return torch.tensor(rows, dtype=torch.double, device=chosen_scores.device).reshape(-1, 2)
 
 
+class LearningAlarm:
+    """Tells whether token scores learn, early in a training.
+
+    It looks at the AUROC of wrong tokens in the training batches shortly before a tenth of the steps. With heads at the
+    rate of a pretrained backbone it was .48 there, and .71 to .73 where the scores learned (SmolLM2-135M, 1,000 edited
+    film reviews). The losses do not tell: they rise at first in both cases.
+
+    Args:
+        num_steps (`int`):
+            Optimizer steps of the training.
+    """
+
+    WINDOW = (0.06, 0.1)
+    LOWEST = 0.6
+    LEAST_PAIRS = 32
+
+    def __init__(self, num_steps: int):
+        self.first, self.last = (math.ceil(share * num_steps) for share in self.WINDOW)
+        self._aurocs: list[float] = []
+        self._pairs = 0
+
+    def add(self, step: int, auroc: float, pairs: int) -> float | None:
+        """Add a training batch.
+
+        Args:
+            step (`int`):
+                Optimizer steps before it.
+            auroc (`float`):
+                AUROC of its wrong tokens, NaN if it has no wrong or no other tokens.
+            pairs (`int`):
+                Its pairs.
+
+        Returns:
+            `float` or `None`: The mean AUROC, once, when it shows that the scores do not learn.
+        """
+        if self.first <= step < self.last and not math.isnan(auroc):
+            self._aurocs.append(auroc)
+            self._pairs += pairs
+        if step < self.last or self._pairs < self.LEAST_PAIRS:
+            return None
+        mean = sum(self._aurocs) / len(self._aurocs)
+        self._pairs = 0
+        return mean if mean < self.LOWEST else None
+
+
 class TokenStatistics:
     """Metrics of the token scores since the last log.
 
@@ -103,8 +148,12 @@ class TokenStatistics:
         self._tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._aurocs: list[float] = []
 
-    def add(self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
-        """Adds a batch of B pairs; all have the shape (B, 2, L), chosen before rejected."""
+    def add(self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor) -> float:
+        """Adds a batch of B pairs; all have the shape (B, 2, L), chosen before rejected.
+
+        Returns:
+            `float`: The batch's own AUROC of wrong tokens; NaN if there is none, or if AUROCs are pooled.
+        """
         chosen, rejected = scores.unbind(1)
         edited_in, edited_out = edited.unbind(1)
         kinds = {
@@ -123,10 +172,11 @@ class TokenStatistics:
         tokens = -rejected[compared], edited_out[compared]
         if self.pool_auroc:
             self._tokens.append(tokens)
-        else:
-            auroc = token_auroc(*tokens)
-            if not math.isnan(auroc):
-                self._aurocs.append(auroc)
+            return math.nan
+        auroc = token_auroc(*tokens)
+        if not math.isnan(auroc):
+            self._aurocs.append(auroc)
+        return auroc
 
     def pop(self) -> dict[str, float]:
         """Returns the metrics that have measurements, and resets."""

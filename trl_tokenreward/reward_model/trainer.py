@@ -29,7 +29,7 @@ from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
-from .metrics import TokenStatistics
+from .metrics import LearningAlarm, TokenStatistics
 from .modeling import TokenRewardModel, TokenRewardOutput
 
 
@@ -149,6 +149,7 @@ class TokenRewardTrainer(RewardTrainer):
         self._streams: set[str] = set()
         self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
         self._eval_name: str | None = None
+        self._alarm: LearningAlarm | None = None
 
         set_seed(args.seed)  # heads that the checkpoint does not have are initialised at random
         parent_args = args
@@ -256,6 +257,7 @@ class TokenRewardTrainer(RewardTrainer):
             self._signature_columns = [*PREPARED_COLUMNS, "margin"]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._alarm = None  # until the number of steps is known
         output = super().train(*args, **kwargs)
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
@@ -338,7 +340,16 @@ class TokenRewardTrainer(RewardTrainer):
         table = torch.stack(table.chunk(2), dim=1)
         table = self.accelerator.pad_across_processes(table, dim=2)
         scores, edited, unchanged = gather(table).cpu().unbind(-1)
-        self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
+        auroc = self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
+        if mode == "train" and self.args.token_loss_weight > 0:
+            self._alarm = self._alarm or LearningAlarm(self.state.max_steps)
+            mean = self._alarm.add(self.state.global_step, auroc, len(scores))
+            if mean is not None:
+                logger.warning(
+                    "The token scores do not learn: after a tenth of the steps their AUROC of wrong tokens is "
+                    f"{mean:.2f} (chance is .50). Raise `head_learning_rate`, or check that the edits are minimal "
+                    "(`trl-tokenreward inspect`, `max_edit_ratio`)."
+                )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
