@@ -37,14 +37,18 @@ from trl_tokenreward.data.importers import import_dataset
 pytestmark = [pytest.mark.any_trl, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What no test here runs: how a command, or a line of a block of Python, begins, and why. Such a block is left out as a
 # whole.
 NOT_RUN = {
     r"pip install ": "installs what the tests run with",
-    r"make (browser|demo|test)\b": "make test runs this; make demo is examples/demo.py; make browser installs",
+    r"make (browser|demo|docs|lint|test)\b": "make test runs this; make demo is examples/demo.py; the rest have their tests",
+    r"\.venv-trl1\.16/bin/python -m pytest": "runs this",
     r"trl-tokenreward annotate |annotate_dataset\(": "serves until it is ended; tests/annotation/test_page.py opens the page",
     r"FineGrainedPPOConfig\(\.\.\.": "a part of a block; tests/ppo/test_completion_log.py runs it",
     r"vllm serve ": "needs a GPU, and serves until it is ended",
@@ -238,6 +242,15 @@ def test_what_is_not_run_is_there():
     ]
     for pattern in NOT_RUN:
         assert any(re.match(pattern, line) for line in lines), f"{pattern!r} excuses no command any more"
+
+
+def test_pages_are_wrapped():
+    """Tables, formulas, code and quoted errors are as wide as they are; a URL has no place to break."""
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for line in text.splitlines():
+            free = line.startswith(("|", ">", "$$")) or "](" in line.split(" ")[0]
+            assert len(line) <= 120 or free, (page.name, line)
 
 
 # --- links and quotes -------------------------------------------------------------------------------------------------
