@@ -112,7 +112,7 @@ class TestConfig:
 
     def test_every_field_has_help_and_a_line_in_the_docstring(self):
         own = [field for field in fields(TokenRewardConfig) if field.name not in {f.name for f in fields(RewardConfig)}]
-        assert len(own) == 8
+        assert len(own) == 9
         for field in own:
             assert field.metadata["help"]
             assert re.search(rf"^        {field.name} \(`.*\):$", TokenRewardConfig.__doc__, re.MULTILINE)
@@ -199,7 +199,7 @@ class TestLoss:
         rows = Dataset.from_list([{**row, "margin": 0.1 * i} for i, row in enumerate(ROWS)])
         settings = {"train_dataset": rows, "eval_dataset": rows, "max_steps": 6, "center_rewards_coefficient": 0.01}
         theirs = make_trainer(sequence_classifier(), RewardTrainer, RewardConfig, **settings)
-        ours = make_trainer(sequence_classifier(), token_loss_weight=0, **settings)
+        ours = make_trainer(sequence_classifier(), token_loss_weight=0, head_learning_rate=1e-3, **settings)
         for trainer in (theirs, ours):
             trainer.train()
             trainer.evaluate()
@@ -359,7 +359,11 @@ class TestMetrics:
     def test_a_step_of_several_batches_counts_every_row(self, make_trainer):
         # 5 pairs in batches of 4 and 1
         trainer = make_trainer(
-            train_dataset=Dataset.from_list(ROWS[3:8]), gradient_accumulation_steps=2, max_steps=1, learning_rate=0.0
+            train_dataset=Dataset.from_list(ROWS[3:8]),
+            gradient_accumulation_steps=2,
+            max_steps=1,
+            learning_rate=0.0,
+            head_learning_rate=0.0,
         )
         torch.nn.init.normal_(trainer.model.token_score.weight)
         trainer.train()

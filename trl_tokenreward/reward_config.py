@@ -9,6 +9,8 @@ from trl import RewardConfig
 
 # What `unchanged_token_weight=None` stands for.
 UNCHANGED_TOKEN_WEIGHTS = {"right": 1.0, "zero": 0.1}
+# What `head_learning_rate=None` stands for, unless `learning_rate` is higher.
+HEAD_LEARNING_RATE = 3e-3
 
 
 @dataclass
@@ -66,6 +68,11 @@ class TokenRewardConfig(RewardConfig):
         use_anchors (`bool`, *optional*, defaults to `False`):
             Whether the anchor of an edit that leaves no token on a side counts as an edited token of that side: the token
             after an omission as wrong, the token after a deletion as right. If `False` it counts as unchanged.
+        head_learning_rate (`float`, *optional*):
+            Learning rate of the two heads at its peak; it follows the schedule of `learning_rate`, which is then that of the
+            rest of the model. The heads have no weight decay. If `None`, 3e-3, or `learning_rate` where that is higher: new
+            heads have far to go, and at the rate of a pretrained backbone the token scores learn nothing in an epoch. Set it
+            to `learning_rate` to train on with heads that are trained already.
     """
 
     # Parameters that control the data preprocessing
@@ -124,6 +131,13 @@ class TokenRewardConfig(RewardConfig):
             "If `False` it counts as unchanged."
         },
     )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the two heads at its peak; it follows the schedule of `learning_rate`. If `None`, 3e-3, "
+            "or `learning_rate` where that is higher."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,6 +151,12 @@ class TokenRewardConfig(RewardConfig):
                 continue
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"`{name}` must be a finite number that is not negative, but is {weight}.")
+        if self.head_learning_rate is not None and not (
+            self.head_learning_rate >= 0 and math.isfinite(self.head_learning_rate)
+        ):
+            raise ValueError(
+                f"`head_learning_rate` must be a finite number that is not negative, but is {self.head_learning_rate}."
+            )
         if self.token_loss not in ("classification", "ranking"):
             raise ValueError(f"`token_loss` must be 'classification' or 'ranking', not {self.token_loss!r}.")
         if self.unchanged_token_target not in ("right", "zero"):

@@ -27,7 +27,7 @@ from trl import RewardTrainer
 from ._trl import get_config_model_id
 from .data import PREPARED_COLUMNS, DataCollatorForTokenReward, LeftOut, prepare_dataset
 from .modeling import TokenRewardModel, TokenRewardOutput
-from .reward_config import UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
+from .reward_config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .reward_losses import (
     edit_classification_loss,
     edit_pair_wins,
@@ -243,6 +243,25 @@ class TokenRewardTrainer(RewardTrainer):
         counts = self._left_out[name].counts()
         report = logger.warning if counts["kept"] < counts["rows"] else logger.info
         report(f"Data set {name}: {self._left_out[name].describe()}.")
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if given:  # the caller's own, with the rates that they chose
+            return optimizer
+        rate = self.args.head_learning_rate
+        if rate is None:
+            rate = max(self.args.learning_rate, HEAD_LEARNING_RATE)
+        model = args[0] if args else kwargs.get("model")
+        model = self.model if model is None else model
+        heads = {id(p) for name, p in model.named_parameters() if not set(HEADS).isdisjoint(name.split("."))}
+        # The first group stays the first, also where it gets empty: its rate is the one that is logged.
+        for group in list(self.optimizer.param_groups):
+            of_heads = [p for p in group["params"] if id(p) in heads]
+            if of_heads:
+                group["params"] = [p for p in group["params"] if id(p) not in heads]
+                self.optimizer.add_param_group({**group, "params": of_heads, "lr": rate, "weight_decay": 0.0})
+        return optimizer
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
