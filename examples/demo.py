@@ -111,19 +111,21 @@ class Sizes(NamedTuple):
     updates: int = 20
     batch_size: int = 64
     ppo_learning_rate: float = 2e-4
+    examinations: int = 8
     max_length: int = 256
 
 
 # A model of some hundred million parameters takes half an hour on two cores with these.
 PRETRAINED = Sizes(
-    rows=480,
-    evaluation_rows=64,
+    rows=400,
+    evaluation_rows=48,
     reward_epochs=1,
     reward_batch_size=8,
     reward_learning_rate=3e-5,
     updates=8,
     batch_size=16,
     ppo_learning_rate=1e-5,
+    examinations=4,
 )
 
 
@@ -455,7 +457,9 @@ def run_ppo(
         reward_model=reward_model,
         train_dataset=Dataset.from_dict({"input_ids": [prompt_ids(row) for row in train]}),
     )
-    trainer.add_callback(LearningCurve(examiner, trainer.schedule.steps_per_update, every=max(1, sizes.updates // 8)))
+    trainer.add_callback(
+        LearningCurve(examiner, trainer.schedule.steps_per_update, every=max(1, sizes.updates // sizes.examinations))
+    )
     trainer.train()
     trainer.save_model()
     return trainer

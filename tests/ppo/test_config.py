@@ -11,6 +11,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 from trl_tokenreward import FineGrainedPPOConfig
 from trl_tokenreward._trl import TRL_HAS_PPO, BaseConfig, PPOConfig
 from trl_tokenreward._trl_ppo_config import PPOConfig as VendoredConfig
+from trl_tokenreward.ppo.config import logger
 
 
 # What TRL 1.12's PPOConfig adds to its base class, with its defaults.
@@ -324,3 +325,16 @@ def test_what_is_left_to_the_reward_model(tmp_path):
     assert resolved(False, stop_token="eos") == ("none", 1.0, False, math.inf, False)
     own = {"token_score_transform": "none", "reward_scale": 3.0, "center_rewards": False, "reward_clip": 2.0}
     assert resolved(True, **own, hold_length=True, stop_token_id=3) == (*own.values(), True)
+
+
+def test_a_hold_on_the_length_that_is_off_says_so_once(tmp_path, caplog):
+    def resolve(**settings):
+        return config(tmp_path, **settings).with_reward_defaults(scores_tokens=True)
+
+    logger.warning_once.cache_clear()
+    assert resolve().hold_length is False
+    assert resolve().hold_length is False
+    assert caplog.text.count("`hold_length` is off: without a stop token") == 1
+    assert resolve(hold_length=False).hold_length is False
+    assert resolve(stop_token="eos").hold_length is True
+    assert caplog.text.count("`hold_length` is off") == 1

@@ -1,1 +1,14 @@
-"""Proximal policy optimization with dense rewards."""
+"""Proximal policy optimization with dense rewards.
+
+- `trainer`: the trainer, which reads as the steps of PPO
+- `config`: its settings
+- `prompts`, `sampling`, `vllm`, `forward`, `inference`: prompts, completions, log-probabilities and values
+- `completion_scorer`: raw scores of completions, from reward models and functions
+- `collector`: one update's prompts, completions, rewards, KL penalty and advantages, as a `rollout`
+- `functional`: the equations: rewards, KL, advantages, losses
+- `batches`, `schedule`: mini-batches, and the sizes of a run
+- `models`: policy, reference, value and reward model, adapters
+- `adaptation`: the KL coefficient and the target length from update to update
+- `metrics`, `evaluation`, `completion_log`, `trackers`, `reward_hacking`: what is logged and measured
+- `checkpointing`, `callbacks`: what a checkpoint contains, and when it is written
+"""

@@ -82,58 +82,56 @@ class FineGrainedPPOConfig(PPOConfig):
             difference that it makes to the score of the prefix: potential-based shaping, Ng et al., 1999). `None`
             selects `"token"` for token scores and `"sequence"` for a sequence score.
         token_score_transform (`str`, *optional*):
-            `"log_sigmoid"` makes a token's score, the log-odds that an annotator would leave the token, the
-            log-probability of that; a completion's total is then the log-probability that nobody would touch it.
-            `"none"` takes scores as they are. If `None`, `"log_sigmoid"` for the token scores of a reward model.
+            A token's score is the log-odds that an annotator leaves the token unchanged. `"log_sigmoid"` turns it into
+            the log-probability, so a completion's total is the log-probability that no token is changed. `"none"` uses
+            the scores as they are. `None` selects `"log_sigmoid"` for the token scores of a reward model, else
+            `"none"`.
         reward_scale (`float`, *optional*):
-            Factor on the scores. If `None`, 0.2 for the token scores of a reward model and 1 for everything else. With
-            log-probabilities only its ratio to `kl_coef` counts, but for the clip ranges of values and rewards: at
-            equal numbers the best policy is the reference given that nobody would touch its completions, and at a
-            quarter as large a `kl_coef`, as by default, that to the fourth power.
+            Factor on the scores. `None` selects 0.2 for the token scores of a reward model and 1 for everything else.
+            Only the ratio to `kl_coef` shapes the best policy: it is the reference, weighted by the probability that no
+            token is changed, to the power `reward_scale / kl_coef`, 4 by default. The clip ranges of values and rewards
+            depend on the factor itself.
         center_rewards (`bool`, *optional*):
-            Whether to subtract the batch's mean: of the token scores over all completion tokens, so that a longer
-            completion is not paid for its length; of the sequence scores over all completions. It comes after
-            `reward_scale`. If `None`, only for the token scores of a reward model.
+            Whether to subtract the mean over the batch, after `reward_scale`. Token scores lose their mean over all
+            completion tokens, so length alone earns nothing; sequence scores lose their mean over completions. `None`
+            selects `True` for the token scores of a reward model, else `False`.
         reward_clip (`float`, *optional*):
-            Clips each token's score to `[-reward_clip, reward_clip]`, after centring; with
-            `reward_signal="sequence_score"` it clips the sequence score. Infinity is no bound. If `None`, 1 for the
-            token scores of a reward model and no bound for everything else.
+            Clips each score to `[-reward_clip, reward_clip]`, after centring: token scores one by one, or the sequence
+            score. Infinity is no bound. `None` selects 1 for the token scores of a reward model, else no bound.
         sequence_score_coef (`float`, *optional*, defaults to `0.0`):
-            With `reward_signal="token_scores"` and a [`TokenRewardModel`]: weight with which the sequence score,
-            scaled, centred and clipped like the others, is added on the completion's last token. It costs one more pass
-            of the reward model.
+            Weight of the sequence score that is added to token scores, on the completion's last token. It is scaled,
+            centred and clipped like the token scores. It needs a [`TokenRewardModel`] and one more pass of it.
         hold_length (`bool`, *optional*):
-            Whether what the advantages say of the length of completions is taken out of them, and replaced by what
-            keeps the mean length where it is ([`~ppo.functional.hold_mean_length`]). It needs a stop token. If `None`,
-            only for the token scores of a reward model, where there is a stop token.
+            Whether to keep the mean length of completions ([`~ppo.functional.hold_mean_length`]): advantages lose the
+            component that changes the length, and get one that brings it back. It needs a stop token. `None` selects
+            `True` for the token scores of a reward model with a stop token, else `False`.
         target_length (`float`, *optional*):
-            The mean length that `hold_length` keeps, in tokens. If `None`, that of the first update's completions.
+            The mean length that `hold_length` keeps, in tokens. `None` selects that of the first update's completions.
         kl_target (`float`, *optional*):
-            Mean KL of a completion to the reference, in nats, above which the coefficient of the KL penalty grows, by
-            at most a fifth an update; below, it falls again, but not under `kl_coef`
-            ([`~ppo.functional.adapted_kl_coef`]). If `None`, the coefficient stays `kl_coef`.
+            Target for the mean KL of a completion to the reference, in nats. Above it, the coefficient of the KL
+            penalty grows by at most 20 % per update; below it, the coefficient falls, but not under `kl_coef`
+            ([`~ppo.functional.adapted_kl_coef`]). With `None` the coefficient stays `kl_coef`.
         bootstrap_truncated (`bool`, *optional*, defaults to `False`):
-            Whether a completion that was cut off at `response_length` goes on with the value of its last state. If
-            `False` it ends there, as in TRL.
+            Whether the return of a completion that is cut off at `response_length` includes the value of its last
+            state. If `False`, the return ends there, as in TRL.
         eval_temperature (`float`, *optional*):
-            Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. If `None`,
+            Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. `None` selects
             `temperature`.
 
         > Parameters that control the logging of completions
 
         log_completions (`bool`, *optional*, defaults to `False`):
-            Whether, at each log, completions of the last update are written to `output_dir/completions` with the score,
-            reward, KL, value and advantage of every token, and logged to TensorBoard, trackio and wandb where those are
-            on. `trl-tokenreward score --run output_dir` shows them.
+            Whether to write completions of the last update at each log, with the score, reward, KL, value and advantage
+            of every token: to `output_dir/completions`, and to TensorBoard, trackio and wandb if they are on.
+            `trl-tokenreward score --run output_dir` shows them.
         num_completions_to_log (`int`, *optional*, defaults to `8`):
-            How many. Where the same prompts come up again, the same are chosen.
+            Completions per log. A prompt that was logged once is logged again when it recurs.
 
         > Parameters of generation with vLLM, named as in TRL
 
         use_vllm (`bool`, *optional*, defaults to `False`):
-            Whether vLLM samples the completions, in training and in evaluation, instead of transformers. It draws
-            random numbers of its own: samples then do not follow from `seed` alone, and a resumed run is not repeated
-            exactly.
+            Whether vLLM samples the completions instead of transformers, in training and in evaluation. vLLM draws its
+            own random numbers, so samples do not depend on `seed` alone and a resumed run differs.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
             `"colocate"`: in the trainer's processes, on their GPUs. `"server"`: on a server that `vllm serve` has
             started.
