@@ -146,7 +146,7 @@ class TestLoss:
         rows = Dataset.from_list([{**row, "margin": 0.1 * i} for i, row in enumerate(ROWS)])
         settings = {"train_dataset": rows, "eval_dataset": rows, "max_steps": 6, "center_rewards_coefficient": 0.01}
         theirs = make_trainer(sequence_classifier(), RewardTrainer, RewardConfig, **settings)
-        ours = make_trainer(sequence_classifier(), token_loss_weight=0, head_learning_rate=1e-3, **settings)
+        ours = make_trainer(sequence_classifier(), token_loss_weight=0, **settings)
         for trainer in (theirs, ours):
             trainer.train()
             trainer.evaluate()
@@ -234,3 +234,36 @@ class TestLoss:
         trainer = make_trainer(data_collator=lambda rows: {"input_ids": torch.ones(2, 3), "attention_mask": 1})
         with pytest.raises(ValueError, match="The batch has no `edit_mask`"):
             trainer.train()
+
+
+class TestHeadLearningRate:
+    @pytest.mark.parametrize(
+        ("settings", "trained", "expected"),
+        [
+            ({}, False, 3e-3),
+            ({"learning_rate": 5e-3}, False, 5e-3),
+            ({"head_learning_rate": 2e-4}, False, 2e-4),
+            ({"token_loss_weight": 0.0}, False, 1e-3),
+            ({}, True, 1e-3),
+            ({"head_learning_rate": 2e-4}, True, 2e-4),
+        ],
+    )
+    def test_the_heads_have_a_group_of_their_own(self, make_trainer, settings, trained, expected):
+        model = TokenRewardModel.from_backbone(causal_lm("llama"))
+        if trained:
+            torch.nn.init.ones_(model.token_score.weight)
+        trainer = make_trainer(model, weight_decay=0.1, **settings)
+        trainer.create_optimizer()
+        heads = {id(p) for head in (trainer.model.score, trainer.model.token_score) for p in head.parameters()}
+        rates = {
+            (id(p) in heads, group["lr"], group["weight_decay"] if id(p) in heads else None)
+            for group in trainer.optimizer.param_groups
+            for p in group["params"]
+        }
+        assert rates == {(True, expected, 0.0), (False, settings.get("learning_rate", 1e-3), None)}
+        every = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        assert len(every) == len(set(map(id, every))) == len(list(trainer.model.parameters()))
+
+    def test_it_must_be_a_number(self, tmp_path):
+        with pytest.raises(ValueError, match="`head_learning_rate` must be a finite number"):
+            TokenRewardConfig(str(tmp_path), bf16=False, head_learning_rate=float("nan"))

@@ -74,8 +74,8 @@ class TokenRewardConfig(RewardConfig):
         head_learning_rate (`float`, *optional*):
             Peak learning rate of the two heads, which follows the schedule of `learning_rate`. `learning_rate` is then
             the rate of all other parameters. The heads have no weight decay. `None` selects 3e-3, or `learning_rate` if
-            that is higher: at the rate of a pretrained backbone new heads learn no token scores in an epoch. To train a
-            reward model further, set it to `learning_rate`.
+            that is higher: at the rate of a pretrained backbone a new token head learns nothing in an epoch. It selects
+            `learning_rate` if the token head is trained already, or if `token_loss_weight` is 0.
     """
 
     # Parameters that control the data preprocessing

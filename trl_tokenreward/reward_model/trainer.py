@@ -26,6 +26,7 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
+from ..nn.modules import without_peft
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
@@ -190,6 +191,8 @@ class TokenRewardTrainer(RewardTrainer):
                 self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of
             )
         _require_trainable_token_head(self.model, args)
+        # Asked here, since a resumed training loads its weights before it makes its optimizer.
+        self._token_head_is_new = not without_peft(self.model).token_head_is_trained
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
@@ -240,7 +243,9 @@ class TokenRewardTrainer(RewardTrainer):
             return optimizer
         rate = self.args.head_learning_rate
         if rate is None:
-            rate = max(self.args.learning_rate, HEAD_LEARNING_RATE)
+            rate = self.args.learning_rate
+            if self._token_head_is_new and self.args.token_loss_weight > 0:
+                rate = max(rate, HEAD_LEARNING_RATE)
         model = args[0] if args else kwargs.get("model")
         model = self.model if model is None else model
         heads = {id(p) for name, p in model.named_parameters() if not set(HEADS).isdisjoint(name.split("."))}
