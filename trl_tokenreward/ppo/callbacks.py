@@ -1,4 +1,4 @@
-"""What happens between updates."""
+"""The callback that runs between updates."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class UpdateCallback(TrainerCallback):
-    """What happens at the end of an update: checkpoints that fell due, samples, and the epoch in terms of prompts."""
+    """At the end of an update: save checkpoints that fell due, print samples, and count epochs in prompts."""
 
     def __init__(self, trainer: "FineGrainedPPOTrainer"):
         self.trainer = trainer

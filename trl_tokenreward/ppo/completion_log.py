@@ -1,4 +1,4 @@
-"""Completions that a training samples, kept with what every token got: score, reward, KL, value and advantage."""
+"""Sampled completions of a training, logged with the score, reward, KL, value and advantage of every token."""
 
 import re
 import zlib
@@ -40,14 +40,14 @@ _SCHEMA = pa.schema(
 
 class CompletionLog(TrainerCallback):
     """
-    Writes sampled completions to `output_dir/completions` whenever the trainer logs, and hands them to TensorBoard,
-    trackio and wandb where those are on. The main process does it.
+    Writes sampled completions to `output_dir/completions` whenever the trainer logs, and to TensorBoard, trackio and
+    wandb if they are on. Only the main process writes.
 
     A log has one file, `completions_<global step>.parquet`, with rows of the last update before it. When a training
-    begins or is resumed, the files of later steps than its own are removed: they are what an earlier run has left.
+    begins or is resumed, files of later steps are removed: they come from an earlier run.
 
-    Scores are those that the reward model gives, rewards what is paid for them: scores scaled, centred and clipped as
-    the configuration says, less the KL penalty.
+    Scores are those of the reward model. Rewards are the scores after scaling, centring and clipping, less the KL
+    penalty.
 
     Of an update's completions those are kept whose prompts have the smallest checksums. So a prompt that was kept once
     is kept nearly whenever it comes up again, on any number of processes and after resuming, and one can see what

@@ -1,4 +1,4 @@
-"""What scores completions: reward models of every supported kind, and Python functions."""
+"""Scores of completions, from reward models of every supported kind and from Python functions."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -113,8 +113,8 @@ class CompletionScorer:
         """Whether the rewards are the token scores of a reward model."""
         return isinstance(self.reward, nn.Module) and self.signal == "token_scores"
 
-    # Two halves, so that between them completions can be gathered from all processes: raw scores of this process's
-    # completions, then what needs the whole batch.
+    # Scoring has two halves. The first scores this process's completions; then all processes gather their scores; the
+    # second shapes and spreads the scores of the whole batch.
 
     @torch.no_grad()
     def raw_scores(
@@ -162,7 +162,7 @@ class CompletionScorer:
     def _score_text(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
     ) -> Tensor:
-        """The same through text, for a reward model with a tokenizer of its own."""
+        """Like `_score_ids`, through text, for a reward model with another tokenizer."""
         tokens = zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)
         encoded = [self._encode(*ids, row) for ids, row in zip(tokens, rows, strict=True)]
         width = max(len(prompt) for prompt, _, _ in encoded)
@@ -199,7 +199,7 @@ class CompletionScorer:
         encoding = tokenizer(prompt + completion, add_special_tokens=not templated, return_offsets_mapping=True)
         reward_ids, spans = encoding["input_ids"], encoding["offset_mapping"]
         first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans))
-        # What the tokenizer adds at the end stands for no text.
+        # Tokens that the tokenizer appends, such as EOS, have no text: the last token gets their score.
         owners = [min(bisect_left(ends, e), last) if s < e else last for s, e in spans[first:]]
         if ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
             if reward_ids[-1:] != [tokenizer.eos_token_id]:

@@ -72,7 +72,7 @@ class PolicyAndValue(nn.Module):
             See [`~reward_model.readout.prefix_scores`].
     """
 
-    # What transformers.Trainer asks of a model.
+    # Attributes that transformers.Trainer reads.
     supports_gradient_checkpointing = True
     main_input_name = "input_ids"
 
@@ -83,13 +83,13 @@ class PolicyAndValue(nn.Module):
         # A copy, because Trainer writes the tokenizer's special tokens into it: a pad token that only the tokenizer has
         # would make a checkpoint that cannot be loaded.
         self.config = copy.deepcopy(policy.config)
-        # What FSDP shards by itself.
+        # The layers that FSDP shards one by one.
         self._no_split_modules = layer_classes(policy, value_model)
 
     def forward(
         self, input_ids: Tensor, columns: Tensor, temperature: float, token_loss: TokenLoss
     ) -> tuple[HeadLoss, Tensor]:
-        """What the loss needs of the parameters, for N completion tokens.
+        """The policy's loss and the values of N completion tokens.
 
         Args:
             input_ids (`Tensor`):

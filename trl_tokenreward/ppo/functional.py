@@ -1,7 +1,7 @@
 """The mathematics of fine-grained PPO: pure functions of tensors.
 
-Shapes: B completions, T completion tokens. Every mask is 1 for what counts and is applied where numbers are reduced, so
-whatever stands in a masked place changes nothing.
+Shapes: B completions, T completion tokens. Masks are 1 for real tokens. They are applied at reductions, so values in
+masked places change nothing.
 
 The index contract: entry `[:, t]` of every (B, T) tensor belongs to completion token t. Its log-probability and the
 value V(s_t) are read off the models' output one column earlier, before the token; its score is read off the reward
@@ -41,7 +41,7 @@ def repeated_ngrams(ids: Tensor, mask: Tensor, n: int) -> Tensor:
     if not bool((counts > 0).any()):
         return torch.zeros(len(ids), device=ids.device)
     grams = ids.unfold(1, n, 1)
-    # One number for each n-gram of the batch; places without one get numbers that no two share, below all others.
+    # One number for each n-gram of the batch. Places without an n-gram get unique negative numbers.
     _, codes = grams.reshape(-1, n).unique(dim=0, return_inverse=True)
     places = torch.arange(grams.shape[1], device=ids.device)
     codes = torch.where(places < counts.unsqueeze(1), codes.view(grams.shape[:2]), -1 - places)
@@ -154,9 +154,9 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, least: float) -> f
 
         beta <- max(least, beta * (1 + clip(kl / target - 1, -0.2, 0.2)))
 
-    Ziegler et al. (2019, section 2.2) take steps of a tenth of that, for runs of thousands of updates, and let the
-    coefficient fall without bound while the policy is still close to its reference. A run-away policy leaves its
-    reference within some ten updates, which a fifth each outruns; and with a bound there is nothing to make up for.
+    Ziegler et al. (2019, section 2.2) take steps of a tenth of that, for runs of thousands of updates, without a lower
+    bound. Here runs are short: ±20 % per update reacts within ten updates, in which a policy can run away. The bound
+    keeps the coefficient from falling while the policy is still close to its reference.
 
     Args:
         kl_coef (`float`):
@@ -227,15 +227,15 @@ def gae(
 
 
 def length_advantages(completion_mask: Tensor) -> Tensor:
-    """What each token adds to the length of its completion, beyond what was to be expected where it stands.
+    """The advantage of each token for the length of its completion.
 
     With m_t the mean number of tokens, this one and all that follow, of the batch's completions that have a token t,
 
         L_t = 1 + m_{t+1} - m_t   where another token follows,   L_t = 1 - m_t   on a completion's last one:
 
-    the one-step advantage of a reward of 1 a token, whose value function knows nothing but the position. Going on has a
-    small positive one, ending a large negative one, and over the completions that have a token t they add up to 0.
-    Where all completions end together, as at the limit of the response length, there is nothing to choose and it is 0.
+    the one-step advantage of a reward of 1 per token, with a value function of the position alone. A token that
+    continues has a small positive advantage, one that ends has a large negative one, and over the completions that have
+    a token t they add up to 0. Where all completions end together, as at the response length, it is 0.
 
     Args:
         completion_mask (`Tensor`):
@@ -259,10 +259,10 @@ def mean_length(completion_mask: Tensor) -> float:
 
 
 def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float) -> tuple[Tensor, float]:
-    """Advantages that leave the mean length of completions where it is, or bring it back to a target.
+    """Advantages that keep the mean length of completions, or bring it back to a target.
 
-    Summed rewards set a price on length: completions that end sooner have fewer chances of a bad token and a smaller KL
-    penalty, those that end later collect more good ones. So the advantages A_t lose their component along the
+    Summed rewards depend on the length: short completions have fewer bad tokens and a smaller KL penalty, long ones
+    collect more good tokens. So the advantages A_t lose their component along the
     advantages of length, L_t of [`length_advantages`], and get one that grows with the distance from the target,
 
         A_t <- A_t + b L_t,   b = 3 e std(A) / std(L) - sum_t A_t L_t / sum_t L_t^2,
@@ -344,11 +344,10 @@ def shape_scores(
     """Take the log-sigmoid of raw scores, scale, centre and clip them, in this order.
 
     `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all
-    real tokens of the batch. Where a score is the log-odds that an annotator would leave a token, its log-sigmoid is
-    the log-probability of that, and the sum over a completion the log-probability that nobody would touch it: a bad
-    token costs what it cost before, and how good the others are no longer matters much. `signal="sequence_score"` does
-    the same to each row's sum and puts the difference on its last token, so that potential differences stay what they
-    are.
+    real tokens of the batch. A token score is the log-odds that an annotator leaves the token unchanged. Its
+    log-sigmoid is the log-probability, and the sum over a completion is the log-probability that no token is changed:
+    bad tokens cost as much as before, and very good ones no longer pay for them. `signal="sequence_score"` shapes each
+    row's sum and puts the difference on its last token, so potential differences stay as they are.
 
     Args:
         scores (`Tensor`):

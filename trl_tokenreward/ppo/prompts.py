@@ -89,7 +89,7 @@ def prepare_prompts(
 
 @dataclass
 class DataCollatorForPrompts:
-    """Left-pads `input_ids` and says in `attention_mask` what is real, whatever the pad token is.
+    """Left-pads `input_ids`, with an `attention_mask` that does not depend on the pad token.
 
     Args:
         pad_token_id (`int`):

@@ -1,4 +1,4 @@
-"""Signs of reward hacking: a reward that rises while what it was meant for does not."""
+"""Signs of reward hacking: the reward rises while length, repetition or KL run away."""
 
 from typing import Any
 
@@ -18,11 +18,10 @@ def hacking_signs(
     max_repetition: float = 0.2,
     max_kl_per_token: float = 1.0,
 ) -> dict[str, str]:
-    """What in a PPO run's logs looks like reward hacking (Gao, Schulman and Hilton, 2023, have what follows from it).
+    """Signs of reward hacking in the logs of a PPO run (compare Gao, Schulman and Hilton, 2023).
 
-    The last `window` logs are compared with the first, whose completions are those of a policy that has hardly moved.
-    Only where the mean raw score has risen between them is anything a sign: a policy that gets worse by every measure
-    has other troubles.
+    The last `window` logs are compared with the first ones, when the policy had hardly moved. There are signs only if
+    the mean raw score has risen since.
 
     Args:
         history (`list[dict[str, float]]`):

@@ -28,7 +28,9 @@ class Completions(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """All that PPO needs to know of one batch of completions. B completions, P prompt columns, T completion columns.
+    """One batch of completions with everything that PPO computes for it.
+
+    B completions, P prompt columns, T completion columns.
 
     Attributes:
         prompt_ids, prompt_mask (`Tensor`):
@@ -77,7 +79,7 @@ class Rollout(NamedTuple):
         return Prompts(self.prompt_ids, self.prompt_mask)
 
     def rows(self, rows: Tensor) -> "Rollout":
-        """Some of its rows.
+        """A rollout of some of the rows.
 
         Args:
             rows (`Tensor`):

@@ -14,15 +14,15 @@ from .prompts import Prompts
 from .rollout import Completions
 
 
-# Tokens whose probabilities are summed up before it is looked up which of them is drawn.
+# Tokens in a block, whose probabilities are summed before one of them is drawn.
 _BLOCK = 256
 
 
 def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
     """Random numbers in [0, 1) to sample with, float64 of shape (len(rows), length).
 
-    A row's numbers depend on the seed and on its own number in the batch alone: not on the process that samples it, nor
-    on what was drawn before. So a resumed run, and a run on another number of processes, sample the same completions.
+    A row's numbers depend only on the seed and on the row's number in the batch. So a resumed run, or a run on another
+    number of processes, samples the same completions.
     """
     return torch.from_numpy(np.stack([np.random.default_rng([*seed, row]).random(length) for row in rows]))
 
@@ -51,16 +51,16 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
         tokens, total = logits.argmax(-1), exponentials.sum(-1)
     else:
         tokens, total = _invert(exponentials, uniform)
-    # Not of the exponential, which is 0 for a token that is hardly likely.
+    # From the logits, since the exponential of a very unlikely token is 0.
     chosen = (logits.gather(-1, tokens.unsqueeze(-1)) - peak).squeeze(-1)
     return tokens, chosen / (temperature or 1.0) - total.log().float()
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Where in each row of weights, (B, V), its share `uniform`, (B,), of the whole is reached; and the rows' sums.
+    """The place in each row of weights, (B, V), where the share `uniform`, (B,), of their sum is reached; and the sums.
 
-    Sums run over blocks first and then within one block, so that there is one pass over all weights. Across blocks they
-    run in float64: the sum of 150,000 float32 probabilities is off by more than the rare ones are worth.
+    Sums run over blocks first and then within one block, so there is one pass over all weights. Across blocks they run
+    in float64: in float32, the rounding error of 150,000 probabilities exceeds the rare ones.
     """
     size = min(_BLOCK, weights.shape[1])
     whole = weights.shape[1] // size * size
@@ -84,7 +84,7 @@ def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """A cache layer with room for what is to come: `DynamicLayer` copies all that it holds for every token."""
+    """A cache layer that allocates its memory once: `DynamicLayer` copies its content for every token."""
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -103,7 +103,7 @@ class _PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        # In place: only rows that are kept move, and only as far as they are filled.
+        # In place, so that only the filled part of kept rows moves.
         for room in self._room:
             room[: len(indices), :, : self.length] = room[indices, :, : self.length]
         self._room = [room[: len(indices)] for room in self._room]
@@ -117,7 +117,7 @@ def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
 
 
 def _cache_argument(model: PreTrainedModel) -> str:
-    """Transformers has called it `cache` since 5.24, and takes the old name no longer from 5.40 on."""
+    """The name of the cache argument: `cache` since transformers 5.24, which drops the old name in 5.40."""
     return "cache" if "cache" in signature(without_peft(model).forward).parameters else "past_key_values"
 
 
@@ -133,9 +133,8 @@ def generate(
 ) -> Completions:
     """Sample completions from the model's own distribution.
 
-    `model.generate` is not used, because the model's generation config would then have a say (a repetition penalty,
-    say, that training knows nothing of), and because its sampling depends on the batch. Rows that have ended leave the
-    batch.
+    `model.generate` is not used, for two reasons: it applies the model's generation config, such as a repetition
+    penalty, which training does not; and its samples depend on the batch. Rows that have ended leave the batch.
 
     Args:
         model (`PreTrainedModel`):

@@ -32,7 +32,7 @@ _LEADING = 1.7
 
 
 def log_to_trackers(callbacks: Iterable[TrainerCallback], rows: Sequence[ScoredRow], step: int) -> None:
-    """Logs completions wherever a trainer logs its metrics that can show them.
+    """Logs completions to those of the trainer's trackers that can show them.
 
     Without matplotlib there is no figure.
 
@@ -114,7 +114,7 @@ _LOGS = {TensorBoardCallback: _to_tensorboard, TrackioCallback: _to_trackio, Wan
 
 
 def markdown_table(table: dict[str, list[Any]]) -> str:
-    """A table in Markdown, in whose cells nothing is Markdown or HTML."""
+    """A table in Markdown. Markdown and HTML in cells are escaped."""
     rows = [table, *zip(*table.values(), strict=True)]
     lines = [f"| {' | '.join(map(_markdown_cell, row))} |" for row in rows]
     return "\n".join([lines[0], f"|{' --- |' * len(table)}", *lines[1:]])

@@ -52,10 +52,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
     """
     Trainer for Proximal Policy Optimization with dense, per-token rewards.
 
-    It takes the place of TRL's `PPOTrainer` (of which it is a subclass where TRL has one) in a script as it is, and
-    runs on [`~transformers.Trainer`]'s own loop: the training "data set" is an endless series of updates, each of which
-    collects completions and yields them in shuffled micro-batches `num_ppo_epochs` times. Optimizer, gradient clipping,
-    mixed precision, gradient checkpointing, callbacks, logging and checkpoints are the Trainer's.
+    It replaces TRL's `PPOTrainer` in a script, and is a subclass of it where TRL has one. It runs on
+    [`~transformers.Trainer`]'s own loop: its data loader is a series of updates, each of which collects completions and
+    yields them in shuffled mini-batches `num_ppo_epochs` times. The Trainer does optimization, gradient clipping, mixed
+    precision, gradient checkpointing, callbacks, logging and checkpoints.
 
     Args:
         args ([`FineGrainedPPOConfig`]):
@@ -367,7 +367,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return BaseTrainer.train(self, *args, **kwargs)
 
     def _reset_state(self, args: FineGrainedPPOConfig) -> None:
-        """Forget what an earlier or interrupted run has left behind."""
+        """Discard the state of an earlier or interrupted run."""
         self.adaptive = AdaptiveState.start(args)
         self.rollout_metrics.pop()
         self.step_statistics.clear()

@@ -18,11 +18,11 @@ from .rollout import Completions
 
 class VLLMEngine:
     """
-    TRL's `VLLMGeneration` in the terms of the PPO trainer: tensors in, [`~ppo.rollout.Completions`] out.
+    An adapter of TRL's `VLLMGeneration` to the PPO trainer: tensors in, [`~ppo.rollout.Completions`] out.
 
-    Completions are sampled from the policy's own distribution: no truncation of it, no penalties, and nothing from the
-    model's generation config. vLLM draws its own random numbers: a seed in its sampling parameters would start the
-    random numbers of every prompt of a batch at the same place, so that equal prompts got equal completions.
+    Completions are sampled from the policy's own distribution, without truncation, penalties or the model's generation
+    config. vLLM draws its own random numbers: with a seed in its sampling parameters, equal prompts of a batch would
+    get equal completions.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`):
@@ -92,7 +92,7 @@ class VLLMEngine:
             min_p=0.0,
             max_completion_length=args.response_length,
             logprobs=0,
-            # Left to itself, vLLM would also stop at every EOS of the tokenizer and of the generation config.
+            # By default, vLLM also stops at every EOS of the tokenizer and of the generation config.
             generation_kwargs={
                 "ignore_eos": True,
                 "stop_token_ids": [] if stop_token_id is None else [stop_token_id],
@@ -143,7 +143,7 @@ class VLLMEngine:
         self, ids: list[list[int]], logps: list[list[list[float | None]]], device: torch.device
     ) -> Completions:
         for row in ids:
-            # vLLM's token ids include the stop token. To add one where it is missing would be to invent an end.
+            # vLLM's token ids include the stop token. Adding a missing one would invent an end.
             if len(row) != self.response_length and (len(row) == 0 or row[-1] != self.stop_token_id):
                 raise RuntimeError(
                     f"vLLM returned a completion of {len(row)} tokens, which is not "
@@ -165,11 +165,10 @@ class VLLMEngine:
 
 @contextmanager
 def _without_drift(policy: nn.Module) -> Iterator[None]:
-    """Put back the weights under adapters afterwards.
+    """Restore the weights under adapters afterwards.
 
-    TRL merges adapters into them for the time of a transfer and subtracts them again. That leaves rounding errors,
-    which at bfloat16 add up from one transfer to the next, in the reference policy too. The copy lies in the CPU's
-    memory, since that of the GPU has to hold vLLM.
+    TRL merges adapters into them for a transfer and subtracts them again. In bfloat16 the rounding errors add up from
+    one transfer to the next, in the reference policy too. The copy is in the CPU's memory, since the GPU's holds vLLM.
     """
     saved = []
     if is_peft_model(policy):
