@@ -114,14 +114,12 @@ def test_the_demo_on_its_own_corpus_and_on_a_file(tmp_path):
 
 
 @pytest.mark.any_trl
-@pytest.mark.parametrize("chat", [True, False], ids=["chat template", "no chat template"])
-def test_the_demo_on_a_model_of_the_users(tmp_path, chat):
+def test_the_demo_on_a_model_of_the_users(tmp_path):
     tokenizer = tiny.tokenizer(vocab_size=400, corpus=[row["chosen"] for row in make_corpus(50, seed=2)])
-    if chat:
-        tokenizer.chat_template = (
-            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}"
-        )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
     tokenizer.save_pretrained(tmp_path / "model")
     tiny.causal_lm(vocab_size=len(tokenizer), max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     small = ["--rows", "16", "--evaluation-rows", "8", "--updates", "1"]
@@ -130,7 +128,7 @@ def test_the_demo_on_a_model_of_the_users(tmp_path, chat):
     assert "parameters and start from model." in table and "1 updates of 16 completions" in table
     assert not (tmp_path / "out" / "start_policy").exists()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert ("&lt;assistant&gt;" in page) == chat
+    assert "&lt;assistant&gt;" in page
 
 
 def test_load_split_says_what_is_wrong(tmp_path):
