@@ -1,4 +1,5 @@
-"""The only module that imports TRL names which are private or which moved between versions."""
+"""The only module that imports TRL names which are private or which moved between versions, but for the base of
+`_trl_ppo_config`."""
 
 import warnings
 

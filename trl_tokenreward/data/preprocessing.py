@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized, word_edit_ratio
+from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized, blank_start, word_edit_ratio
 from ..utils.text import shorten
 from .dropped import DroppedRows
 from .formats import (
@@ -54,11 +54,7 @@ def _completion(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, 
     that text. A token across the border of prompt and completion is the completion's; special tokens, which have the
     span `(0, 0)`, are the prompt's before it."""
     first = next((i for i, (_, end) in enumerate(tokens.offsets) if end > text.prompt_end), len(tokens.ids))
-    # Byte-level tokenizers that trim their offsets give an empty span to a token of white space, right after it.
-    offsets = [
-        (start - 1, end) if 0 < start == end and text.text[start - 1].isspace() else (start, end)
-        for start, end in tokens.offsets[first:]
-    ]
+    offsets = [(blank_start(text.text, end) if start == end else start, end) for start, end in tokens.offsets[first:]]
     inside = [i for i, (start, end) in enumerate(offsets) if start < text.end and end > text.start]
     if not inside:
         return first, range(first, first), TokenizedText([], [])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..nn.modules import evaluation_mode, without_peft
+from ..nn.modules import evaluation_mode, max_positions, without_peft
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Unanswered
 from ..utils.validation import check_least
 
@@ -156,15 +156,14 @@ class LocalEditor(Editor):
         pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         if pad_token_id is None:
             raise ValueError("`tokenizer` has neither a pad token nor an EOS token.")
-        self.config = without_peft(model).config
-        name = self.config.name_or_path or type(model).__name__
+        name = without_peft(model).config.name_or_path or type(model).__name__
         super().__init__({"model": name, "max_new_tokens": max_new_tokens, "retry_temperature": retry_temperature})
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.max_new_tokens, self.retry_temperature, self._pad = max_new_tokens, retry_temperature, pad_token_id
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
         ids = [self._encode(request) for request in requests]
-        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        limit = max_positions(self.model)
         room = None if limit is None else limit - self.max_new_tokens
         answers: list[str | Unanswered] = [
             Unanswered(

@@ -30,6 +30,12 @@ class TokenizedText(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
+def blank_start(text: str, end: int) -> int:
+    """Where a token with the empty span `(end, end)` begins. Byte-level tokenizers that trim their offsets give such a
+    span to a token of white space, right after it; any other token has no characters."""
+    return end - 1 if text[max(end - 1, 0) : end].isspace() else end
+
+
 @dataclass(frozen=True)
 class EditOperation:
     """One contiguous edit. All ranges are half-open.
@@ -420,9 +426,9 @@ def _side(text: str, tokens: TokenizedText, name: str) -> _Side:
                 "characters: offsets are counted from the start of the text that is aligned."
             )
         if start == end:
-            if not text[max(end - 1, 0) : end].isspace():
+            start = blank_start(text, end)
+            if start == end:
                 continue
-            start -= 1
         # Tokenizers disagree on whether the space that a token stands for is in its span, and at the start of a text
         # the space may not even be there ("▁This"). The id says which it is, so the span need not.
         token = text[start:end]

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..nn.modules import evaluation_mode, without_peft
+from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
@@ -81,15 +81,14 @@ class RewardModelJudge(ScoringJudge):
         check_scorer(model, "model")
         if not has_sequence_score(model):
             raise TypeError("`model` scores tokens only: pass a TokenRewardModel or a sequence classifier.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_least(batch_size=(batch_size, 1))
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     @torch.no_grad()
     def scores(self, prompts: list[Prompt], answers: list[str]) -> list[float]:
         """The score of each answer."""
         ids = [self._encode(*pair) for pair in zip(prompts, answers, strict=True)]
-        limit = getattr(without_peft(self.model).config.get_text_config(), "max_position_embeddings", None)
+        limit = max_positions(self.model)
         for index, row in enumerate(ids):
             if not row or (limit is not None and len(row) > limit):
                 raise ValueError(f"Prompt and answer {index} have {len(row)} tokens; the judge reads 1 to {limit}.")
@@ -288,8 +287,8 @@ def _verdict(answer: str) -> float:
 
 
 def _read_cache(path: Path) -> dict[str, str]:
-    def check(record: dict[str, str]) -> tuple[str, float]:
-        return record["key"], _verdict(record["answer"])
+    def check(record: dict[str, str]) -> tuple[str, str]:
+        return record["key"], _VERDICT.findall(record["answer"])[-1]
 
     records = read_jsonl(path, "the cache", "judge's answer", check)
     return {record["key"]: record["answer"] for record in records}

@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..nn.modules import evaluation_mode, without_peft
+from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
@@ -89,7 +89,7 @@ class AnswerSampler:
 
     def __call__(self, model: nn.Module) -> list[Answer]:
         """The model's answers to the prompts, in evaluation mode."""
-        limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+        limit = max_positions(model)
         longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
         if limit is not None and len(self._ids[longest]) + self.response_length > limit:
             raise ValueError(

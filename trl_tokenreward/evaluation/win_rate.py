@@ -29,6 +29,7 @@ from ..utils.statistics import (
     quantiles,
     resampled,
 )
+from ..utils.validation import check_least
 from .sampler import Answer, AnswerSampler
 
 
@@ -273,8 +274,7 @@ class WinRateCallback(TrainerCallback):
     ):
         from ..ppo.trainer import FineGrainedPPOTrainer
 
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1, got {every}.")
+        check_least(every=(every, 1))
         check_bootstrap(level, resamples)
         accelerator = trainer.accelerator
         if trainer.is_fsdp_enabled or is_fsdp2(accelerator) or is_zero3(accelerator):

@@ -14,6 +14,11 @@ def without_peft(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model
 
 
+def max_positions(model: nn.Module) -> int | None:
+    """The most tokens that a model reads, where its configuration says so."""
+    return getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+
+
 def is_causal(backbone: nn.Module) -> bool:
     """True if the backbone has attention modules with an attribute `is_causal` and it is true for all of them."""
     said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]

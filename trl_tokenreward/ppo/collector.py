@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..nn.masked import masked_whiten
-from ..nn.modules import without_peft
+from ..nn.modules import max_positions
 from .adaptation import AdaptiveState
 from .completion_scorer import CompletionScorer, RawScores
 from .config import FineGrainedPPOConfig
@@ -130,7 +130,7 @@ class RolloutCollector:
         prompts = Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         longest = prompts.ids.shape[1] + self.args.response_length
         for name, model in self._readers().items():
-            limit = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+            limit = max_positions(model)
             if limit is not None and longest > limit:
                 raise ValueError(
                     f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do "

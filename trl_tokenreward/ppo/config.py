@@ -6,6 +6,7 @@ from typing import Any, Literal
 from transformers.utils import logging
 
 from .._trl import PPOConfig
+from ..utils.validation import check_least
 
 
 logger = logging.get_logger(__name__)
@@ -355,8 +356,7 @@ class FineGrainedPPOConfig(PPOConfig):
             raise ValueError("`kl_target` adapts `kl_coef` by factors, so it needs one above 0.")
         if self.model_adapter_name is not None and self.ref_adapter_name is None:
             raise ValueError("`model_adapter_name` has an effect only together with `ref_adapter_name`.")
-        if self.num_completions_to_log < 1:
-            raise ValueError(f"`num_completions_to_log` must be at least 1, got {self.num_completions_to_log}.")
+        check_least(num_completions_to_log=(self.num_completions_to_log, 1))
         if self.num_completions_to_log != 8 and not self.log_completions:
             raise ValueError("`num_completions_to_log` has no effect without `log_completions=True`.")
         if self.log_completions and self.logging_strategy == "no":

@@ -147,18 +147,13 @@ class TokenRewardConfig(RewardConfig):
         super().__post_init__()
         if self.max_edit_ratio is not None and not 0 < self.max_edit_ratio <= 1:
             raise ValueError(f"`max_edit_ratio` is a share of words, above 0 and at most 1, not {self.max_edit_ratio}.")
-        for name in ("sequence_loss_weight", "token_loss_weight", "unchanged_token_weight"):
-            weight = getattr(self, name)
-            if weight is None and name == "unchanged_token_weight":
+        optional = ("unchanged_token_weight", "head_learning_rate")
+        for name in ("sequence_loss_weight", "token_loss_weight", *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
                 continue
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise ValueError(f"`{name}` must be a finite number that is not negative, but is {weight}.")
-        if self.head_learning_rate is not None and not (
-            self.head_learning_rate >= 0 and math.isfinite(self.head_learning_rate)
-        ):
-            raise ValueError(
-                f"`head_learning_rate` must be a finite number that is not negative, but is {self.head_learning_rate}."
-            )
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be a finite number that is not negative, but is {value}.")
         if self.token_loss not in ("classification", "ranking"):
             raise ValueError(f"`token_loss` must be 'classification' or 'ranking', not {self.token_loss!r}.")
         if self.unchanged_token_target not in ("right", "zero"):

@@ -19,6 +19,7 @@ from ..data.formats import SIDES
 from ..data.preprocessing import prepare_dataset
 from ..nn.modules import evaluation_mode, without_peft
 from ..utils.statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
+from ..utils.validation import check_least
 from .metrics import edit_pair_wins, token_auroc
 from .modeling import TokenRewardModel
 
@@ -181,9 +182,7 @@ def evaluate_token_rewards(
     """
     if not isinstance(without_peft(model), TokenRewardModel):
         raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
-    for name, value in {"batch_size": batch_size, "num_bins": num_bins, "num_groups": num_groups}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    check_least(batch_size=(batch_size, 1), num_bins=(num_bins, 1), num_groups=(num_groups, 1))
     check_bootstrap(level, resamples)
     rows, dropped = prepare_dataset(
         dataset, tokenizer, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"

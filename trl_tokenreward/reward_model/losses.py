@@ -10,14 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.masked import masked_mean, masked_sum
-
-
-def _check_mask(name: str, mask: Tensor, scores_name: str, scores: Tensor) -> None:
-    if mask.shape != scores.shape:
-        raise ValueError(
-            f"`{name}` has shape {tuple(mask.shape)}, but `{scores_name}` has shape {tuple(scores.shape)}."
-        )
+from ..nn.masked import check_shapes, masked_mean, masked_sum, zero_masked
 
 
 def sequence_ranking_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None) -> Tensor:
@@ -38,10 +31,10 @@ def sequence_ranking_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin
     Returns:
         `Tensor`: a scalar.
     """
-    _check_mask("rejected_scores", rejected_scores, "chosen_scores", chosen_scores)
+    check_shapes("rejected_scores", rejected_scores, "chosen_scores", chosen_scores)
     difference = chosen_scores - rejected_scores
     if margin is not None:
-        _check_mask("margin", margin, "chosen_scores", chosen_scores)
+        check_shapes("margin", margin, "chosen_scores", chosen_scores)
         difference = difference - margin
     return -F.logsigmoid(difference).mean()
 
@@ -78,8 +71,8 @@ def edit_ranking_loss(
     Returns:
         `Tensor`: a scalar.
     """
-    _check_mask("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
-    _check_mask("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
+    check_shapes("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
+    check_shapes("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
     if chosen_scores.shape[0] != rejected_scores.shape[0]:
         raise ValueError(
             f"`chosen_scores` has shape {tuple(chosen_scores.shape)} and `rejected_scores` "
@@ -118,11 +111,11 @@ def edit_classification_loss(
     Returns:
         `Tensor`: a scalar.
     """
-    _check_mask("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
-    _check_mask("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
+    check_shapes("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
+    check_shapes("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
     # Zeroed before the sigmoid and not only after it: the gradient of a NaN that is masked later would still be NaN.
-    edited_in = chosen_scores.masked_fill(~chosen_edit_mask.bool(), 0)
-    edited_out = rejected_scores.masked_fill(~rejected_edit_mask.bool(), 0)
+    edited_in = zero_masked(chosen_scores, chosen_edit_mask)
+    edited_out = zero_masked(rejected_scores, rejected_edit_mask)
     total = masked_sum(-F.logsigmoid(edited_in), chosen_edit_mask)
     total = total + masked_sum(-F.logsigmoid(-edited_out), rejected_edit_mask)
     return total / (chosen_edit_mask.sum() + rejected_edit_mask.sum()).clamp(min=1)
@@ -142,8 +135,8 @@ def unchanged_score_penalty(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
     Returns:
         `Tensor`: a scalar.
     """
-    _check_mask("unchanged_mask", unchanged_mask, "scores", scores)
-    return masked_mean(scores.masked_fill(~unchanged_mask.bool(), 0).square(), unchanged_mask)
+    check_shapes("unchanged_mask", unchanged_mask, "scores", scores)
+    return masked_mean(zero_masked(scores, unchanged_mask).square(), unchanged_mask)
 
 
 def unchanged_classification_loss(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
@@ -162,5 +155,5 @@ def unchanged_classification_loss(scores: Tensor, unchanged_mask: Tensor) -> Ten
     Returns:
         `Tensor`: a scalar.
     """
-    _check_mask("unchanged_mask", unchanged_mask, "scores", scores)
-    return masked_mean(-F.logsigmoid(scores.masked_fill(~unchanged_mask.bool(), 0)), unchanged_mask)
+    check_shapes("unchanged_mask", unchanged_mask, "scores", scores)
+    return masked_mean(-F.logsigmoid(zero_masked(scores, unchanged_mask)), unchanged_mask)

@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from .losses import _check_mask
+from ..nn.masked import check_shapes
 
 
 def pairwise_wins(above: Tensor, below: Tensor) -> float:
@@ -45,7 +45,7 @@ def token_auroc(scores: Tensor, labels: Tensor) -> float:
     Returns:
         `float`: between 0 and 1, and NaN where either class is empty, since there is nothing to compare.
     """
-    _check_mask("labels", labels, "scores", scores)
+    check_shapes("labels", labels, "scores", scores)
     labels = labels.bool()
     positives, negatives = scores[labels], scores[~labels]
     pairs = len(positives) * len(negatives)
@@ -74,8 +74,8 @@ def edit_pair_wins(
     Returns:
         `Tensor`: wins and pairs, shape (B, 2), in double precision since counts of pairs outgrow float32's integers.
     """
-    _check_mask("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
-    _check_mask("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
+    check_shapes("chosen_edit_mask", chosen_edit_mask, "chosen_scores", chosen_scores)
+    check_shapes("rejected_edit_mask", rejected_edit_mask, "rejected_scores", rejected_scores)
     rows = []
     for chosen, rejected, edited_in, edited_out in zip(
         chosen_scores, rejected_scores, chosen_edit_mask.bool(), rejected_edit_mask.bool(), strict=True

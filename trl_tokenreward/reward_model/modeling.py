@@ -24,6 +24,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput, is_peft_available, logging
 
+from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
 from .text_scores import TextScores, columns_of_text, scores_of_ids
 
@@ -414,8 +415,7 @@ class TokenRewardModel(PreTrainedModel):
         _check_strings("prompts", prompts)
         if len(prompts) != len(texts):
             raise ValueError(f"There are {len(texts)} texts, but {len(prompts)} prompts.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_least(batch_size=(batch_size, 1))
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."

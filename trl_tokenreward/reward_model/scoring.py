@@ -19,6 +19,7 @@ from ..data.formats import SIDES, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
+from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
@@ -180,9 +181,8 @@ def score_dataset(
     """
     if not scorers:
         raise ValueError("`score_dataset` needs a TokenScorer to score with.")
-    for name, value in {"limit": limit, "max_length": max_length, "batch_size": batch_size}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    given = {"limit": limit, "max_length": max_length, "batch_size": batch_size}
+    check_least(**{name: (value, 1) for name, value in given.items() if value is not None})
     total: int | None
     if isinstance(dataset, Dataset):
         total = len(dataset)

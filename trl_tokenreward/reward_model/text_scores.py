@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import BatchEncoding
 
+from ..edits.alignment import blank_start
 from ..nn.modules import evaluation_mode
 from ..nn.unpadding import padded_groups
 from ..views.page import notebook_html
@@ -72,9 +73,8 @@ def columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[li
     whole = prompt + text
     columns, spans = [], []
     for column, (start, end) in enumerate(encoding["offset_mapping"]):
-        # Byte-level tokenizers that trim white space off their spans leave nothing to a token of white space.
-        if 0 < start == end <= len(whole) and whole[start - 1].isspace():
-            start -= 1
+        if start == end:
+            start = blank_start(whole, end)
         # What the tokenizer adds of its own, such as BOS, has the span (0, 0).
         if offset < end and start < len(whole):
             columns.append(column)

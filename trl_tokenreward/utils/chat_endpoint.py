@@ -11,13 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.utils import logging
-
 from .text import quoted_start
 from .validation import check_least
 
-
-logger = logging.get_logger(__name__)
 
 Prompt = str | list[dict[str, Any]]
 

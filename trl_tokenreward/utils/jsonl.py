@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .chat_endpoint import Unanswered, logger
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any], *, repair: bool = True) -> list[Any]:
@@ -34,7 +37,7 @@ def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any],
         try:
             records.append(json.loads(line))
             check(records[-1])
-        except (ValueError, LookupError, TypeError, AttributeError, Unanswered) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"Line {number} of {name} {path} is no {content}: delete it or name another file."
             ) from error
