@@ -1,6 +1,7 @@
 import os
 
 from browser import browser, open_page  # noqa: F401  # fixtures
+from fake_endpoint import serve  # noqa: F401  # fixture
 
 
 # Set before any Hugging Face library is imported: a test that reaches for the network must fail, not wait.

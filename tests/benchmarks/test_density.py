@@ -6,12 +6,12 @@ from collections import Counter
 
 import demo_seeds
 import density
-import density_report
-import density_settings
 import pytest
 from datasets import Dataset
 
 import density_data
+import density_report
+import density_settings
 
 
 pytestmark = pytest.mark.any_trl

@@ -20,7 +20,6 @@ from datasets import Dataset, load_dataset, load_from_disk
 from transformers.utils.import_utils import is_serve_available
 
 import tiny
-from fake_endpoint import running
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
 from trl_tokenreward.cli import edit as command
 from trl_tokenreward.editing.checks import EditChecks
@@ -40,11 +39,8 @@ def good_for_bad(text, number):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with running(good_for_bad) as server:
-        yield server
+def server(serve):
+    return serve(good_for_bad)
 
 
 def make_editor(server, **kwargs):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import tiny
-from fake_endpoint import running
 from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, TokenRewardModel
 from trl_tokenreward.evaluation.judges import DEFAULT_TEMPLATE
 
@@ -24,11 +23,8 @@ def longer_wins(text, number):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with running(longer_wins) as server:
-        yield server
+def server(serve):
+    return serve(longer_wins)
 
 
 def make_judge(server, **kwargs):

@@ -1,13 +1,13 @@
 """Fixtures of the tests of ppo."""
 
 import gc
+from functools import cache
 
 import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ppo_scenario import (
-    Scenario,
-)
+import ppo_runs
+from ppo_scenario import Scenario
 
 
 @pytest.fixture
@@ -24,3 +24,16 @@ def optimizer_steps():
     handle = register_optimizer_step_post_hook(lambda *_: steps.append(1))
     yield steps
     handle.remove()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run on this process alone: its tensors, its logs and the trainer."""
+
+    @cache
+    def train(run):
+        trainer = ppo_runs.make(run, tmp_path_factory.mktemp("one"))
+        trainer.train()
+        return *ppo_runs.outcome(trainer), trainer
+
+    return train

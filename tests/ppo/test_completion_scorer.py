@@ -12,20 +12,8 @@ from transformers import (
 )
 
 import tiny
-from scorer_cases import (
-    ATTENTION_MASK,
-    EOS,
-    INPUT_IDS,
-    PAD,
-    PERIOD,
-    TWO_ROWS,
-    A,
-    C,
-    D,
-    sequence_classifier,
-    token_reward_model,
-    word_reward_model,
-)
+from scorer_cases import ATTENTION_MASK, INPUT_IDS, TWO_ROWS, sequence_classifier, token_reward_model
+from tiny import EOS, PAD, PERIOD, A, C, D
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer, RawScores
 from trl_tokenreward.ppo.functional import shape_scores
@@ -223,7 +211,9 @@ def test_shape_scores_by_hand(signal, settings, expected):
     ],
 )
 def test_raw_scores_by_hand(signal, density, expected):
-    reward = word_reward_model({C: 1.0, PERIOD: 2.0, D: -4.0, EOS: 0.5}, {C: 5.0, PERIOD: 3.0, D: 9.0, EOS: 7.0})
+    reward = tiny.unigram_reward_model(
+        {C: 1.0, PERIOD: 2.0, D: -4.0, EOS: 0.5}, {C: 5.0, PERIOD: 3.0, D: 9.0, EOS: 7.0}
+    )
     for batch_size in (1, 64):
         scorer = CompletionScorer(reward, tiny.word_tokenizer(), signal=signal, density=density, batch_size=batch_size)
         torch.testing.assert_close(
@@ -251,15 +241,15 @@ def test_spreading_keeps_totals():
     scores, mask = torch.randn(2, 4) * TWO_ROWS[2], TWO_ROWS[2]
     totals = scores.sum(1)
     for density in ("token", "sentence", "sequence"):
-        scorer = CompletionScorer(word_reward_model({A: 1.0}), tiny.word_tokenizer(), density=density)
+        scorer = CompletionScorer(tiny.unigram_reward_model({A: 1.0}), tiny.word_tokenizer(), density=density)
         torch.testing.assert_close(scorer.spread(RawScores(scores, "token_scores"), TWO_ROWS[1], mask).sum(1), totals)
 
 
 @pytest.mark.parametrize(
     ("reward", "arguments", "error", "message"),
     [
-        (word_reward_model(), {}, ValueError, "The reward model's token head is untrained"),
-        (word_reward_model(), {"signal": "token_scores"}, ValueError, "set `reward_signal='sequence_score'`"),
+        (tiny.unigram_reward_model(), {}, ValueError, "The reward model's token head is untrained"),
+        (tiny.unigram_reward_model(), {"signal": "token_scores"}, ValueError, "set `reward_signal='sequence_score'`"),
         (token_classifier(), {"signal": "sequence_score"}, ValueError, "a LlamaForTokenClassification does not give that"),
         (sequence_classifier(), {"signal": "token_scores"}, ValueError, "a LlamaForSequenceClassification does not give that"),
         (lambda **kwargs: [], {"signal": "token_scores"}, ValueError, "`reward_signal` has no effect on a reward function"),
@@ -274,5 +264,7 @@ def test_scorers_that_cannot_be_made(reward, arguments, error, message):
 
 
 def test_an_untrained_token_head_is_fine_for_sequence_scores():
-    scorer = CompletionScorer(word_reward_model(None, {EOS: 2.0}), tiny.word_tokenizer(), signal="sequence_score")
+    scorer = CompletionScorer(
+        tiny.unigram_reward_model(None, {EOS: 2.0}), tiny.word_tokenizer(), signal="sequence_score"
+    )
     assert scorer.raw_scores(*TWO_ROWS).values.sum(1).tolist() == [2, 2]

@@ -9,6 +9,7 @@ import torch
 
 import ppo_runs
 from processes import launch, load
+from trl_tokenreward.ppo.checkpointing import parts
 
 
 pytestmark = [
@@ -32,30 +33,17 @@ def trained(tmp_path_factory):
     return train
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    @cache
-    def train(run):
-        trainer = ppo_runs.make(run, tmp_path_factory.mktemp("one"))
-        trainer.train()
-        return ppo_runs.outcome(trainer)
-
-    return train
-
-
 def assert_same_run(directory, expected):
     assert load(directory, 0)["engine"] == "DEEPSPEED"
     tensors, logs = ppo_runs.load_outcome(directory)
-    expected_tensors, expected_logs = expected
+    expected_tensors, expected_logs, _ = expected
     assert sum(name.startswith("model.") for name in tensors) > 20
     for name, tensor in tensors.items():
         wanted = expected_tensors[name]
         if name == "learning_rates":  # DeepSpeed drops groups of parameters that are empty
             tensor, wanted = tensor.unique(), wanted.unique()
         torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-    assert len(logs) == len(expected_logs)
-    for entry, expected_entry in zip(logs, expected_logs, strict=True):
-        assert entry == pytest.approx(expected_entry, rel=1e-4, abs=2e-5)
+    ppo_runs.assert_same_logs(logs, expected_logs)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -72,9 +60,8 @@ def test_two_processes_go_on_from_a_checkpoint(engine, run, one, trained):
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_a_checkpoint_holds_whole_models(engine, one, trained):
-    tensors, _ = one("terminal")
+    tensors, _, trainer = one("terminal")
     checkpoint = trained(engine) / "terminal" / "checkpoint-16"
-    models = ppo_runs.make("terminal", checkpoint)
-    for name, model, folder in models._trained_models(str(checkpoint)):
+    for name, model, folder in parts(trainer.model, str(checkpoint)):
         for key, tensor in type(model).from_pretrained(folder).state_dict().items():
             torch.testing.assert_close(tensor, tensors[f"model.{name}.{key}"], rtol=1e-5, atol=1e-5)

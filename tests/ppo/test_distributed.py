@@ -56,19 +56,6 @@ def trained(tmp_path_factory):
     return train
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """A run on this process alone: its outcome, its samples and the trainer."""
-
-    @cache
-    def train(run):
-        trainer = ppo_runs.make(run, tmp_path_factory.mktemp("one"))
-        trainer.train()
-        return *ppo_runs.outcome(trainer), trainer
-
-    return train
-
-
 def assert_close(actual, expected):
     (actual, actual_logs), (expected, expected_logs) = actual, expected
     for name, tensor in actual.items():
@@ -76,9 +63,7 @@ def assert_close(actual, expected):
         torch.testing.assert_close(
             tensor, expected[name], rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
         )
-    assert len(actual_logs) == len(expected_logs)
-    for entry, expected_entry in zip(actual_logs, expected_logs, strict=True):
-        assert entry == pytest.approx(expected_entry, rel=1e-4, abs=2e-5)
+    ppo_runs.assert_same_logs(actual_logs, expected_logs)
 
 
 def test_the_main_process_logs_the_completions_of_all(one, trained):

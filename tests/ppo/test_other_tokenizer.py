@@ -9,20 +9,8 @@ from transformers import (
 )
 
 import tiny
-from scorer_cases import (
-    ATTENTION_MASK,
-    EOS,
-    INPUT_IDS,
-    PAD,
-    A,
-    B,
-    C,
-    D,
-    E,
-    batch,
-    token_reward_model,
-    word_reward_model,
-)
+from scorer_cases import ATTENTION_MASK, INPUT_IDS, batch, token_reward_model
+from tiny import EOS, PAD, A, B, C, D, E
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer
 from trl_tokenreward.reward_model.readout import (
     token_scores,
@@ -92,7 +80,7 @@ def test_scores_go_to_the_token_in_which_they_end():
     words, characters = tiny.word_tokenizer(), tiny.word_tokenizer(words="abcdefghijk ")
     characters.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     c, space = characters("c ")["input_ids"]
-    scorer = CompletionScorer(word_reward_model({c: 1.0, space: 10.0}), words, characters)
+    scorer = CompletionScorer(tiny.unigram_reward_model({c: 1.0, space: 10.0}), words, characters)
     # "a b" and " c d c": each space is part of the word after it.
     scores = scorer.raw_scores(*batch(([A, B], [C, D, C]), ([A], [C, C, EOS]))).values
     torch.testing.assert_close(scores, torch.tensor([[11.0, 10, 11], [11, 11, 0]]), rtol=0, atol=1e-4)
@@ -105,7 +93,7 @@ def test_what_the_reward_tokenizer_adds_belongs_to_no_word():
         single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", EOS)]
     )
     c = adding.convert_tokens_to_ids("c")
-    scorer = CompletionScorer(word_reward_model({c: 1.0, EOS: 100.0, 2: 1000.0}), words, adding)
+    scorer = CompletionScorer(tiny.unigram_reward_model({c: 1.0, EOS: 100.0, 2: 1000.0}), words, adding)
     scores = scorer.raw_scores(*batch(([A], [C, D]), ([A], [C, EOS]))).values
     torch.testing.assert_close(scores, torch.tensor([[1.0, 100], [1, 100]]), rtol=0, atol=1e-4)
 
@@ -116,7 +104,7 @@ def test_messages_get_the_reward_models_own_template():
     permuted.chat_template = "<unk> {{ messages[0]['content'] }} k k"
     # The completion's text begins with the space that joins it to the prompt.
     expected = [2, *permuted("c k k d e")["input_ids"], EOS]
-    model, seen = word_reward_model({token: float(token) for token in range(16)}), []
+    model, seen = tiny.unigram_reward_model({token: float(token) for token in range(16)}), []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.extend(kwargs["input_ids"].tolist()), with_kwargs=True
     )
@@ -129,7 +117,7 @@ def test_messages_get_the_reward_models_own_template():
 
 def test_a_completion_without_text_is_scored_at_the_end_of_the_prompt():
     scorer = CompletionScorer(
-        word_reward_model({permuted_tokenizer().convert_tokens_to_ids("a"): 3.0}),
+        tiny.unigram_reward_model({permuted_tokenizer().convert_tokens_to_ids("a"): 3.0}),
         tiny.word_tokenizer(),
         permuted_tokenizer(),
     )

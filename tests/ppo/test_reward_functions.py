@@ -7,9 +7,7 @@ import pytest
 import torch
 
 import tiny
-from scorer_cases import (
-    TWO_ROWS,
-)
+from scorer_cases import TWO_ROWS
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer
 
 

@@ -7,21 +7,8 @@ import torch
 from datasets import Dataset
 
 import tiny
-from ppo_scenario import (
-    EOS,
-    PERIOD,
-    RAW,
-    A,
-    B,
-    C,
-    D,
-    E,
-    logged,
-    next_token_probabilities,
-    of_prompt,
-    prompts,
-    token_reward_model,
-)
+from ppo_scenario import RAW, logged, next_token_probabilities, of_prompt, prompts
+from tiny import EOS, PERIOD, A, B, C, D, E
 from trl_tokenreward.nn.masked import masked_whiten
 from trl_tokenreward.ppo.functional import hold_mean_length
 
@@ -64,13 +51,15 @@ def scores_of(scenario, reward, **settings):
     ],
 )  # fmt: skip
 def test_reward_settings_by_hand(scenario, settings, expected):
-    reward = token_reward_model({C: 1.0, PERIOD: 2.0, D: -4.0, EOS: 0.5}, {C: 5.0, PERIOD: 3.0, D: 9.0, EOS: 7.0})
+    reward = tiny.unigram_reward_model(
+        {C: 1.0, PERIOD: 2.0, D: -4.0, EOS: 0.5}, {C: 5.0, PERIOD: 3.0, D: 9.0, EOS: 7.0}
+    )
     assert scores_of(scenario, reward, **settings) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_defaults_are_those_for_token_scores_of_a_model(scenario):
     left = dict.fromkeys(RAW)
-    trainer = scenario.make(reward=token_reward_model({C: 1.0}), stop_token="eos", **left)
+    trainer = scenario.make(reward=tiny.unigram_reward_model({C: 1.0}), stop_token="eos", **left)
     assert (trainer.args.token_score_transform, trainer.args.reward_scale) == ("log_sigmoid", 0.2)
     assert trainer.args.center_rewards and trainer.args.hold_length and trainer.args.reward_clip == 1.0
     for reward in (tiny.unigram_classifier(), lambda completions, **kwargs: [1.0] * len(completions)):
@@ -168,7 +157,7 @@ def test_centring_is_over_the_whole_batch(scenario):
     # A -> C C (2 tokens at 1), B -> D D (2 tokens at -3): the batch's mean is -1, though each row's own is not.
     trainer = scenario.make(
         policy=tiny.bigram_lm({A: {C: 1.0}, C: {C: 1.0}, B: {D: 1.0}, D: {D: 1.0}}),
-        reward=token_reward_model({C: 1.0, D: -3.0}),
+        reward=tiny.unigram_reward_model({C: 1.0, D: -3.0}),
         dataset=prompts([A], [B]),
         per_device_train_batch_size=2,
         response_length=2,

@@ -9,23 +9,8 @@ from transformers import (
 )
 
 import tiny
-from ppo_scenario import (
-    EOS,
-    PAD,
-    A,
-    B,
-    C,
-    D,
-    E,
-    F,
-    attentive_policy,
-    logged,
-    make_uneven,
-    of_prompt,
-    prompts,
-    token_reward_model,
-    weights,
-)
+from ppo_scenario import attentive_policy, logged, make_uneven, of_prompt, prompts, weights
+from tiny import EOS, PAD, A, B, C, D, E, F
 from trl_tokenreward.ppo.batches import packed_groups
 
 
@@ -36,7 +21,7 @@ def test_rollout_by_hand(scenario, pad_token):
     trainer = scenario.make(
         policy=tiny.bigram_lm({A: {C: 1.0}, B: {D: 1.0}, **certain}),
         ref_model=tiny.bigram_lm({A: {C: 0.5, D: 0.5}, B: {D: 0.25, C: 0.75}, **certain}),
-        reward=token_reward_model({C: 1.0, EOS: 0.5, D: -1.0, E: 2.0, F: 0.25}),
+        reward=tiny.unigram_reward_model({C: 1.0, EOS: 0.5, D: -1.0, E: 2.0, F: 0.25}),
         value=tiny.unigram_classifier({A: 0.3, C: 0.2, B: 0.1, D: 0.4, E: 0.6, F: 0.7, EOS: 9.0, PAD: 9.0}),
         dataset=prompts([A], [E, E, B]),
         tokenizer=tiny.word_tokenizer(pad_token),
@@ -127,7 +112,7 @@ def test_the_score_of_a_token_moves_its_own_advantage_alone_where_lam_is_0(scena
 
 
 def test_whitened_rewards_have_unit_variance(scenario):
-    reward = token_reward_model({token: token / 3 for token in range(16)})
+    reward = tiny.unigram_reward_model({token: token / 3 for token in range(16)})
     rollout = scenario.make(reward=reward, whiten_rewards=True, kl_coef=0.1).collect_rollout(0)
     plain = scenario.make(reward=reward, kl_coef=0.1).collect_rollout(0)
     assert rollout.token_level_rewards.var() == pytest.approx(1, abs=1e-5)
@@ -135,7 +120,7 @@ def test_whitened_rewards_have_unit_variance(scenario):
 
 
 def test_values_default_to_a_copy_of_the_reward_model(scenario):
-    reward = token_reward_model({C: 1.0}, {C: 2.0})
+    reward = tiny.unigram_reward_model({C: 1.0}, {C: 2.0})
     before = weights(reward)
     trainer = scenario.make(reward=reward, dataset=prompts([C]), arguments={"value_model": None})
     assert trainer.collect_rollout(0).values[:, 0].tolist() == [2.0] * 4
@@ -190,7 +175,7 @@ def test_the_models_need_not_know_the_pad_token(scenario):
     assert tokenizer.pad_token_id == 16
     settings = {"dataset": prompts([A], [B, B]), "response_length": 8, "stop_token": "eos", "total_episodes": 8}
     settings["policy"] = tiny.bigram_lm({token: {EOS: 0.4, C: 0.6} for token in range(16)})
-    trainer = scenario.train(tokenizer=tokenizer, reward=token_reward_model({C: 1.0}), **settings)
+    trainer = scenario.train(tokenizer=tokenizer, reward=tiny.unigram_reward_model({C: 1.0}), **settings)
     assert not trainer.collect_rollout(0).completion_mask.all()
     trainer.save_model()
     AutoModelForCausalLM.from_pretrained(scenario.directory)  # whose configuration does not know it either

@@ -13,19 +13,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 import tiny
-from ppo_scenario import (
-    A,
-    B,
-    C,
-    D,
-    attentive_policy,
-    logged,
-    make_uneven,
-    prompts,
-    token_reward_model,
-    training_forwards,
-    weights,
-)
+from ppo_scenario import attentive_policy, logged, make_uneven, prompts, training_forwards, weights
+from tiny import A, B, C, D
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.nn import unpadding as packing
@@ -171,7 +160,7 @@ def test_gradient_checkpointing_changes_no_number(scenario):
 def test_weights_in_bfloat16(scenario):
     models = [
         model.to(torch.bfloat16)
-        for model in (tiny.bigram_lm(), tiny.unigram_classifier(), token_reward_model({A: 1.0}))
+        for model in (tiny.bigram_lm(), tiny.unigram_classifier(), tiny.unigram_reward_model({A: 1.0}))
     ]
     policy, value, reward = models
     before = weights(policy)

@@ -10,7 +10,8 @@ from transformers import (
 )
 
 import tiny
-from ppo_scenario import EOS, A, B, C, D, E, logged, prompts, token_reward_model
+from ppo_scenario import logged, prompts
+from tiny import EOS, A, B, C, D, E
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOTrainer
 
 
@@ -146,7 +147,7 @@ def test_evaluate_counts_every_row_once(scenario):
 
 def test_evaluation_reports_raw_scores(scenario):
     shaped = {"reward_scale": 7.0, "center_rewards": True, "missing_eos_penalty": 4.0, "reward_density": "sentence"}
-    reward = token_reward_model({C: 0.5, EOS: 2.0, D: -1.0})
+    reward = tiny.unigram_reward_model({C: 0.5, EOS: 2.0, D: -1.0})
     metrics = evaluation(scenario, reward=reward, **shaped).evaluate()
     assert metrics["eval_objective/scores"] == pytest.approx((3 * 2.5 - 2 * 4) / 5)
 

@@ -13,21 +13,8 @@ from transformers import (
 )
 
 import tiny
-from ppo_scenario import (
-    EOS,
-    PAD,
-    PERIOD,
-    A,
-    B,
-    C,
-    D,
-    attentive_policy,
-    logged,
-    next_token_probabilities,
-    prompts,
-    training_forwards,
-    weights,
-)
+from ppo_scenario import attentive_policy, logged, next_token_probabilities, prompts, training_forwards, weights
+from tiny import EOS, PAD, PERIOD, A, B, C, D
 from trl_tokenreward import FineGrainedPPOTrainer
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOTrainer
 

@@ -110,13 +110,11 @@ def assert_close(actual, expected):
         torch.testing.assert_close(
             tensor, expected[name], rtol=1e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
         )
-    assert len(actual_logs) == len(expected_logs)
-    for entry, expected_entry in zip(actual_logs, expected_logs, strict=True):
-        entry, expected_entry = (
-            {name: value for name, value in e.items() if not name.startswith("sampling/")}
-            for e in (entry, expected_entry)
-        )
-        assert entry == pytest.approx(expected_entry, rel=1e-4, abs=2e-5)
+    actual_logs, expected_logs = (
+        [{name: value for name, value in entry.items() if not name.startswith("sampling/")} for entry in logs]
+        for logs in (actual_logs, expected_logs)
+    )
+    ppo_runs.assert_same_logs(actual_logs, expected_logs)
 
 
 def assert_weights(trainer):

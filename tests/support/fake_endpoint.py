@@ -1,9 +1,12 @@
-"""A chat-completions endpoint on a local HTTP server that answers as it is told to."""
+"""A chat-completions endpoint on a local HTTP server that answers as it is told to: the fixture `serve`, which every
+test has through conftest.py."""
 
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 
 class Server(ThreadingHTTPServer):
@@ -69,3 +72,12 @@ def running(respond):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """`serve(respond)` gives a running server, with no proxy in between and no key in the environment."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with ExitStack() as servers:
+        yield lambda respond: servers.enter_context(running(respond))

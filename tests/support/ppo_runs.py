@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -238,6 +239,12 @@ def load_outcome(directory: Path, rank: int = 0) -> tuple[dict[str, Tensor], lis
     """What the script has written of a run."""
     logs = json.loads((directory / f"outcome-{rank}.json").read_text())["logs"]
     return load_file(directory / f"outcome-{rank}.safetensors"), logs
+
+
+def assert_same_logs(logs: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(logs) == len(expected)
+    for entry, expected_entry in zip(logs, expected, strict=True):
+        assert entry == pytest.approx(expected_entry, rel=1e-4, abs=2e-5)
 
 
 class KillAt(TrainerCallback):

@@ -7,17 +7,9 @@ from datasets import Dataset
 from torch.nn.utils import parameters_to_vector
 
 import tiny
-from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from tiny import EOS, A, B, C, D
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer
 from trl_tokenreward._trl import PPOConfig
-
-
-PAD, EOS = 0, 1
-
-
-A, B, C, D, E, F = range(3, 9)
-
-
-PERIOD = 15
 
 
 def prompts(*rows):
@@ -130,13 +122,6 @@ def training_forwards(module, look):
 def attentive_policy(**kwargs):
     """A policy whose attention matters."""
     return tiny.causal_lm(vocab_size=16, initializer_range=0.3, **kwargs)
-
-
-def token_reward_model(scores=None, sequence_scores=None):
-    """A TokenRewardModel whose token scores, and prefix scores, depend on the token alone."""
-    model = TokenRewardModel.from_backbone(tiny.unigram_classifier(sequence_scores))
-    model.token_score.weight.data = torch.tensor([[(scores or {}).get(token, 0.0) / 4 for token in range(16)]])
-    return model
 
 
 def of_prompt(rollout, first_token):

@@ -3,17 +3,9 @@
 import torch
 
 import tiny
+from tiny import EOS, PAD, PERIOD, A, B, C, D
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.ppo.prompts import Prompts
-
-
-PAD, EOS = 0, 1
-
-
-A, B, C, D, E, F = range(3, 9)
-
-
-PERIOD = 15
 
 
 # Padding on both sides, and rows of unequal length. What stands in the padding is no pad token.
@@ -46,13 +38,6 @@ def batch(*pairs, pad=PAD):
         completion_mask[row, : len(completion)] = 1
     rows = [{"input_ids": prompt} for prompt, _ in pairs]
     return Prompts(prompt_ids, prompt_mask), completion_ids, completion_mask, rows
-
-
-def word_reward_model(token=None, sequence=None):
-    """A TokenRewardModel over `tiny.word_tokenizer` whose scores depend on the token alone."""
-    model = TokenRewardModel.from_backbone(tiny.unigram_classifier(sequence)).eval()
-    model.token_score.weight.data = torch.tensor([[(token or {}).get(i, 0.0) / 4 for i in range(16)]])
-    return model
 
 
 TWO_ROWS = batch(([A, A, B], [C, PERIOD, D, EOS]), ([B], [D, EOS]))

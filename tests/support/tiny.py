@@ -17,6 +17,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from trl_tokenreward import TokenRewardModel
+
 
 CORPUS = [
     "Human: how do I bake bread?",
@@ -94,6 +96,12 @@ def sequence_classifier(family: str = "llama", seed: int = 1, **kwargs) -> PreTr
     return AutoModelForSequenceClassification.from_config(config(family, num_labels=1, **kwargs))
 
 
+# The words of `word_tokenizer`.
+PAD, EOS = 0, 1
+A, B, C, D, E, F = range(3, 9)
+PERIOD = 15
+
+
 def word_tokenizer(pad_token: str = "<pad>", words: str = "abcdefghijkl.") -> PreTrainedTokenizerFast:
     """A tokenizer of 16 words: `<pad>` 0, `<eos>` 1, `<unk>` 2, `a` 3 to `l` 14, and `.` 15."""
     vocabulary = ["<pad>", "<eos>", "<unk>", *words]
@@ -128,6 +136,15 @@ def unigram_classifier(scores: Mapping[int, float] | None = None, **kwargs) -> P
     )
     _read_last_token_only(model.model)
     model.score.weight.data = torch.tensor([[(scores or {}).get(token, 0.0) / 4 for token in range(16)]])
+    return model
+
+
+def unigram_reward_model(
+    token_scores: Mapping[int, float] | None = None, sequence_scores: Mapping[int, float] | None = None
+) -> TokenRewardModel:
+    """A TokenRewardModel whose token scores, and prefix scores, depend on the token alone."""
+    model = TokenRewardModel.from_backbone(unigram_classifier(sequence_scores)).eval()
+    model.token_score.weight.data = torch.tensor([[(token_scores or {}).get(token, 0.0) / 4 for token in range(16)]])
     return model
 
 

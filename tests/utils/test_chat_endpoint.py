@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from fake_endpoint import running
 from trl_tokenreward.utils.chat_endpoint import EndpointClient, EndpointError, Unanswered, check_template, fill_template
 from trl_tokenreward.utils.jsonl import read_jsonl
 
@@ -14,11 +13,9 @@ pytestmark = pytest.mark.any_trl
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
+def server(serve, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    with running(lambda text, number: f"{text} {number}") as server:
-        yield server
+    return serve(lambda text, number: f"{text} {number}")
 
 
 def make_client(server, **kwargs):
