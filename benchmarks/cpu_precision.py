@@ -10,7 +10,6 @@ matrices several times faster than float32 ones.
 import argparse
 import platform
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+
+from provenance import commit
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,13 +87,12 @@ def main() -> None:
             times = seconds[(name, *way)]
             cells.append(f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     text = "\n".join(
         [
             "# bf16 and float32 on a CPU",
             "",
             f"`python benchmarks/cpu_precision.py --model {arguments.model} --repeats {arguments.repeats} --threads "
-            f"{arguments.threads}`, {date.today()}, commit {commit.strip()}, torch {torch.__version__}, "
+            f"{arguments.threads}`, {date.today()}, commit {commit()}, torch {torch.__version__}, "
             f"{platform.machine()}{' with AMX' if torch.cpu._is_amx_tile_supported() else ''}.",
             "",
             f"Processor seconds, median (least–greatest) of {arguments.repeats}; {ROWS} rows of {LENGTH} tokens.",

@@ -3,13 +3,13 @@
 import json
 import os
 import platform
-import subprocess
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from density_settings import (
     ABLATION_SEEDS,
     ABLATIONS,
@@ -28,6 +28,7 @@ from density_settings import (
     allowed,
     final,
 )
+from provenance import commit
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -293,11 +294,6 @@ def _plot(of_arm: dict[str, list[dict[str, Any]]], long: list[dict[str, Any]], h
     figure.suptitle("ParaDetox: the same reward, more or less dense; mean over seeds, band: one standard deviation")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return done.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -22,10 +22,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from provenance import commit
+
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks")]
-
 RESULTS = ROOT / "benchmarks" / "results" / "imdb_reward.md"
 PAIRS, BATCH_SIZE, SEEDS = 1000, 8, (0, 1, 2)
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -113,11 +113,6 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
     partial = output / f"{job.name}.partial"
     partial.write_text(json.dumps(result, indent=1))
     partial.rename(output / f"{job.name}.json")
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def table(results: list[dict[str, Any]]) -> str:
