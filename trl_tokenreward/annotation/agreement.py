@@ -176,8 +176,7 @@ def measure_agreement(
 
     Raises:
         ValueError: If an annotator has two answers of a row, a row has two originals, or `level` or `resamples` is out
-        of
-            range.
+            of range.
     """
     check_bootstrap(level, resamples)
     labels = _labels(answers, tokenizer)

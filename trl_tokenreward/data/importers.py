@@ -87,8 +87,7 @@ def import_dataset(
     The formats:
 
     - `"hh-rlhf"`: `chosen` and `rejected` are dialogues. The prompt is everything up to the last `"\\n\\nAssistant:"`
-      that
-      they share.
+      that they share.
     - `"ultrafeedback"`: `chosen` and `rejected` are messages. The prompt is those that both begin with; the column
       `prompt` repeats its last message as a text and is not used.
     - `"qa-feedback"`: the first prediction, what its annotator marked and what they made of it. The prompt is
@@ -97,8 +96,7 @@ def import_dataset(
       before punctuation and the rewrites are not, so many of these edits are of spelling.
     - `"stepwise"`: refused; the error says why.
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
-      is
-      those that both sides begin with. In CSV all values are texts, and spans are JSON.
+      is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
     Pairs whose sides are the same, and pairs with an empty side, are dropped and counted.
 

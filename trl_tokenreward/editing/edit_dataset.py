@@ -119,8 +119,7 @@ def edit_dataset(
     - `log.jsonl`, to which each row is appended as it is done. A run that was killed and is called again with the same
       arguments repeats none of these; other settings are an error;
     - the data set as `save_to_disk` writes it: `prompt`, `chosen` (the edit), `rejected` (the original) and `row` (its
-      number
-      in `dataset`);
+      number in `dataset`);
     - `dropped.jsonl`, the other rows with their reasons;
     - `README.md`, a data card.
 

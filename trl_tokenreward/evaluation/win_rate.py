@@ -151,8 +151,7 @@ def evaluate_win_rate(
 
     Raises:
         `TypeError`, `ValueError`: for bad arguments, and if the judge returns something else than one number from 0 to
-        1 (or
-            NaN) for each prompt, or no verdict at all.
+            1 (or NaN) for each prompt, or no verdict at all.
     """
     check_bootstrap(level, resamples)
     sampler = AnswerSampler(

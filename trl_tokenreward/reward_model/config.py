@@ -49,8 +49,7 @@ class TokenRewardConfig(RewardConfig):
               ([`~reward_model.losses.edit_classification_loss`]). Every edited token gets its own gradient and a score
               of 0 means undecided, which is what dense rewards need;
             - `"ranking"`: ranks the edited tokens of a pair as a whole ([`~reward_model.losses.edit_ranking_loss`]),
-              the choice
-              of [Xu et al.](https://huggingface.co/papers/2406.02756).
+              the choice of [Xu et al.](https://huggingface.co/papers/2406.02756).
         edit_aggregation (`str`, *optional*):
             How `token_loss="ranking"` makes one number of the edited tokens of a side, `"mean"` or `"sum"`. If `None`,
             it is `"mean"`. An error with another `token_loss`.
@@ -61,8 +60,7 @@ class TokenRewardConfig(RewardConfig):
               ([`~reward_model.losses.unchanged_classification_loss`]). Low scores then find wrong tokens better, and a
               score is the log-odds that an annotator would leave the token;
             - `"zero"`: a score of 0, by its square ([`~reward_model.losses.unchanged_score_penalty`]). A score then
-              says only by
-              how much a token is better or worse than one that nobody would touch.
+              says only by how much a token is better or worse than one that nobody would touch.
         unchanged_token_weight (`float`, *optional*):
             Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
             scores, and summed over a response they drown those of the tokens that matter. If `None`, 1 with the target

@@ -261,8 +261,8 @@ class TokenRewardModel(PreTrainedModel):
 
         Raises:
             `ValueError`: if the checkpoint is a classifier with more than one label, an encoder-decoder, a
-            bidirectional
-                encoder, a multimodal model or a PEFT adapter, or if an argument asks for what is not supported.
+                bidirectional encoder, a multimodal model or a PEFT adapter, or if an argument asks for what is not
+                supported.
         """
         num_labels = kwargs.pop("num_labels", None)
         if num_labels not in (None, 1):
@@ -406,8 +406,7 @@ class TokenRewardModel(PreTrainedModel):
         Raises:
             `TypeError`: if `texts` or `prompts` is a single string or holds something else than strings.
             `ValueError`: if the tokenizer is not a fast one, if a text has no tokens at all or more than `max_length`,
-            or if
-                there are not as many prompts as texts.
+                or if there are not as many prompts as texts.
         """
         _check_strings("texts", texts)
         if prompts is None:
@@ -480,8 +479,7 @@ class TokenRewardModel(PreTrainedModel):
 
         Raises:
             `ValueError`: if the backbone's architecture has no sequence classifier, or if the model holds an adapter or
-            is
-                quantized.
+                is quantized.
         """
         self._export(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier", self.score, directory)
 

@@ -69,11 +69,9 @@ class TokenRewardTrainer(RewardTrainer):
     - `token_accuracy`: the share of (edited-in, edited-out) token pairs, within a row, where the edited-in one scores
       higher; ties count half;
     - `token_auroc`: how well low scores find the wrong tokens of the originals, edited-out ones among unchanged ones;
-      the
-      mean over training batches, and over all tokens of an evaluation set;
+      the mean over training batches, and over all tokens of an evaluation set;
     - `token_score/edited_in`, `token_score/edited_out`, `token_score/unchanged`: mean scores of these tokens;
-    - `dropped/identical`, `dropped/too_long`, `dropped/not_minimal`: rows of a stream dropped since its start, as
-      this
+    - `dropped/identical`, `dropped/too_long`, `dropped/not_minimal`: rows of a stream dropped since its start, as this
       process counted them. Those of a `Dataset` are known at once, see [`~TokenRewardTrainer.dropped`].
 
     A metric without anything to measure (no token was edited) is not logged. With several evaluation sets, each has its

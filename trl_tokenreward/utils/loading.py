@@ -35,8 +35,7 @@ def check_source(name: str | os.PathLike, what: str) -> None:
 
     Raises:
         ValueError: If nothing is there, and it is no name on the Hub either: it ends as a data file does, has other
-        parts
-            than those two, or lies in a folder that is there.
+            parts than those two, or lies in a folder that is there.
     """
     path = Path(name)
     if path.exists():
@@ -81,8 +80,7 @@ def load_split(
 
     Raises:
         ValueError: If there is no such file or folder, a file has an unknown ending, is asked for a configuration or
-        cannot be read, or the data set has no
-            such split.
+            cannot be read, or the data set has no such split.
     """
     path = Path(name)
     if path.is_file():
