@@ -2,12 +2,12 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 from datasets import Dataset, List, Value
 
 import tiny
+from shared_data import shared_file
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import FORMATS, import_dataset
 from trl_tokenreward.data.preprocessing import prepare_dataset
@@ -16,7 +16,6 @@ from trl_tokenreward.utils.loading import load_split, save_dataset
 
 pytestmark = pytest.mark.any_trl
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 DIALOGUE = "\n\nHuman: hi\n\nAssistant:"
 
 
@@ -208,13 +207,6 @@ def test_every_format_is_there():
     from trl_tokenreward.data.importers import _CONVERT
 
     assert FORMATS.keys() == _CONVERT.keys() | {"stepwise", "columns"}
-
-
-def shared_file(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"no {name} in shared/data beside the checkout")
-    return path
 
 
 def test_real_hh_rlhf_trains_on_the_same_tokens(tmp_path):

@@ -1,7 +1,6 @@
 import copy
 import gzip
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +9,10 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
 
 from preference_cases import CHAT_TEMPLATE, CHOSEN, DIALOGUE, FORMATS, IDS, PROMPT, REJECTED, assistant, prepare, user
+from shared_data import shared_file
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward.data.formats import SIDES
 from trl_tokenreward.data.preprocessing import prepare_dataset
-
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def with_bos(tokenizer):
@@ -269,13 +266,6 @@ class TestSpans:
             tokenizer,
         )
         assert dropped.counts()["kept"] == 1 and edits(dataset[0], tokenizer) == ("", "b")
-
-
-def shared_file(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"no {name} in shared/data beside the checkout")
-    return path
 
 
 class TestRealData:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from alignment_cases import KINDS, check, cut_words, mirror, tokenizer
+from shared_data import shared_file
 from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
 from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
 
@@ -453,12 +454,8 @@ def test_time_on_repetitive_text(original, edited):
     assert seconds(original, edited) < 10
 
 
-PARADETOX = Path(__file__).resolve().parents[2] / "shared" / "data" / "paradetox-8000.tsv"
-
-
-@pytest.mark.skipif(not PARADETOX.exists(), reason=f"the real edits of {PARADETOX.name} are not beside the checkout")
 def test_real_edits_cut_no_word():
-    with PARADETOX.open(encoding="utf-8") as lines:
+    with shared_file("paradetox-8000.tsv").open(encoding="utf-8") as lines:
         next(lines)
         rows = (line.rstrip("\n").split("\t") for line in lines)
         pairs = [(row[0], row[1]) for row in rows if len(row) > 1 and row[1]][:1000]

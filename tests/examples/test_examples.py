@@ -11,6 +11,7 @@ import pytest
 
 import tiny
 from demo_corpus import make_corpus
+from shared_data import SHARED_DATA
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.utils.loading import load_split
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 ROOT = Path(__file__).resolve().parents[2]
-HH_RLHF = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
+HH_RLHF = SHARED_DATA / "hh-rlhf-harmless-base-test.jsonl.gz"
 
 
 def run(script, *arguments):

@@ -5,7 +5,6 @@ import hashlib
 import io
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from datasets import Dataset
 from rich.console import Console
 
 import tiny
+from shared_data import shared_file
 from trl_tokenreward import align_edits
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import import_dataset
@@ -25,7 +25,6 @@ from trl_tokenreward.inspection.report import inspect_dataset, print_inspection
 
 pytestmark = pytest.mark.any_trl
 
-PARADETOX = Path(__file__).resolve().parents[2] / "shared" / "data" / "paradetox-8000.tsv"
 ROWS = [
     {"prompt": "", "chosen": "a b c d", "rejected": "a b c e"},  # 2 of 8 words
     {"prompt": "", "chosen": "a b", "rejected": "a b"},  # identical
@@ -120,10 +119,8 @@ class TestDiff:
 
     @pytest.mark.parametrize("kind", [None, "bpe", "wordpiece"])
     def test_both_real_texts_can_be_read_off(self, kind):
-        if not PARADETOX.exists():
-            pytest.skip("no paradetox-8000.tsv in shared/data beside the checkout")
         tokenizer = kind and tiny.tokenizer(kind)
-        for row in import_dataset("paradetox", PARADETOX).dataset.select(range(0, 12000, 60)):
+        for row in import_dataset("paradetox", shared_file("paradetox-8000.tsv")).dataset.select(range(0, 12000, 60)):
             original, edited = row["rejected"], row["chosen"]
             alignment = align_edits(original, edited, tokenizer) if kind else align_words(original, edited)
             pieces = diff_pieces(original, edited, alignment)
