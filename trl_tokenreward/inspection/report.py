@@ -57,7 +57,8 @@ class Inspection:
         rows (`list[InspectedRow]`):
             All rows, in order.
         kinds (`dict[str, int]`):
-            The number of edits of each kind: `"replace"`, `"delete"`, `"insert"`, and of `"white space"` alone.
+            The number of edits of each kind: `"replace"`, `"delete"`, `"insert"`, and `"white space"` for those that
+            change no token: of white space alone, or of spellings that the tokenizer does not tell apart.
     """
 
     unit: Literal["words", "tokens"]
