@@ -254,7 +254,9 @@ def _check_ids(ids: Sequence[int], name: str) -> list[int]:
 _UNSPACED = r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Line_Break=Complex_Context}"
 _LETTER = rf"[\p{{M}}[[\p{{L}}\p{{N}}\p{{Join_Control}}_]--[{_UNSPACED}]]]"
 _UNIT = regex.compile(rf"(?V1)(\s*+)({_LETTER}++(?:['’]{_LETTER}++)*+|\X\p{{M}}*+)")
-_SENTENCE_ENDS = frozenset(".!?…。！？؟۔।")
+# Of any script. An ellipsis is no sentence terminal to Unicode, but ends a sentence as often as not.
+SENTENCE_END = r"[\p{Sentence_Terminal}…]"
+_SENTENCE_END = regex.compile(SENTENCE_END)
 
 
 class _Units(NamedTuple):
@@ -327,7 +329,7 @@ def _best_shift(units: _Units, start: int, end: int, other: _Units, place: int, 
     def is_break(position: int) -> bool:
         if position in (0, len(cores)) or cores[position] == "":
             return True
-        return cores[position - 1] in _SENTENCE_ENDS or "\n" in spaces[position]
+        return bool(_SENTENCE_END.fullmatch(str(cores[position - 1]))) or "\n" in spaces[position]
 
     best, agreeing = (0, False, -back), 0
     for shift in range(-back, forward + 1):

@@ -358,11 +358,12 @@ class TokenRewardTrainer(RewardTrainer):
     def _token_losses(
         self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        args, sides = self.args, (*scores.chunk(2), *edited.chunk(2))
+        args, (chosen, rejected) = self.args, scores.chunk(2)
+        edited_in, edited_out = edited.chunk(2)
         if args.token_loss == "ranking":
-            token_loss = edit_ranking_loss(*sides, args.edit_aggregation or "mean")
+            token_loss = edit_ranking_loss(chosen, rejected, edited_in, edited_out, args.edit_aggregation or "mean")
         else:
-            token_loss = edit_classification_loss(*sides)
+            token_loss = edit_classification_loss(chosen, rejected, edited_in, edited_out)
         unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
         return token_loss, unchanged_losses[args.unchanged_token_target](scores, unchanged)
 
@@ -376,9 +377,7 @@ class TokenRewardTrainer(RewardTrainer):
         weights = (args.sequence_loss_weight, args.token_loss_weight, args.token_loss_weight * unchanged_weight)
         return (losses * losses.new_tensor(weights)).sum()
 
-    def _record(
-        self, outputs: TokenRewardOutput, margin: torch.Tensor | None, edited: torch.Tensor, unchanged: torch.Tensor
-    ) -> None:
+    def _record(self, outputs: Any, margin: torch.Tensor | None, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
         # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its
         # last batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as
@@ -431,7 +430,7 @@ class TokenRewardTrainer(RewardTrainer):
         name, self._eval_name = ("train" if mode == "train" else self._eval_name), None
         if name in self._streams:
             counts = self._dropped[name].counts()
-            for reason in DroppedRows.REASONS:
+            for reason in self._dropped[name].remedies:
                 metrics[f"dropped/{reason}"] = [counts[reason]]
         if mode == "eval" and name and name.startswith("eval_"):
             # The parent puts `eval_` before every key, so that one evaluation set's metrics would overwrite another's.
