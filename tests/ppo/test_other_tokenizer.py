@@ -99,6 +99,16 @@ def test_what_the_reward_tokenizer_adds_belongs_to_no_word():
     torch.testing.assert_close(scores, torch.tensor([[1.0, 0], [1, 100]]), rtol=0, atol=1e-4)
 
 
+def test_a_stop_token_that_is_not_eos_ends_the_text_of_the_reward_model():
+    words, permuted = tiny.word_tokenizer(), permuted_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["e"]})
+    model = tiny.unigram_reward_model({EOS: 100.0})
+    rows = batch(([A], [C, E]), ([A], [C, D]))
+    for stop_token_id, expected in ((E, [[0.0, 100], [0, 0]]), (None, [[0.0, 0], [0, 0]])):
+        scorer = CompletionScorer(model, words, permuted, stop_token_id=stop_token_id)
+        torch.testing.assert_close(scorer.raw_scores(*rows).values, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
 def test_messages_get_the_reward_models_own_template():
     words, permuted = tiny.word_tokenizer(), permuted_tokenizer()
     words.chat_template = "a {{ messages[0]['content'] }} b"

@@ -170,6 +170,17 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
 
 
+def answered_text(prompt: list[Row], answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt of messages with the assistant's answer, as the chat template renders them.
+
+    Raises:
+        ValueError: If the template cannot render them.
+    """
+    row, messages = {"prompt": prompt}, [*prompt, {"role": "assistant", "content": answer}]
+    is_prefilled = _is_prefilled(row, prompt)
+    return _render(row, _joined(messages, len(prompt)) if is_prefilled else messages, "prompt", tokenizer)
+
+
 def _opening(row: Row, prompt: Sequence[Any]) -> dict[str, bool]:
     """How the chat template ends a prompt that an assistant's message follows on."""
     return {"continue_final_message" if _is_prefilled(row, prompt) else "add_generation_prompt": True}

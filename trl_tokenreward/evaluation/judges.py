@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..data.formats import answered_text
 from ..data.tokens import TextTokenizer
 from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded_groups
@@ -105,9 +106,7 @@ class RewardModelJudge(ScoringJudge):
             eos = self.tokenizer.eos_token or ""
             ending = "" if eos and answer.endswith(eos) else eos
             return TextTokenizer(self.tokenizer)(prompt + answer + ending).ids
-        messages = [*prompt, {"role": "assistant", "content": answer}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return TextTokenizer(self.tokenizer)(answered_text(prompt, answer, self.tokenizer), rendered=True).ids
 
 
 DEFAULT_TEMPLATE = """\
