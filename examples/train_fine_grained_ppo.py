@@ -40,10 +40,9 @@ whole reward on the last token, as PPO always had it. Rows need a `prompt`, or a
 inside. `--max_prompt_length` drops longer prompts and says how many.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -54,15 +53,7 @@ from transformers import (
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
-from trl_tokenreward.ppo.prompts import prepare_prompts
 from trl_tokenreward.utils.loading import check_source, load_split
-
-
-@dataclass
-class PPOScriptArguments(ScriptArguments):
-    max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longest prompt, in tokens; rows with longer ones are dropped and counted."}
-    )
 
 
 def load_reward_model(path: str, **kwargs):
@@ -81,7 +72,7 @@ def load_reward_model(path: str, **kwargs):
     return TokenRewardModel.from_pretrained(path, **kwargs)
 
 
-def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, model_args: ModelConfig) -> None:
+def main(script_args: ScriptArguments, training_args: FineGrainedPPOConfig, model_args: ModelConfig) -> None:
     kwargs = {
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
@@ -96,17 +87,8 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
     check_source(training_args.reward_model_path, "reward model")
     reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path)
 
-    def prompts(split: str) -> Dataset:
-        dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_streaming)
-        dataset = prepare_prompts(dataset, tokenizer, split, training_args.dataset_num_proc)
-        limit = script_args.max_prompt_length
-        if limit is None:
-            return dataset
-        if script_args.dataset_streaming:
-            raise ValueError("`max_prompt_length` cannot count what it drops from a stream: filter the data first.")
-        kept = dataset.filter(lambda row: len(row["input_ids"]) <= limit)
-        print(f"{split}: {len(dataset) - len(kept)} of {len(dataset)} prompts are longer than {limit} tokens; dropped.")
-        return kept
+    def prompts(split: str) -> Dataset | IterableDataset:
+        return load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_streaming)
 
     trainer = FineGrainedPPOTrainer(
         args=training_args,
@@ -126,4 +108,4 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
 
 
 if __name__ == "__main__":
-    main(*TrlParser((PPOScriptArguments, FineGrainedPPOConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((ScriptArguments, FineGrainedPPOConfig, ModelConfig)).parse_args_and_config())

@@ -3,7 +3,6 @@
 
 import warnings
 
-from trl.data_utils import _tokenize as trl_tokenize
 from trl.data_utils import get_dataset_column_names
 from trl.models.utils import add_hooks as add_deepspeed_hooks
 from trl.models.utils import remove_hooks as remove_deepspeed_hooks
@@ -60,5 +59,4 @@ __all__ = [
     "load_vllm_generation",
     "pad",
     "remove_deepspeed_hooks",
-    "trl_tokenize",
 ]

@@ -7,6 +7,7 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 from datasets import Dataset, List, Value
+from tokenizers import normalizers
 
 from preference_cases import FORMATS, GOOD, IDS, REJECTED, prepare
 from trl_tokenreward.data.collator import DataCollatorForTokenReward
@@ -51,6 +52,13 @@ class TestLeftOut:
         assert dropped.counts() == OUTCOMES
         assert [row["chosen_ids"] for row in dataset] == [FILTERED[0]["chosen_ids"]]
         assert dropped.describe() == "1 of 4 rows are kept (1 identical, 1 too_long, 1 not_minimal)"
+
+    def test_a_pair_that_the_tokenizer_does_not_tell_apart_is_identical(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+        decomposed = {"prompt": "a", "chosen": " cafe\u0301", "rejected": " caf\u00e9"}
+        _, dropped = prepare_dataset(Dataset.from_list([decomposed, GOOD]), tokenizer)
+        assert dropped.counts()["identical"] == dropped.counts()["kept"] == 1
 
     def test_the_bounds_themselves_are_kept(self, tokenizer):
         dataset, _ = prepare_dataset(Dataset.from_list(FILTERED[:1]), tokenizer, max_length=8, max_edit_ratio=0.125)

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from preference_cases import FORMATS, GOOD, assistant, prepare, user
-from trl_tokenreward.data.formats import SIDES
-from trl_tokenreward.data.preprocessing import prepare_dataset
+from trl_tokenreward.data.formats import SIDES, row_format
+from trl_tokenreward.data.preprocessing import RowPreparer, prepare_dataset
 
 
 GOOD_IDS = {
@@ -43,6 +43,22 @@ MALFORMED = {
     "ids-none": ({**GOOD_IDS, "chosen_ids": None}, "column `chosen_ids`: must be a list of token ids"),
     "ids-empty": ({**GOOD_IDS, "chosen_ids": []}, "column `chosen_ids`: has no tokens"),
     "ids-float": ({**GOOD_IDS, "chosen_ids": [1.5, 2]}, "column `chosen_ids`: must be a list of integers"),
+    "ids-unknown": (
+        {**GOOD_IDS, "rejected_ids": [1, 300]},
+        "column `rejected_ids`: has the id 300, but the tokenizer's",
+    ),
+    "ids-negative": (
+        {**GOOD_IDS, "chosen_ids": [-1, 3]},
+        "column `chosen_ids`: has the id -1, but the tokenizer's are 0",
+    ),
+    "attention-length": (
+        {**GOOD_IDS, "chosen_attention_mask": [1]},
+        "column `chosen_attention_mask`: has 1 entries for 2 token ids",
+    ),
+    "template-arguments": (
+        {**FORMATS["conversational"], "chat_template_kwargs": "thinking"},
+        "column `chat_template_kwargs`: must be a dictionary, but is 'thinking'",
+    ),
     "mask-length": ({**GOOD_IDS, "chosen_edit_mask": [1]}, "column `chosen_edit_mask`: has 1 entries for 2 token ids"),
     "mask-values": (
         {**GOOD_IDS, "rejected_edit_mask": [0, 2]},
@@ -96,6 +112,14 @@ class TestMalformedRows:
         with pytest.raises(ValueError, match="Row 1 of the train data set, column `rejected`: must be a text"):
             prepare([GOOD, {**GOOD, "rejected": None}], tokenizer)
 
+    def test_that_are_no_dictionaries(self, tokenizer):
+        with pytest.raises(
+            ValueError, match=r"Row 3 of the train data set, a row must be a dictionary.*but is \['a'\]"
+        ):
+            RowPreparer("standard", tokenizer)(["a"], 3)
+        with pytest.raises(ValueError, match="a row must be a dictionary of columns, but is 'a'"):
+            row_format("a")
+
     def test_that_have_another_format_than_the_first(self, tokenizer):
         dialogue, plain = FORMATS["dialogue"], FORMATS["standard-implicit"]
         with pytest.raises(ValueError, match=r"Row 1 .*column `chosen`: shares no '\\n\\nAssistant:' with `rejected`"):
@@ -112,7 +136,7 @@ class TestMalformedRows:
             prepare([FORMATS["conversational"]], tokenizer)
 
     def test_the_tokenizer_must_be_fast_and_have_an_eos(self, tokenizer):
-        slow = SimpleNamespace(is_fast=False, eos_token="<eos>")
+        slow = SimpleNamespace(is_fast=False, eos_token="<eos>", get_vocab=lambda: {"a": 1, "b": 2})
         with pytest.raises(ValueError, match="Use a fast tokenizer"):
             prepare([GOOD], slow)
         assert prepare([{"chosen_ids": [1], "rejected_ids": [2]}], slow)[0]["chosen_edit_mask"] == [1]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, Value
+from tokenizers import AddedToken
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
 
@@ -12,7 +13,7 @@ from preference_cases import CHAT_TEMPLATE, CHOSEN, DIALOGUE, FORMATS, IDS, PROM
 from shared_data import shared_file
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward.data.formats import SIDES
-from trl_tokenreward.data.preprocessing import prepare_dataset
+from trl_tokenreward.data.preprocessing import RowPreparer, prepare_dataset
 
 
 def with_bos(tokenizer):
@@ -83,6 +84,14 @@ class TestFormats:
             assert row[f"{side}_completion_mask"] == [0] + [1] * (length - 1)
             assert row[f"{side}_edit_mask"] == [0] + [1] * (length - 3) + [0, 0]  # <unk> … <eos> <unk>
 
+    def test_an_eos_that_the_tokenizer_adds_is_there_once(self):
+        tokenizer = make_tokenizer("bpe")
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)]
+        )
+        row = prepare_one(FORMATS["standard"], tokenizer)
+        assert parts(row, "chosen", tokenizer) == ("<unk>" + PROMPT, CHOSEN + "<eos>")
+
     def test_the_longest_shared_dialogue_is_the_prompt(self, tokenizer):
         shared = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
         row = {"chosen": shared + " d\n\nHuman: e\n\nAssistant: f", "rejected": shared + " dd"}
@@ -126,6 +135,71 @@ class TestFormats:
         tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
         row = prepare_one({"prompt": "a", "chosen": " b", "rejected": " b "}, tokenizer)
         assert [row[f"{side}_edit_mask"] for side in SIDES] == [[0, 0, 0], [0, 0, 1, 0]]
+
+    @pytest.mark.parametrize(
+        ("chosen", "rejected", "marked"), [("Yes", "No", ("Yes", "No")), (" Yes", " No", ("Yes", "No"))]
+    )
+    def test_a_special_token_that_takes_white_space_is_the_prompts(self, chosen, rejected, marked, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        names = ("<|user|>", "<|assistant|>", "<|end|>")
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [AddedToken(name, rstrip=True, special=True) for name in names]}
+        )
+        tokenizer.chat_template = (
+            "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+        )
+        pair = {"prompt": [user("Hi?")], "chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}
+        row = prepare_one(pair, tokenizer)
+        assert edits(row, tokenizer) == marked
+        assert parts(row, "chosen", tokenizer)[1].strip() == f"{marked[0]}<|end|>"
+
+    def test_messages_that_differ_in_fields_of_none_are_the_same(self, tokenizer):
+        extra = {"name": None, "tool_calls": [{"function": {"arguments": {"a": 1, "b": None}}}]}
+        other = {"tool_calls": [{"function": {"arguments": {"a": 1}}}]}
+        row = {
+            "chosen": [user("how was it?") | extra, assistant(CHOSEN) | extra],
+            "rejected": [user("how was it?") | other, assistant(REJECTED)],
+        }
+        prepared = RowPreparer("conversational", tokenizer)(row, 0)
+        assert parts(prepared, "chosen", tokenizer)[0] == "<user>how was it?<eos>\n<assistant>"
+
+    def test_an_answer_continues_what_the_prompt_began(self, tokenizer):
+        prompt = [user("how was it?"), assistant("Well, I")]
+        row = {"prompt": prompt, "chosen": [assistant(" like it.")], "rejected": [assistant(" hate it.")]}
+        prepared = prepare_one(row, tokenizer)
+        assert parts(prepared, "chosen", tokenizer) == (
+            "<user>how was it?<eos>\n<assistant>Well, I",
+            " like it.<eos>\n",
+        )
+        assert edits(prepared, tokenizer) == ("like", "hate")
+        with pytest.raises(
+            ValueError, match="Row 0 of the train data set, column `prompt`: ends in a message of the ass"
+        ):
+            prepare_one({**row, "prompt": [user("a"), assistant(None)]}, tokenizer)
+
+    def test_the_transform_of_a_data_set_is_applied(self, tokenizer):
+        def upper(batch):
+            return {name: [text.upper() for text in batch[name]] for name in ("prompt", *SIDES)} | {
+                "margin": [0.5] * len(batch["prompt"])
+            }
+
+        dataset = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c", "other": 1}]).with_transform(
+            upper
+        )
+        rows, _ = prepare_dataset(dataset, tokenizer)
+        assert tokenizer.decode(rows[0]["chosen_ids"]) == "A B<eos>" and rows[0]["margin"] == 0.5
+        torch_format = Dataset.from_list([IDS]).with_format("torch")
+        assert prepare_dataset(torch_format, tokenizer)[0][0]["chosen_ids"] == IDS["chosen_ids"]
+
+    def test_arguments_of_other_rows_are_not_given_to_the_template(self, tokenizer):
+        row = FORMATS["conversational"]
+        rows = [{**row, "chat_template_kwargs": {"thinking": True}}, {**row, "chat_template_kwargs": {"other": 1}}]
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = "{% if thinking is defined %}<think>{% endif %}" + CHAT_TEMPLATE
+        prepared = prepare(rows, tokenizer)
+        begins = [text(one, "chosen", tokenizer).startswith("<think>") for one in prepared]
+        assert begins == [True, False]
 
     def test_tools_and_template_arguments(self, tokenizer):
         row = {
@@ -199,6 +273,20 @@ class TestIds:
         prepared = prepare_one(row, tokenizer)
         assert prepared["chosen_edit_mask"] == [0, 0, 1] and prepared["rejected_edit_mask"] == [0, 0]
         assert prepared["rejected_anchor_mask"] == [0, 1] and prepared["chosen_anchor_mask"] == [0, 0, 0]
+
+    def test_padding_is_dropped(self, tokenizer):
+        padded = {
+            "chosen_ids": [5, 6, 7, 9, 0],
+            "rejected_ids": [0, 5, 8, 9, 0],
+            "chosen_attention_mask": [1, 1, 1, 1, 0],
+            "rejected_attention_mask": [0, 1, 1, 1, 0],
+            "chosen_completion_mask": [0, 1, 1, 1, 0],
+            "rejected_completion_mask": [0, 0, 1, 1, 0],
+        }
+        row = prepare_one(padded, tokenizer)
+        assert (row["chosen_ids"], row["rejected_ids"]) == ([5, 6, 7, 9], [5, 8, 9])
+        assert (row["chosen_completion_mask"], row["rejected_edit_mask"]) == ([0, 1, 1, 1], [0, 1, 0])
+        assert not any("attention" in column for column in row)
 
     def test_edit_masks_are_used_as_they_are(self, tokenizer):
         row = {**IDS, "chosen_edit_mask": [1, 0, 0, 0], "rejected_edit_mask": [0, 0, 1]}

@@ -1,6 +1,7 @@
 """Edit alignment: worked cases for every kind of tokenizer, properties over Unicode text, bounds on time, real
 edits."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
 from alignment_cases import KINDS, check, cut_words, mirror, tokenizer
 from shared_data import shared_file
+from tiny import word_tokenizer
 from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
 from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
 
@@ -260,10 +263,12 @@ def test_unicode_and_white_space(original, edited, edits):
     ],
 )
 def test_unicode_is_edited_alike_by_every_tokenizer(kind, original, edited, edits):
-    # All of these are unknown to some of the tokenizers: what was edited is told by the text, not by `<unk>`.
+    # All of these are unknown to some of the tokenizers: what was edited is told by the text, not by `<unk>`. But two
+    # `<unk>` are one token, which cannot be both right and wrong.
     alignment = align_edits(original, edited, tokenizer(kind))
     assert [(kind, one.strip(), other.strip()) for kind, one, other in edits_of(original, edited, alignment)] == edits
-    assert any(alignment.original_mask) and any(alignment.edited_mask)
+    differ = alignment.original_ids != alignment.edited_ids
+    assert any(alignment.original_mask) == any(alignment.edited_mask) == differ
 
 
 @pytest.mark.parametrize(
@@ -361,8 +366,8 @@ def test_offsets_may_overlap_and_need_not_rise(original_tokens, edited_tokens):
 
 def test_token_out_of_order_is_edited_with_its_text():
     # Token 8 comes last and stands for the first word, which changed; "b" cannot be kept without it.
-    tokens = TokenizedText([7, 8], [(2, 3), (0, 1)])
-    alignment = align_tokenized("a b", "x b", tokens, tokens)
+    offsets = [(2, 3), (0, 1)]
+    alignment = align_tokenized("a b", "x b", TokenizedText([7, 8], offsets), TokenizedText([7, 9], offsets))
     assert (alignment.original_mask, alignment.edited_mask) == ([True, True], [True, True])
 
 
@@ -475,3 +480,47 @@ def test_real_edits_cut_no_word():
     assert word_cuts == 0
     assert token_cuts > 100  # the measure is not blind: aligning the tokens cuts words on the same pairs
     assert token_masked <= word_masked <= 1.25 * token_masked
+
+
+def normalizing(normalizer):
+    backend = copy.deepcopy(tokenizer("bpe").backend_tokenizer)
+    backend.normalizer = normalizer
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "original", "edited"),
+    [
+        (normalizers.NFC(), "the café was fine", "the cafe\u0301 was fine"),
+        (normalizers.NFKC(), "ABC １２３ fine", "ＡＢＣ 123 fine"),
+        (normalizers.NFKC(), "so… ﬁne", "so... fine"),  # one word and three
+        (normalizers.Lowercase(), "the Café", "The café"),
+    ],
+)
+def test_an_edit_that_the_tokenizer_does_not_see_masks_nothing(normalizer, original, edited):
+    alignment = align_edits(original, edited, normalizing(normalizer))
+    assert alignment.original_ids == alignment.edited_ids
+    assert not any((*alignment.original_mask, *alignment.edited_mask))
+    assert not any((*alignment.original_anchors, *alignment.edited_anchors))
+    assert alignment.edit_ratio == 0 and alignment.operations  # its characters did change
+    assert all(op.original_tokens[0] == op.original_tokens[1] for op in alignment.operations)
+
+
+def test_a_word_that_the_tokenizer_does_not_see_changed_beside_one_that_did():
+    lower = normalizing(normalizers.Lowercase())
+    original, edited = "The quick Fox was lousy.", "the lazy fox was lousy."
+    for texts in ((original, edited), (edited, original)):
+        alignment = align_edits(*texts, lower)
+        pairs = ((alignment.original_ids, alignment.original_mask), (alignment.edited_ids, alignment.edited_mask))
+        masked = [lower.decode([i for i, edit in zip(*pair, strict=True) if edit]).strip() for pair in pairs]
+        assert sorted(masked) == ["lazy", "quick"]
+    assert edits_of(original, edited, align_edits(original, edited, lower)) == [
+        ("replace", "The", "the"),
+        ("replace", "quick", "lazy"),
+        ("replace", "Fox", "fox"),
+    ]
+
+
+def test_unknown_words_are_one_token():
+    alignment = align_edits("a 狗 b c", "a 猫 b d", word_tokenizer())
+    assert alignment.original_mask == alignment.edited_mask == [False, False, False, True]

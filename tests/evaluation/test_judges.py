@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 import tiny
 from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, TokenRewardModel
@@ -219,6 +220,23 @@ def test_a_token_reward_model_scores_as_score_texts_does():
         expected, abs=1e-6
     )
     assert model.training
+
+
+def test_an_answer_continues_what_the_prompt_began():
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} .{{ ' ' }}{% endfor %}"
+    judge = RewardModelJudge(tiny.sequence_classifier(vocab_size=16), tokenizer)
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert judge._encode(prompt, " c") == [3, 15, 4, 5, 15]
+
+
+def test_special_tokens_are_added_once():
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)]
+    )
+    judge = RewardModelJudge(tiny.sequence_classifier(vocab_size=16), tokenizer)
+    assert judge._encode("a", " b") == judge._encode("<unk> a", " b <eos>") == [2, 3, 4, 1]
 
 
 def test_messages_get_the_chat_template():

@@ -114,7 +114,7 @@ def test_sampling_is_seeded_and_messages_are_taken():
         (
             {"prompts": Dataset.from_dict({"input_ids": [[3], []]})},
             ValueError,
-            "Row 1 of the evaluation prompts is empty",
+            "Row 1 of the evaluation data set, column `input_ids`: has no tokens",
         ),
         ({"prompts": ["a", "b " * 125]}, ValueError, "Row 1 of the evaluation prompts has 125 tokens.*128 positions"),
         ({"reference": ["b"]}, ValueError, "`reference` has 1 answers, but there are 2 prompts"),

@@ -236,6 +236,22 @@ def test_sentences_end_at_marks_and_at_line_breaks():
     assert [piece for piece, end in zip(pieces, ends, strict=True) if end] == [".", "!", "\n", "."]
 
 
+@pytest.mark.parametrize("text", ["好。好", "ठीक।ठीक", "خوب؟خوب", "լավ։լավ", 'one." two', "so… two", "(one.) two"])
+@pytest.mark.parametrize("vocab_size", [260, 400])  # at 260 a character has a token for each byte
+def test_sentences_end_in_every_script(text, vocab_size):
+    tokenizer = tiny.tokenizer(vocab_size=vocab_size, corpus=[text])
+    ids = tokenizer(text)["input_ids"]
+    scorer = CompletionScorer(lambda **kwargs: [], tokenizer, density="sentence")
+    ends = scorer._sentence_ends(torch.tensor([ids, ids]))
+    assert ends[0].tolist() == ends[1].tolist()
+    places = ends[0].nonzero().flatten().tolist()
+    assert places
+    mark = max(text.find(c) for c in "。।؟։.…")
+    for place in places:
+        assert text[mark] in tokenizer.decode(ids[: place + 1])
+    assert tokenizer.decode(ids[: places[0] + 1]).startswith(text[: mark + 1])
+
+
 def test_spreading_keeps_totals():
     torch.manual_seed(0)
     scores, mask = torch.randn(2, 4) * TWO_ROWS[2], TWO_ROWS[2]

@@ -54,6 +54,7 @@ COMPUTED = (
     "mini_batch_size",
 )
 OURS = {
+    "max_prompt_length": None,
     "log_completions": False,
     "num_completions_to_log": 8,
     "reward_signal": None,

@@ -87,7 +87,8 @@ def test_scores_go_to_the_token_in_which_they_end():
 
 
 def test_what_the_reward_tokenizer_adds_belongs_to_no_word():
-    # A tokenizer that puts EOS at the end by itself: it stands for no text, and is scored as the end of the completion.
+    # A tokenizer that puts EOS at the end by itself: it stands for no text, and is scored as the end of a completion that
+    # has ended.
     words, adding = tiny.word_tokenizer(), permuted_tokenizer()
     adding.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", EOS)]
@@ -95,7 +96,17 @@ def test_what_the_reward_tokenizer_adds_belongs_to_no_word():
     c = adding.convert_tokens_to_ids("c")
     scorer = CompletionScorer(tiny.unigram_reward_model({c: 1.0, EOS: 100.0, 2: 1000.0}), words, adding)
     scores = scorer.raw_scores(*batch(([A], [C, D]), ([A], [C, EOS]))).values
-    torch.testing.assert_close(scores, torch.tensor([[1.0, 100], [1, 100]]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores, torch.tensor([[1.0, 0], [1, 100]]), rtol=0, atol=1e-4)
+
+
+def test_a_stop_token_that_is_not_eos_ends_the_text_of_the_reward_model():
+    words, permuted = tiny.word_tokenizer(), permuted_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["e"]})
+    model = tiny.unigram_reward_model({EOS: 100.0})
+    rows = batch(([A], [C, E]), ([A], [C, D]))
+    for stop_token_id, expected in ((E, [[0.0, 100], [0, 0]]), (None, [[0.0, 0], [0, 0]])):
+        scorer = CompletionScorer(model, words, permuted, stop_token_id=stop_token_id)
+        torch.testing.assert_close(scorer.raw_scores(*rows).values, torch.tensor(expected), rtol=0, atol=1e-4)
 
 
 def test_messages_get_the_reward_models_own_template():

@@ -3,7 +3,7 @@ import torch
 
 import tiny
 from trl_tokenreward.ppo.forward import completion_logps, completion_values
-from trl_tokenreward.ppo.prompts import DataCollatorForPrompts, Prompts, PromptSource, prepare_prompts
+from trl_tokenreward.ppo.prompts import DataCollatorForPrompts, Prompts, PromptSource
 from trl_tokenreward.ppo.sampling import generate, sample, uniforms
 
 
@@ -209,26 +209,3 @@ def test_streams_are_read_in_order_and_resumed_by_position():
     source = PromptSource(dataset(5).to_iterable_dataset(), batch_size=3, seed=0)
     assert [numbers(source.rows(update)) for update in range(3)] == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
     assert numbers(PromptSource(dataset(5).to_iterable_dataset(), 3, seed=0).rows(2)) == [1, 2, 3]
-
-
-def test_prompts_may_be_texts_messages_or_tokens():
-    from datasets import Dataset
-
-    tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-    texts = prepare_prompts(Dataset.from_dict({"prompt": ["the dog"]}), tokenizer, "train")
-    assert texts[0]["input_ids"] == tokenizer("the dog")["input_ids"]
-    messages = [[{"role": "user", "content": "the dog"}]]
-    conversational = prepare_prompts(Dataset.from_dict({"prompt": messages}), tokenizer, "train")
-    assert tokenizer.decode(conversational[0]["input_ids"]) == "user: the dog\nassistant:"
-    tokens = Dataset.from_dict({"input_ids": [[4, 5]]})
-    assert prepare_prompts(tokens, tokenizer, "train") is tokens
-
-
-def test_prompts_that_are_missing_are_named():
-    from datasets import Dataset
-
-    with pytest.raises(ValueError, match="'prompt' or 'input_ids'.*'text'"):
-        prepare_prompts(Dataset.from_dict({"text": ["a"]}), tiny.tokenizer(), "train")
-    with pytest.raises(ValueError, match="Row 1 of the eval data set"):
-        prepare_prompts(Dataset.from_dict({"prompt": ["a", None]}), tiny.tokenizer(), "eval")

@@ -224,13 +224,13 @@ def test_trainer_is_trls_where_trl_has_one(scenario):
     [
         ({"num_mini_batches": 3}, "= 4 must be a multiple of `num_mini_batches` = 3"),
         ({"max_steps": 3, "num_ppo_epochs": 2}, "`max_steps=3` ends within an update"),
-        ({"response_length": 200}, "A prompt of 1 tokens and `response_length=200` do not fit in the 128 positions of `model`"),
+        ({"response_length": 200}, "row 0 of the train data set of 1 tokens and `response_length=200` do not fit in the 128 positions of `model`"),
         ({"dataset": prompts([A]).to_iterable_dataset(), "num_train_epochs": 1}, "A stream has no length"),
         ({"dataset": Dataset.from_dict({"text": ["a"]})}, "'prompt' or 'input_ids'"),
-        ({"dataset": prompts([])}, "Prompt 0 of this batch has no token"),
+        ({"dataset": prompts([])}, "Row 0 of the train data set, column `input_ids`: has no tokens"),
         ({"arguments": {"train_dataset": prompts([A]).select([])}}, "The train data set is empty"),
         ({"dataset": prompts([A]).to_iterable_dataset().filter(lambda row: False)}, "The stream of training prompts is empty"),
-        ({"eval_dataset": {"one": prompts([A]).select([])}}, "The one data set is empty"),
+        ({"eval_dataset": {"one": prompts([A]).select([])}}, "The eval_one data set is empty"),
         ({"arguments": {"train_dataset": None}}, "`train_dataset` is required"),
         ({"arguments": {"reward_model": None}}, "`reward_model` is required"),
         ({"arguments": {"value_model": tiny.causal_lm()}}, "`value_model` is a LlamaForCausalLM"),
@@ -289,9 +289,8 @@ def test_dense_rewards_teach_what_the_same_total_at_the_end_does_not(scenario, d
 def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scenario):
     short = tiny.sequence_classifier(max_position_embeddings=4)
     for argument, name in (("reward", "reward_model"), ("value", "value_model")):
-        trainer = scenario.make(**{argument: short})
-        with pytest.raises(ValueError, match=f"4 positions of `{name}`"):
-            trainer.collect_rollout(0)
+        with pytest.raises(ValueError, match=f"4 positions of `{name}`: set `max_prompt_length="):
+            scenario.make(**{argument: short})
 
 
 def test_under_mixed_precision_the_first_ratio_is_one(scenario):

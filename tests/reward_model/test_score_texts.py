@@ -113,6 +113,21 @@ class TestScoreTexts:
         (result,) = model.score_texts(["he"], tokenizer, prompts=["mix t"])
         assert (result.tokens, result.spans) == (["Ġthe"], [(0, 2)])
 
+    def test_special_tokens_that_the_text_has_are_not_added_again(self):
+        tokenizer = deepcopy(tiny.tokenizer())
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)]
+        )
+        model, seen = reward_model(), []
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["input_ids"].tolist()), with_kwargs=True
+        )
+        for prompt in ("", "<unk>"):
+            model.score_texts(["the dog"], tokenizer, prompts=[prompt])
+            model.score_texts(["the dog"], tokenizer, prompts=[prompt], append_eos=False)
+        ids = tokenizer("the dog", add_special_tokens=False)["input_ids"]
+        assert seen == [[[2, *ids, 1]], [[2, *ids]]] * 2
+
     def test_eos_is_read_and_not_listed(self):
         model, tokenizer = reward_model(), tiny.tokenizer()
         with_eos, without = (model.score_texts(["the dog"], tokenizer, append_eos=flag)[0] for flag in (True, False))

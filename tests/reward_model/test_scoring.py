@@ -148,6 +148,21 @@ class TestScoring:
         [row] = score_dataset([{"prompt": prompt, "completion": completion}], model)
         assert row.prompt == "b ." and [token.strip() for token in row.texts[0].tokens] == ["a", "."]
 
+    def test_messages_with_tools_and_without_a_prompt_column(self):
+        tokenizer = tiny.word_tokenizer()
+        tokenizer.chat_template = (
+            "{% if tools %}{{ tools[0].function.name }}{% endif %}"
+            "{% for m in messages %} {{ m['content'] }} .{% endfor %}"
+        )
+        model = TokenScorer(reward_model({A: 1.0}), tokenizer, "model")
+        text = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "a"}]
+        [row] = score_dataset([{"text": text, "tools": [{"function": {"name": "c"}}]}], model)
+        assert row.prompt == "c b ." and [token.strip() for token in row.texts[0].tokens] == ["a", "."]
+
+    def test_the_transform_of_a_data_set_is_applied(self):
+        rows = Dataset.from_list([{"word": "a"}]).with_transform(lambda batch: {"text": batch["word"]})
+        assert score_dataset(rows, scorer())[0].texts[0].series["score"] == close([1.0, 0.5])
+
     def test_what_is_too_long_is_dropped_and_counted(self):
         rows = [{"text": "a b"}, {"text": "a b c d"}, {"text": "a"}, {"text": "b " * 200}]
         scored = score_dataset(rows, scorer(), max_length=4)
@@ -170,7 +185,8 @@ class TestScoring:
             ([{"text": "a", "completion": "a"}], "Row 0 has the columns"),
             ([{"text": 3}], "Row 0: `text` must be a text or messages, but is a int"),
             ([{"text": "a", "prompt": []}], "Row 0: `prompt` and `text` must both be texts"),
-            ([{"chosen": "a", "rejected": None}], "rejected"),
+            ([{"chosen": "a", "rejected": None}], "Row 0 of the scored data set, column `rejected`"),
+            (["a"], "Row 0: a row must be a dictionary of columns, but is 'a'"),
         ],
     )
     def test_malformed_rows(self, rows, message):

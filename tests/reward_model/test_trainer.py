@@ -1,4 +1,5 @@
 import copy
+import json
 import logging
 import math
 import re
@@ -7,11 +8,14 @@ from dataclasses import fields
 import pytest
 import torch
 from datasets import Dataset
+from torch.nn.utils import parameters_to_vector
 from transformers import HfArgumentParser
 from trl import RewardConfig, RewardTrainer
 
-from reward_trainer_cases import ROWS, training_logs
+import processes
+from reward_trainer_cases import ROWS, UNEVEN, training_logs
 from tiny import causal_lm, sequence_classifier
+from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
 from trl_tokenreward.data.formats import SIDES
 from trl_tokenreward.reward_model.losses import sequence_ranking_loss
@@ -145,6 +149,7 @@ class TestLoss:
     def test_without_the_token_loss_it_is_reward_trainer(self, make_trainer):
         rows = Dataset.from_list([{**row, "margin": 0.1 * i} for i, row in enumerate(ROWS)])
         settings = {"train_dataset": rows, "eval_dataset": rows, "max_steps": 6, "center_rewards_coefficient": 0.01}
+        settings["per_device_eval_batch_size"] = 7  # of 21: RewardTrainer's metrics are means over batches
         theirs = make_trainer(sequence_classifier(), RewardTrainer, RewardConfig, **settings)
         ours = make_trainer(sequence_classifier(), token_loss_weight=0, **settings)
         for trainer in (theirs, ours):
@@ -156,6 +161,79 @@ class TestLoss:
                 if not key.endswith(("runtime", "per_second", "total_flos")):
                     assert our_log[key] == pytest.approx(value, abs=1e-5), key
         assert not ours.model.token_head_is_trained
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{}, {"token_loss": "ranking"}, {"unchanged_token_target": "zero", "use_anchors": True}],
+        ids=["classification", "ranking", "zero"],
+    )
+    def test_a_step_does_not_depend_on_its_batches(self, settings, make_trainer):
+        steps = []
+        # The last step of the epoch has fewer batches than the others, or a smaller one.
+        for batch, accumulation in ((4, 1), (1, 4), (2, 2)):
+            trainer = make_trainer(
+                train_dataset=Dataset.from_list(UNEVEN),
+                per_device_train_batch_size=batch,
+                gradient_accumulation_steps=accumulation,
+                optim="sgd",
+                learning_rate=0.01,
+                head_learning_rate=0.01,
+                max_grad_norm=0,
+                max_steps=2,
+                **settings,
+            )
+            torch.nn.init.normal_(trainer.model.token_score.weight, generator=torch.Generator().manual_seed(1))
+            before = parameters_to_vector(trainer.model.parameters()).detach()
+            trainer.train()
+            logs = [{key: log[key] for key in log if key.startswith("loss")} for log in training_logs(trainer)]
+            steps.append((before - parameters_to_vector(trainer.model.parameters()).detach(), logs))
+        (whole, logs), *others = steps
+        for parts, of_parts in others:
+            assert (whole - parts).norm() < 1e-5 * whole.norm()
+            for one, other in zip(logs, of_parts, strict=True):
+                assert one == pytest.approx(other, abs=1e-5)
+
+    @pytest.mark.timeout(300)
+    @pytest.mark.slow
+    def test_a_step_does_not_depend_on_the_processes(self, make_trainer, tmp_path):
+        model = TokenRewardModel.from_backbone(causal_lm())
+        torch.nn.init.normal_(model.token_score.weight, generator=torch.Generator().manual_seed(1))
+        model.save_pretrained(tmp_path / "model")
+        make_tokenizer("bpe").save_pretrained(tmp_path / "model")
+        (tmp_path / "rows.json").write_text(json.dumps(UNEVEN[:4]))
+        script = tmp_path / "train.py"
+        script.write_text(
+            "import json, sys\n"
+            "import torch\n"
+            "from datasets import Dataset\n"
+            "from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer\n"
+            "folder = sys.argv[1]\n"
+            "dataset = Dataset.from_list(json.load(open(folder + '/rows.json')))\n"
+            "args = TokenRewardConfig(folder + '/out', use_cpu=True, bf16=False, report_to='none', save_strategy='no',\n"
+            "                         per_device_train_batch_size=2, max_steps=1, optim='sgd', learning_rate=0.5,\n"
+            "                         head_learning_rate=0.5, max_grad_norm=0)\n"
+            "trainer = TokenRewardTrainer(folder + '/model', args, train_dataset=dataset)\n"
+            "trainer.train()\n"
+            "assert trainer.accelerator.num_processes == 2\n"
+            "if trainer.is_world_process_zero():\n"
+            "    torch.save(trainer.model.state_dict(), folder + '/trained.pt')\n"
+        )
+        processes.launch(script, tmp_path)
+        alone = make_trainer(
+            model,
+            train_dataset=Dataset.from_list(UNEVEN[:4]),
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.5,
+            head_learning_rate=0.5,
+            max_grad_norm=0,
+        )
+        before = {name: weight.clone() for name, weight in alone.model.state_dict().items()}
+        alone.train()
+        together = torch.load(tmp_path / "trained.pt")
+        for name, weight in alone.model.state_dict().items():
+            change = (weight - before[name]).norm()
+            assert (weight - together[name]).norm() <= 1e-4 * change + 1e-7, name
 
     @pytest.mark.parametrize(
         "settings",

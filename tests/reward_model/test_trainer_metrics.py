@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
-from reward_trainer_cases import ROWS, training_logs
+from reward_trainer_cases import ROWS, UNEVEN, training_logs
 from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardModel
@@ -58,6 +58,28 @@ class TestMetrics:
                 # tokens that are nearly tied may change places where the batch is another
                 assert metrics[f"eval_{key}"] == pytest.approx(value, abs=5e-3), key
         assert metrics["eval_token_accuracy"] not in (0.0, 0.5, 1.0)
+
+    @pytest.mark.parametrize("settings", [{}, {"token_loss": "ranking"}], ids=["classification", "ranking"])
+    def test_an_evaluation_does_not_depend_on_its_batches(self, settings, make_trainer):
+        outcomes = []
+        for batch in (1, 4, 6):
+            rows = Dataset.from_list([{**row, "margin": 0.1 * i} for i, row in enumerate(UNEVEN)])
+            settings = {**settings, "center_rewards_coefficient": 0.1, "per_device_eval_batch_size": batch}
+            trainer = make_trainer(eval_dataset=rows, **settings)
+            torch.nn.init.normal_(trainer.model.token_score.weight, generator=torch.Generator().manual_seed(1))
+            metrics = trainer.evaluate()
+            # The least and the greatest reward are RewardTrainer's, which are means over batches.
+            unlike = ("time", "second", "num_tokens", "min_reward", "max_reward")
+            outcomes.append({key: value for key, value in metrics.items() if not key.endswith(unlike)})
+            # One batch of all is what the loss itself says.
+            batch = trainer.data_collator(list(trainer.eval_dataset))
+            with torch.no_grad():
+                assert metrics["eval_loss"] == pytest.approx(
+                    trainer.compute_loss(trainer.model, batch).item(), abs=1e-5
+                )
+        assert len({"eval_loss", "eval_loss/token", "eval_accuracy", "eval_margin"} & set(outcomes[0])) == 4
+        for outcome in outcomes[1:]:
+            assert outcome == pytest.approx(outcomes[0], abs=1e-4)
 
     def test_a_prediction_leaves_nothing_behind(self, make_trainer):
         trainer = make_trainer(eval_dataset=Dataset.from_list(ROWS[3:9]))
@@ -181,7 +203,8 @@ class TestMetrics:
 
         dataset = Dataset.from_list(rows)
         alone = make_trainer(model, eval_dataset=dataset).evaluate()
-        keys = [key for key in alone if key.startswith(("eval_token_", "eval_token_score/"))]
-        assert len(keys) == 5
+        keys = [key for key in alone if key.startswith(("eval_token_", "eval_token_score/", "eval_loss"))]
+        assert len(keys) == 9
+        keys += ["eval_accuracy", "eval_margin", "eval_mean_reward"]
         for key in keys:
             assert together[key] == pytest.approx(alone[key], abs=1e-5), key

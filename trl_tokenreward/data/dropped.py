@@ -1,6 +1,15 @@
 """Counts of the rows that are kept and dropped."""
 
+from collections.abc import Mapping
+
 import torch
+
+
+REMEDIES = {
+    "identical": "give pairs that differ",
+    "too_long": "raise `max_length`",
+    "not_minimal": "raise `max_edit_ratio`",
+}
 
 
 class DroppedRows:
@@ -10,15 +19,16 @@ class DroppedRows:
     is read, and no two processes write to one place.
 
     Args:
+        remedies (`Mapping[str, str]`, *optional*):
+            The reasons to drop a row, and what to do about each. Defaults to those of preference rows.
         num_workers (`int`, *optional*, defaults to `0`):
             How many data loader workers there will be.
     """
 
-    REASONS = ("identical", "too_long", "not_minimal")
-    OUTCOMES = ("kept", *REASONS)
-
-    def __init__(self, num_workers: int = 0):
-        counts = torch.zeros(1 + num_workers, len(self.OUTCOMES), dtype=torch.long, device="cpu")
+    def __init__(self, remedies: Mapping[str, str] = REMEDIES, num_workers: int = 0):
+        self.remedies = remedies
+        self.outcomes = ("kept", *remedies)
+        counts = torch.zeros(1 + num_workers, len(self.outcomes), dtype=torch.long, device="cpu")
         self._counts = counts.share_memory_()
 
     def __deepcopy__(self, memo: dict) -> "DroppedRows":
@@ -27,16 +37,16 @@ class DroppedRows:
     def add(self, outcome: str, rows: int = 1) -> None:
         info = torch.utils.data.get_worker_info()
         slot = 0 if info is None else 1 + info.id
-        self._counts[slot % len(self._counts), self.OUTCOMES.index(outcome)] += rows
+        self._counts[slot % len(self._counts), self.outcomes.index(outcome)] += rows
 
     def counts(self) -> dict[str, int]:
         """`rows` read, those `kept`, and those dropped by reason."""
-        counts = dict(zip(self.OUTCOMES, self._counts.sum(0).tolist(), strict=True))
+        counts = dict(zip(self.outcomes, self._counts.sum(0).tolist(), strict=True))
         return {"rows": sum(counts.values()), **counts}
 
     def describe(self) -> str:
         counts = self.counts()
-        reasons = ", ".join(f"{counts[reason]} {reason}" for reason in self.REASONS)
+        reasons = ", ".join(f"{counts[reason]} {reason}" for reason in self.remedies)
         return f"{counts['kept']} of {counts['rows']} rows are kept ({reasons})"
 
     def require_rows(self, name: str) -> None:
@@ -44,10 +54,5 @@ class DroppedRows:
         counts = self.counts()
         if counts["kept"] or not counts["rows"]:
             return
-        remedies = {
-            "identical": "give pairs that differ",
-            "too_long": "raise `max_length`",
-            "not_minimal": "raise `max_edit_ratio`",
-        }
-        remedy = " or ".join(remedies[reason] for reason in self.REASONS if counts[reason])
+        remedy = " or ".join(remedy for reason, remedy in self.remedies.items() if counts[reason])
         raise ValueError(f"Nothing is left of the {name} data set: {self.describe()}. To have rows, {remedy}.")

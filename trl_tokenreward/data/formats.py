@@ -1,9 +1,11 @@
-"""The formats of preference rows, and the texts that are tokenized."""
+"""The formats of rows, and the texts that are tokenized: of pairs for the reward model, of prompts for PPO."""
 
 import json
+from collections.abc import Mapping, Sequence
 from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
+from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +26,14 @@ class ColumnError(ValueError):
 
     def __init__(self, column: str, problem: str):
         super().__init__(f"column `{column}`: {problem}")
+
+
+def plain_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The data set with Python values in its rows, and not tensors. A transform (`with_transform`) is kept, since what
+    it gives are the rows."""
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        return dataset
+    return dataset.with_format(None)
 
 
 def get_column(row: Row, column: str, kind: type | tuple[type, ...], name: str) -> Any:
@@ -52,6 +62,11 @@ class RenderedText(NamedTuple):
     end: int
 
 
+def check_row(row: Any) -> None:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"a row must be a dictionary of columns, but is {shorten(row)}.")
+
+
 def row_format(row: Row) -> RowFormat:
     """The format of a row.
 
@@ -63,6 +78,7 @@ def row_format(row: Row) -> RowFormat:
     Raises:
         ValueError: If it has none of them. The error names the column.
     """
+    check_row(row)
     if all(f"{side}_ids" in row for side in SIDES):
         return "ids"
     for side in SIDES:
@@ -110,12 +126,81 @@ def preference_prompt(row: Row) -> str | list[Row]:
         return row["prompt"]
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list):
-        pairs = zip(chosen, rejected, strict=False)
+        # A column of Arrow has every field in every message, `None` where the message has none.
+        pairs = zip(_without_none(chosen), _without_none(rejected), strict=False)
         shared = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
         # If one side begins with the other, the last message is the completion.
         return chosen[: min(len(chosen), len(rejected)) - 1 if shared is None else shared]
     common = commonprefix([chosen, rejected])
     return common[: common.rfind(ASSISTANT) + len(ASSISTANT)] if ASSISTANT in common else ""
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return [_without_none(part) for part in value] if isinstance(value, list) else value
+
+
+def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """The prompt of a row as the text that a completion continues, and whether a chat template rendered it.
+
+    A `prompt` of messages that ends in one of the assistant is left open: that message is the beginning of the answer.
+
+    Args:
+        row (`dict[str, Any]`):
+            A `prompt`, a text or messages, or a preference row, with the columns `tools` and `chat_template_kwargs`
+            where the template wants them.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer, whose chat template renders messages.
+
+    Raises:
+        ValueError: If the row has no prompt, or the template cannot render it. The error names the column.
+    """
+    if "prompt" not in row and row_format(row) == "conversational":
+        for side in SIDES:
+            _messages(row, side)
+    prompt = preference_prompt(row)
+    column = "prompt" if "prompt" in row else "chosen"
+    if not isinstance(prompt, (str, list)) or not prompt:
+        raise ColumnError(column, f"the prompt must be a text or messages, not empty, but is {shorten(prompt)}.")
+    if isinstance(prompt, str):
+        return prompt, False
+    if column == "prompt":
+        _messages(row, column)
+    return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
+
+
+def answered_text(prompt: list[Row], answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt of messages with the assistant's answer, as the chat template renders them.
+
+    Raises:
+        ValueError: If the template cannot render them.
+    """
+    row, messages = {"prompt": prompt}, [*prompt, {"role": "assistant", "content": answer}]
+    is_prefilled = _is_prefilled(row, prompt)
+    return _render(row, _joined(messages, len(prompt)) if is_prefilled else messages, "prompt", tokenizer)
+
+
+def _opening(row: Row, prompt: Sequence[Any]) -> dict[str, bool]:
+    """How the chat template ends a prompt that an assistant's message follows on."""
+    return {"continue_final_message" if _is_prefilled(row, prompt) else "add_generation_prompt": True}
+
+
+def _is_prefilled(row: Row, prompt: Sequence[Any]) -> bool:
+    return "prompt" in row and prompt[-1]["role"] == "assistant"
+
+
+def _render(row: Row, messages: Sequence[Any], column: str, tokenizer: PreTrainedTokenizerBase, **how: Any) -> str:
+    kwargs = row.get("chat_template_kwargs")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ColumnError("chat_template_kwargs", f"must be a dictionary, but is {shorten(kwargs)}.")
+    # As in messages, `None` is what Arrow puts where a row has no such argument.
+    kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
+    kwargs = {"tools": _tools(row), **kwargs, **how, "tokenize": False}
+    try:
+        return str(tokenizer.apply_chat_template(messages, **kwargs))
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ColumnError(column, f"the chat template cannot render it: {error}") from error
 
 
 def _with_eos(prompt: str, completion: str, eos_token: str) -> RenderedText:
@@ -128,21 +213,18 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
     if "prompt" in row:
         sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
     prompt = preference_prompt(row)
-    kwargs = {"tools": _tools(row), **(row.get("chat_template_kwargs") or {})}
-
-    def render(messages: str | list[Row], column: str, **more: Any) -> str:
-        try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **more)
-        except (TemplateError, ValueError, TypeError) as error:
-            raise ColumnError(column, f"the chat template cannot render it: {error}") from error
-
-    texts = {side: render(messages, side) for side, messages in sides.items()}
+    # Some templates open the answer in another way when there is one to come, so the prompt ends where its rendering
+    # and the whole ones part.
+    opens = bool(prompt) and all(messages[len(prompt)]["role"] == "assistant" for messages in sides.values())
+    is_prefilled = opens and _is_prefilled(row, prompt)
+    texts = {
+        side: _render(row, _joined(messages, len(prompt)) if is_prefilled else messages, side, tokenizer)
+        for side, messages in sides.items()
+    }
     prompt_end = 0
     if prompt:
-        # The opening of the answer belongs to the prompt. Some templates open it in another way when there is an answer
-        # to come, so the prompt ends where its rendering and the whole ones part.
-        opens = all(messages[len(prompt)]["role"] == "assistant" for messages in sides.values())
-        prompt_text = render(prompt, "prompt" if "prompt" in row else "chosen", add_generation_prompt=opens)
+        how = _opening(row, prompt) if opens else {}
+        prompt_text = _render(row, prompt, "prompt" if "prompt" in row else "chosen", tokenizer, **how)
         prompt_end = len(commonprefix([prompt_text, *texts.values()]))
     spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
     # The text around the words is not aligned, so it must be the same on both sides.
@@ -150,6 +232,19 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
     if len(around) > 1:
         spots = {side: (prompt_end, len(text)) for side, text in texts.items()}
     return {side: RenderedText(text, prompt_end, *spots[side]) for side, text in texts.items()}
+
+
+def _joined(messages: list[Row], start: int) -> list[Row]:
+    """The messages, where that at `start` continues the one before it."""
+    contents: list[Any] = [message.get("content") for message in messages[start - 1 : start + 1]]
+    if not all(isinstance(content, str) for content in contents):
+        raise ColumnError(
+            "prompt",
+            "ends in a message of the assistant, which the answer continues, so the `content` of both must be texts, "
+            f"but they are {shorten(contents)}.",
+        )
+    answer = {**messages[start], "content": "".join(contents)}
+    return [*messages[: start - 1], answer, *messages[start + 1 :]]
 
 
 def _tools(row: Row) -> list[Any] | None:

@@ -12,6 +12,7 @@ lists of one length:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -26,33 +27,30 @@ from .formats import (
     RenderedText,
     Row,
     RowFormat,
+    check_row,
     conversational_texts,
     dialogue_texts,
     get_column,
+    plain_rows,
     row_format,
     standard_texts,
 )
 from .spans import read_spans
+from .tokens import TextTokenizer
 
 
 MASKS = ("completion_mask", "edit_mask", "anchor_mask")
 PREPARED_COLUMNS = tuple(f"{side}_{part}" for part in ("ids", *MASKS) for side in SIDES)
-RAW_COLUMNS = ("prompt", *SIDES, "chosen_spans", "rejected_spans", "tools", "chat_template_kwargs")
-
-
-def _tokenize(
-    texts: dict[str, RenderedText], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool
-) -> dict[str, TokenizedText]:
-    words = [text.text for text in texts.values()]
-    tokens = tokenizer(words, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-    pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-    return {side: TokenizedText(*pair) for side, pair in zip(texts, pairs, strict=True)}
+RAW_COLUMNS = (
+    *("prompt", *SIDES, "chosen_spans", "rejected_spans", "tools", "chat_template_kwargs"),
+    *("chosen_attention_mask", "rejected_attention_mask"),
+)
 
 
 def _completion(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, TokenizedText]:
     """The first token of the completion, the places of the tokens of its own text, and these tokens with offsets into
-    that text. A token across the border of prompt and completion is the completion's; special tokens, which have the
-    span `(0, 0)`, are the prompt's before it."""
+    that text. A token across the border of prompt and completion is the completion's; tokens that the tokenizer added,
+    which have the span `(0, 0)`, are the prompt's before it."""
     first = next((i for i, (_, end) in enumerate(tokens.offsets) if end > text.prompt_end), len(tokens.ids))
     offsets = [(blank_start(text.text, end) if start == end else start, end) for start, end in tokens.offsets[first:]]
     inside = [i for i, (start, end) in enumerate(offsets) if start < text.end and end > text.start]
@@ -99,10 +97,8 @@ def _scatter(mask: Sequence[bool], places: Sequence[int], length: int) -> list[i
     return spread
 
 
-def _text_row(
-    row: Row, texts: dict[str, RenderedText], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool
-) -> Row:
-    tokens = _tokenize(texts, tokenizer, add_special_tokens)
+def _text_row(row: Row, texts: dict[str, RenderedText], tokenize: TextTokenizer, rendered: bool) -> Row:
+    tokens = {side: tokenize(text.text, rendered=rendered) for side, text in texts.items()}
     completions = {side: _completion(tokens[side], texts[side]) for side in SIDES}
     own = {side: completions[side][2] for side in SIDES}
     words = {side: text.text[text.start : text.end] for side, text in texts.items()}
@@ -128,26 +124,37 @@ def _by_side(alignment: EditAlignment) -> tuple[dict[str, list[bool]], dict[str,
     return edits, anchors
 
 
-def complete_ids_row(row: Row) -> Row:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the tokenizer's highest id. There may be gaps below it."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def complete_ids_row(row: Row, vocabulary: int | None = None) -> Row:
     """The prepared form of a row that has token ids.
 
     Masks that the row brings are checked and kept. Without completion masks every token counts as completion; without
-    edit masks the completions are aligned with [`align_ids`]; edit masks without anchor masks have no anchors.
+    edit masks the completions are aligned with [`align_ids`]; edit masks without anchor masks have no anchors. Padding,
+    where `chosen_attention_mask` and `rejected_attention_mask` are 0, is dropped from the ids and from these masks.
 
     Args:
         row (`dict[str, Any]`):
             `chosen_ids` and `rejected_ids`, and for both sides or neither each of the masks.
+        vocabulary (`int`, *optional*):
+            The ids must be below it.
 
     Raises:
-        ValueError: If a mask is there for one side alone, has another length than its ids, has other values than 0 and
-            1, or counts a token outside the completion. The error names the column.
+        ValueError: If an id is none of the vocabulary, or if a mask is there for one side alone, has another length
+            than its ids, has other values than 0 and 1, or counts a token outside the completion. The error names the
+            column.
     """
+    check_row(row)
+    row = _without_padding(row)
     for side in SIDES:
         if f"{side}_spans" in row:
             raise ColumnError(
                 f"{side}_spans", f"counts characters, but the row has token ids: give `{side}_edit_mask` instead."
             )
-    prepared = {f"{side}_ids": _ids(row, f"{side}_ids") for side in SIDES}
+    prepared = {f"{side}_ids": read_ids(row, f"{side}_ids", vocabulary) for side in SIDES}
     given = {name for name in MASKS for side in SIDES if f"{side}_{name}" in row}
     for name in MASKS:
         for side in SIDES:
@@ -174,12 +181,36 @@ def complete_ids_row(row: Row) -> Row:
     return prepared
 
 
-def _ids(row: Row, column: str) -> list[int]:
+def _without_padding(row: Row) -> Row:
+    row = dict(row)
+    for side in SIDES:
+        if row.get(f"{side}_attention_mask") is None:
+            continue
+        for column in [f"{side}_ids", *(f"{side}_{name}" for name in MASKS if f"{side}_{name}" in row)]:
+            row[column] = without_padding(row, column, f"{side}_attention_mask")
+    return row
+
+
+def without_padding(row: Row, column: str, mask_column: str) -> list[Any]:
+    """The entries of a column where an attention mask is 1."""
+    values = get_column(row, column, list, "a list")
+    return [value for value, real in zip(values, _mask(row, mask_column, len(values)), strict=True) if real]
+
+
+def read_ids(row: Row, column: str, vocabulary: int | None = None) -> list[int]:
+    """The token ids in a column.
+
+    Raises:
+        ValueError: If they are no list of ids, or not below `vocabulary`. The error names the column.
+    """
     ids = get_column(row, column, list, "a list of token ids")
     if not ids:
         raise ColumnError(column, "has no tokens.")
     if any(type(i) is not int for i in ids):
         raise ColumnError(column, f"must be a list of integers, but is {shorten(ids)}.")
+    if vocabulary is not None and not (0 <= min(ids) and max(ids) < vocabulary):
+        wrong = next(i for i in ids if not 0 <= i < vocabulary)
+        raise ColumnError(column, f"has the id {wrong}, but the tokenizer's are 0 to {vocabulary - 1}.")
     return ids
 
 
@@ -205,7 +236,7 @@ class RowPreparer:
         format (`str`):
             [`row_format`] of the first row. The other rows must have the same.
         tokenizer (`PreTrainedTokenizerBase`):
-            A fast tokenizer. Not used for `"ids"`.
+            A fast tokenizer. For `"ids"` it says which ids there are.
         name (`str`, *optional*, defaults to `"train"`):
             What errors call the data set.
     """
@@ -216,6 +247,7 @@ class RowPreparer:
 
     def __post_init__(self):
         if self.format == "ids":
+            self._vocabulary = vocabulary_size(self.tokenizer)
             return
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(
@@ -224,6 +256,7 @@ class RowPreparer:
             )
         if self.format != "conversational" and self.tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no EOS token to end the texts with. Set `eos_token`.")
+        self._tokenize = TextTokenizer(self.tokenizer)
 
     def __call__(self, row: Row, index: int) -> Row:
         return self._read(row, index)[0]
@@ -243,21 +276,22 @@ class RowPreparer:
 
     def _read(self, row: Row, index: int) -> tuple[Row, dict[str, RenderedText] | None]:
         try:
+            check_row(row)
             return self._prepare(row)
-        except ColumnError as error:
+        except ValueError as error:
             raise ValueError(f"Row {index}{_worker()} of the {self.name} data set, {error}") from error
 
     def _prepare(self, row: Row) -> tuple[Row, dict[str, RenderedText] | None]:
         texts = None
         if self.format == "ids":
-            prepared = complete_ids_row(row)
+            prepared = complete_ids_row(row, self._vocabulary)
         elif self.format == "conversational":
             texts = conversational_texts(row, self.tokenizer)
-            prepared = _text_row(row, texts, self.tokenizer, add_special_tokens=False)
+            prepared = _text_row(row, texts, self._tokenize, rendered=True)
         else:
             split = dialogue_texts if self.format == "dialogue" else standard_texts
             texts = split(row, self.tokenizer.eos_token)
-            prepared = _text_row(row, texts, self.tokenizer, add_special_tokens=True)
+            prepared = _text_row(row, texts, self._tokenize, rendered=False)
         if "margin" in row:
             margin = row["margin"]
             if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
@@ -339,7 +373,8 @@ def prepare_dataset(
     - tokenized rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
       passes as it is.
 
-    Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`.
+    Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`. The rows of
+    a data set with a transform (`with_transform`) are what the transform gives, and its other columns are not kept.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -364,29 +399,32 @@ def prepare_dataset(
     Raises:
         ValueError: If a row does not have the format of the first (naming row and column), or if nothing is left.
     """
-    dataset = dataset.with_format(None)
+    dataset = plain_rows(dataset)
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} data set has no rows.")
+    transformed = isinstance(dataset, Dataset) and dataset.format["type"] is not None
     for side in SIDES:  # the names of the columns in TRL before 1.0, which TRL still takes
         if f"{side}_input_ids" in first and f"{side}_ids" not in first:
             dataset = dataset.rename_column(f"{side}_input_ids", f"{side}_ids")
             first[f"{side}_ids"] = first.pop(f"{side}_input_ids")
     try:
         preparer = RowPreparer(row_format(first), tokenizer, name)
-    except ColumnError as error:
+    except ValueError as error:
         raise ValueError(f"Row 0 of the {name} data set, {error}") from error
 
     replaced = [column for column in first if column in (*RAW_COLUMNS, *PREPARED_COLUMNS, "margin")]
+    if transformed:  # its columns are not those of its rows
+        replaced = dataset.column_names
     features = None  # a stream may not know its own
     if dataset.features is not None:
         features = Features({column: kind for column, kind in dataset.features.items() if column not in replaced})
         features.update({c: List(Value("int64" if c.endswith("ids") else "int8")) for c in PREPARED_COLUMNS})
-        if "margin" in replaced:
+        if "margin" in first:
             features["margin"] = Value("float64")
         features["outcome"] = Value("string")
     judge = _PrepareAndJudge(preparer, max_length, max_edit_ratio)
-    dropped = DroppedRows(num_workers)
+    dropped = DroppedRows(num_workers=num_workers)
 
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(judge, with_indices=True, remove_columns=replaced, features=features)
@@ -400,9 +438,10 @@ def prepare_dataset(
         num_proc=num_proc,
         desc=f"Aligning the edits of the {name} data set",
     )
+    dataset = dataset.with_format(None)  # a transform has been applied
     outcomes = dataset["outcome"][:]
     dataset = dataset.remove_columns("outcome")
-    for outcome in DroppedRows.OUTCOMES:
+    for outcome in dropped.outcomes:
         dropped.add(outcome, outcomes.count(outcome))
     dropped.require_rows(name)
     if dropped.counts()["kept"] < len(dataset):

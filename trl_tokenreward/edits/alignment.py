@@ -2,7 +2,7 @@
 
 Words are aligned first, so that no word is cut in half, and as many words as possible are kept. The kept words are then
 projected to tokens through the tokenizer's character offsets: a stretch of text stays unmasked where both sides hold
-the same tokens.
+the same tokens. That goes for different text too, if the tokenizer makes the same tokens of it.
 """
 
 import operator
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import regex
 from rapidfuzz.distance import Indel
@@ -42,8 +42,8 @@ class EditOperation:
 
     Args:
         kind (`"insert"`, `"delete"` or `"replace"`):
-            What happened to the tokens; where no token changed (white space under a tokenizer that drops it), what
-            happened to the characters.
+            What happened to the tokens; where no token changed (white space under a tokenizer that drops it, two
+            spellings of a word that the tokenizer normalizes to one), what happened to the characters.
         original_chars, edited_chars (`tuple[int, int]`):
             The characters that the edit replaced and those that it put there. `(0, 0)` from [`align_ids`].
         original_tokens, edited_tokens (`tuple[int, int]`):
@@ -229,8 +229,8 @@ def align_ids(original_ids: Sequence[int], edited_ids: Sequence[int]) -> EditAli
         TypeError: If an id is not an integer.
     """
     original_ids, edited_ids = _check_ids(original_ids, "original_ids"), _check_ids(edited_ids, "edited_ids")
-    blocks = _match(*(_Units(ids, [""] * len(ids), []) for ids in (original_ids, edited_ids)))
-    kept = [(_Point(0, 0, i, j), _Point(0, 0, i + length, j + length)) for i, j, length in blocks]
+    blocks = _match(*(_Units(ids, [""] * len(ids), [], []) for ids in (original_ids, edited_ids)))
+    kept = [(_Point(0, 0, i, j), _Point(0, 0, i + length, j + length), True) for i, j, length in blocks]
     sizes = len(original_ids), len(edited_ids)
     return _alignment(original_ids, edited_ids, range(sizes[0] + 1), range(sizes[1] + 1), kept, _Point(0, 0, *sizes))
 
@@ -254,16 +254,19 @@ def _check_ids(ids: Sequence[int], name: str) -> list[int]:
 _UNSPACED = r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Line_Break=Complex_Context}"
 _LETTER = rf"[\p{{M}}[[\p{{L}}\p{{N}}\p{{Join_Control}}_]--[{_UNSPACED}]]]"
 _UNIT = regex.compile(rf"(?V1)(\s*+)({_LETTER}++(?:['’]{_LETTER}++)*+|\X\p{{M}}*+)")
-_SENTENCE_ENDS = frozenset(".!?…。！？؟۔।")
+# Of any script. An ellipsis is no sentence terminal to Unicode, but ends a sentence as often as not.
+SENTENCE_END = r"[\p{Sentence_Terminal}…]"
+_SENTENCE_END = regex.compile(SENTENCE_END)
 
 
 class _Units(NamedTuple):
-    """What is aligned: words (or what `_UNIT` takes for one), or bare ids. Two units match if their `cores` do. A core
-    stands at its entry of `starts`, right after its white space in `spaces`."""
+    """What is aligned: words (or what `_UNIT` takes for one), or bare ids. Two units match if their `cores` do. A word
+    stands from its entry of `starts` to that of `ends`, right after its white space in `spaces`."""
 
     cores: list[str] | list[int]
     spaces: list[str]
     starts: list[int]
+    ends: list[int]
 
 
 def _units(text: str) -> _Units:
@@ -271,8 +274,8 @@ def _units(text: str) -> _Units:
     there."""
     # "", space, core, "", space, core, ..., and what is left: the units follow on each other from the text's start.
     parts = _UNIT.split(text)
-    starts = [*accumulate(map(len, parts))][1::3]
-    return _Units([*parts[2::3], ""], [*parts[1::3], parts[-1]], [*starts, len(text)])
+    places = [*accumulate(map(len, parts))]
+    return _Units([*parts[2::3], ""], [*parts[1::3], parts[-1]], [*places[1::3], len(text)], [*places[2::3], len(text)])
 
 
 def _match(original: _Units, edited: _Units) -> list[Block]:
@@ -326,7 +329,7 @@ def _best_shift(units: _Units, start: int, end: int, other: _Units, place: int, 
     def is_break(position: int) -> bool:
         if position in (0, len(cores)) or cores[position] == "":
             return True
-        return cores[position - 1] in _SENTENCE_ENDS or "\n" in spaces[position]
+        return bool(_SENTENCE_END.fullmatch(str(cores[position - 1]))) or "\n" in spaces[position]
 
     best, agreeing = (0, False, -back), 0
     for shift in range(-back, forward + 1):
@@ -347,53 +350,84 @@ class _Point(NamedTuple):
     edited_token: int
 
 
-def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Side") -> list[tuple[_Point, _Point]]:
-    """The kept stretches of text that are the same tokens on both sides."""
-    kept: list[list[tuple[int, ...]]] = []
+_Kept = tuple[_Point, _Point, bool]  # the start and the end of a kept stretch, and whether its characters are the same
+
+
+def _kept(original: str, edited: str, original_side: "_Side", edited_side: "_Side") -> list[_Kept]:
+    """The stretches of text that are the same tokens on both sides."""
+    kept: list[list[Any]] = []
     ids, cuts = original_side.ids, original_side.cuts
     edited_ids, edited_cuts = edited_side.ids, edited_side.cuts
-    o, e, start = -1, -1, None
+    o, e, start, same = -1, -1, None, True
+    units, edited_units = _with_one_core((_units(original), original_side), (_units(edited), edited_side))
     # Tokens are compared in the smallest stretches that cut neither a word nor a token on either side.
-    for i, j, length in _pieces(original, edited):
+    for i, i_end, j, j_end in _pieces(original, edited, units, edited_units):
         if i != o or j != e:
             token, edited_token = cuts[i], edited_cuts[j]
-            start = None if token is None or edited_token is None else (i, j, token, edited_token)
-        o, e = i + length, j + length
+            start, same = None if token is None or edited_token is None else (i, j, token, edited_token), True
+        o, e = i_end, j_end
+        same = same and original[i:o] == edited[j:e]
         token, edited_token = cuts[o], edited_cuts[e]
         if token is None or edited_token is None:
             continue
         point = o, e, token, edited_token
         if start is not None and ids[start[2] : token] == edited_ids[start[3] : edited_token]:
-            if kept and kept[-1][1] is start:
+            if same and kept and kept[-1][1] is start and kept[-1][2]:
                 kept[-1][1] = point
             else:
-                kept.append([start, point])
-        start = point
-    return [(_Point(*begin), _Point(*end)) for begin, end in kept]
+                kept.append([start, point, same])
+        start, same = point, True
+    return [(_Point(*begin), _Point(*end), same) for begin, end, same in kept]
 
 
-def _pieces(original: str, edited: str) -> Iterator[tuple[int, int, int]]:
-    """The white space and the words that the edit kept: where each starts in the original and in the edit, its
-    length."""
-    original_units, edited_units = _units(original), _units(edited)
+def _with_one_core(*sides: tuple[_Units, "_Side"]) -> list[_Units]:
+    """The units of both sides, where words that are the same tokens have one core: under normalization (NFC and NFD,
+    lower case) or without a token of their own they differ in their characters alone."""
+    names: dict[str, str] = {}  # the next core, on the way to the least of those that are alike
+    first_with: dict[tuple[int, ...], str] = {}
+
+    def name(core: str) -> str:
+        while core in names:
+            core = names[core]
+        return core
+
+    for units, side in sides:
+        for core, start in zip(map(str, units.cores), units.starts, strict=True):
+            token, last = side.cuts[start], side.cuts[start + len(core)]
+            if token is None or last is None or token == last:
+                continue
+            one, other = name(core), name(first_with.setdefault(tuple(side.ids[token:last]), core))
+            if one != other:
+                names[max(one, other)] = min(one, other)
+    if not names:
+        return [units for units, _ in sides]
+    return [units._replace(cores=[name(str(core)) for core in units.cores]) for units, _ in sides]
+
+
+def _pieces(
+    original: str, edited: str, original_units: _Units, edited_units: _Units
+) -> Iterator[tuple[int, int, int, int]]:
+    """The white space and the words that the edit kept: where each starts and ends in the original, and in the
+    edit."""
     end, edited_end = 0, 0
     for i, j, length in _match(original_units, edited_units):
-        columns = (
-            column[i : i + length] for column in (original_units.starts, original_units.spaces, original_units.cores)
-        )
-        edited_columns = (column[j : j + length] for column in (edited_units.starts, edited_units.spaces))
-        for start, space, core, edited_start, edited_space in zip(*columns, *edited_columns, strict=True):
+        columns = [column[i : i + length] for column in original_units[1:]]
+        edited_columns = [column[j : j + length] for column in edited_units[1:]]
+        for space, start, next_end, edited_space, edited_start, next_edited_end in zip(
+            *columns, *edited_columns, strict=True
+        ):
             same = len(space) if space == edited_space else len(commonprefix([space[::-1], edited_space[::-1]]))
             space_start, edited_space_start = start - same, edited_start - same
             if end < space_start and edited_end < edited_space_start:
                 # Between the last kept word and this space lies the edit; if both sides of it begin with a space, that
                 # is kept.
                 edit = commonprefix([original[end:space_start], edited[edited_end:edited_space_start]])
-                yield end, edited_end, len(edit) - len(edit.lstrip())
+                blank = len(edit) - len(edit.lstrip())
+                yield end, end + blank, edited_end, edited_end + blank
             if same:
-                yield space_start, edited_space_start, same
-            yield start, edited_start, len(core)
-            end, edited_end = start + len(core), edited_start + len(core)
+                yield space_start, start, edited_space_start, edited_start
+            end, edited_end = next_end, next_edited_end
+            yield start, end, edited_start, edited_end
 
 
 class _Side(NamedTuple):
@@ -451,17 +485,22 @@ def _alignment(
     edited_ids: list[int],
     original_places: Sequence[int],
     edited_places: Sequence[int],
-    kept: list[tuple[_Point, _Point]],
+    kept: list[_Kept],
     end: _Point,
 ) -> EditAlignment:
-    """Builds the masks, anchors and operations: whatever is not kept is an edit."""
+    """Builds the masks, anchors and operations: whatever is not kept is an edit. An edit that leaves the same tokens,
+    or whose text was kept for its tokens, masks none."""
     gaps: list[tuple[_Point, _Point]] = []
-    previous = _Point(0, 0, 0, 0)
-    for start, stop in [*kept, (end, end)]:
+    previous, joins = _Point(0, 0, 0, 0), False
+    for start, stop, same in [*kept, (end, end, True)]:
         if start != previous:
             # Edits with no token between them are one.
-            joined = gaps.pop()[0] if gaps and gaps[-1][1][2:] == previous[2:] else previous
+            joined = gaps.pop()[0] if joins and gaps[-1][1][2:] == previous[2:] else previous
             gaps.append((joined, start))
+            joins = True
+        if not same:
+            gaps.append((start, stop))
+            joins = False
         previous = stop
 
     original_mask, edited_mask = [False] * len(original_ids), [False] * len(edited_ids)
@@ -470,6 +509,10 @@ def _alignment(
     for start, stop in gaps:
         original_tokens = range(start.original_token, stop.original_token)
         edited_tokens = range(start.edited_token, stop.edited_token)
+        if [original_ids[original_places[i]] for i in original_tokens] == [
+            edited_ids[edited_places[j]] for j in edited_tokens
+        ]:
+            original_tokens, edited_tokens = original_tokens[:0], edited_tokens[:0]
         for i in original_tokens:
             original_mask[original_places[i]] = True
         for j in edited_tokens:

@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..data.formats import answered_text
+from ..data.tokens import TextTokenizer
 from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
@@ -102,10 +104,9 @@ class RewardModelJudge(ScoringJudge):
     def _encode(self, prompt: Prompt, answer: str) -> list[int]:
         if isinstance(prompt, str):
             eos = self.tokenizer.eos_token or ""
-            return self.tokenizer(prompt + answer + ("" if eos and answer.endswith(eos) else eos))["input_ids"]
-        messages = [*prompt, {"role": "assistant", "content": answer}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ending = "" if eos and answer.endswith(eos) else eos
+            return TextTokenizer(self.tokenizer)(prompt + answer + ending).ids
+        return TextTokenizer(self.tokenizer)(answered_text(prompt, answer, self.tokenizer), rendered=True).ids
 
 
 DEFAULT_TEMPLATE = """\

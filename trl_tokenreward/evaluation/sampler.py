@@ -80,9 +80,8 @@ class AnswerSampler:
         self.stop_token_id, self.batch_size, self.seed = stop_token_id, batch_size, seed
         rows = list(prepare_prompts(prompts, tokenizer, "evaluation"))
         self._ids = [list(row["input_ids"]) for row in rows]
-        if not all(self._ids) or not rows:
-            where = f"Row {self._ids.index([])} of the evaluation prompts" if rows else "The evaluation data set"
-            raise ValueError(f"{where} is empty: leave it out or give it a token.")
+        if not rows:
+            raise ValueError("The evaluation data set is empty.")
         texts = tokenizer.batch_decode(self._ids, skip_special_tokens=True)
         # The prompts as the judges read them.
         self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]

@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..data.dropped import DroppedRows
-from ..data.formats import SIDES, preference_prompt, row_format
+from ..data.formats import SIDES, plain_rows, preference_prompt, row_format
 from ..data.preprocessing import RowPreparer, row_outcome
 from ..data.spans import read_spans
 from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit_ratio
@@ -57,7 +57,8 @@ class Inspection:
         rows (`list[InspectedRow]`):
             All rows, in order.
         kinds (`dict[str, int]`):
-            The number of edits of each kind: `"replace"`, `"delete"`, `"insert"`, and of `"white space"` alone.
+            The number of edits of each kind: `"replace"`, `"delete"`, `"insert"`, and `"white space"` for those that
+            change no token: of white space alone, or of spellings that the tokenizer does not tell apart.
     """
 
     unit: Literal["words", "tokens"]
@@ -88,7 +89,7 @@ class Inspection:
     def summary(self) -> dict[str, list[tuple[str, ...]]]:
         """The figures as tables: a title, and rows of a name and one or two cells."""
         counts: list[tuple[str, ...]] = [("rows", str(self.counts["rows"]))]
-        counts += [(OUTCOME_NAMES[name], str(self.counts[name])) for name in DroppedRows.OUTCOMES]
+        counts += [(OUTCOME_NAMES[name], str(self.counts[name])) for name in DroppedRows().outcomes]
         counts.append(("kept, but without an edit", str(self.without_edits)))
         tables: dict[str, list[tuple[str, ...]]] = {"rows": counts}
         if len(self.ratios):
@@ -137,7 +138,7 @@ def inspect_dataset(
     """
     if max_length is not None and tokenizer is None:
         raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
-    dataset = dataset.with_format(None)
+    dataset = plain_rows(dataset)
     if not len(dataset):
         raise ValueError("The data set has no rows.")
     dropped, rows, kinds, without_edits, prepare = DroppedRows(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None

@@ -128,15 +128,30 @@ class RolloutCollector:
             raise ValueError("`data_collator` must return `input_ids` padded on the left and their `attention_mask`.")
         device = self.accelerator.device
         prompts = Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        longest = prompts.ids.shape[1] + self.args.response_length
+        self.check_fits(prompts.ids.shape[1], "A prompt")
+        return prompts
+
+    def check_fits(self, length: int, which: str) -> None:
+        """Checks that a model has room for a prompt with the longest completion.
+
+        Args:
+            length (`int`):
+                Tokens of the prompt.
+            which (`str`):
+                What the error calls it.
+
+        Raises:
+            ValueError: If there is none in one of the models that read the policy's tokens.
+        """
+        room = self.args.response_length
         for name, model in self._readers().items():
             limit = max_positions(model)
-            if limit is not None and longest > limit:
+            if limit is not None and length + room > limit:
                 raise ValueError(
-                    f"A prompt of {prompts.ids.shape[1]} tokens and `response_length={self.args.response_length}` do "
-                    f"not fit in the {limit} positions of `{name}`: drop such prompts or shorten the responses."
+                    f"{which} of {length} tokens and `response_length={room}` do not fit in the {limit} positions of "
+                    f"`{name}`: set `max_prompt_length={max(limit - room, 1)}` to drop such rows, or shorten the "
+                    "responses."
                 )
-        return prompts
 
     def generate(self, prompts: Prompts, uniform: Tensor, temperature: float) -> Completions:
         """Sample one completion for each prompt. `uniform`, (B, T), holds the random numbers to sample with."""

@@ -4,10 +4,14 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import regex
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..data.formats import prompt_text
+from ..data.tokens import TextTokenizer
+from ..edits.alignment import SENTENCE_END
 from ..nn.modules import without_peft
 from ..nn.unpadding import groups_by_length
 from ..reward_model.modeling import TokenRewardModel
@@ -25,6 +29,10 @@ from .prompts import Prompts, join
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
+
+# A token that ends a sentence, with the quotation marks and brackets that may close after it, or a line.
+_ENDS_SENTENCE = regex.compile(rf"{SENTENCE_END}[\p{{Pe}}\p{{Pf}}\"']*\s*$|\n")
+_INCOMPLETE = "\ufffd"  # what a part of a character decodes to
 
 
 class RawScores(NamedTuple):
@@ -63,6 +71,8 @@ class CompletionScorer:
             `"sequence"` with a sequence score. See [`FineGrainedPPOConfig`].
         batch_size (`int`):
             Rows in one forward pass.
+        stop_token_id (`int`, *optional*):
+            The policy's token that ends a completion, beside EOS.
     """
 
     def __init__(
@@ -73,12 +83,15 @@ class CompletionScorer:
         signal: str | None = None,
         density: str | None = None,
         batch_size: int = 64,
+        stop_token_id: int | None = None,
     ):
         self.reward = reward
+        self.stop_token_id = stop_token_id
         self.processing_class = processing_class
         self.reward_processing_class = _other_tokenizer(processing_class, reward_processing_class)
         self.batch_size = batch_size
         self._sentence_end_ids: Tensor | None = None
+        self._incomplete_ids: Tensor | None = None
         self._returned_before: str | None = None  # by a reward function, to tell when it changes
         if isinstance(reward, nn.Module):
             check_scorer(reward, "reward_model")
@@ -190,18 +203,18 @@ class CompletionScorer:
         lost = len(completion) - len(self._decode(ids))
         templated = isinstance(row.get("prompt"), list) and tokenizer.chat_template is not None
         if templated:
-            prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+            prompt, _ = prompt_text(row, tokenizer)
         start = len(prompt)
         # The policy's tokens end where the text of the tokens up to them ends.
         # A character of several tokens is there with the last of them; until then it decodes to replacement characters.
-        texts = [self._decode(ids[: t + 1]).rstrip("\ufffd") for t in range(len(ids))]
+        texts = [self._decode(ids[: t + 1]).rstrip(_INCOMPLETE) for t in range(len(ids))]
         ends = [start + lost + len(text) for text in texts]
-        encoding = tokenizer(prompt + completion, add_special_tokens=not templated, return_offsets_mapping=True)
-        reward_ids, spans = encoding["input_ids"], encoding["offset_mapping"]
+        has_ended = ids[-1] in (self.processing_class.eos_token_id, self.stop_token_id)
+        reward_ids, spans = TextTokenizer(tokenizer)(prompt + completion, rendered=templated, is_open=not has_ended)
         first = next((i for i, (_, end) in enumerate(spans) if end > start), len(spans))
         # Tokens that the tokenizer appends, such as EOS, have no text: the last token gets their score.
         owners = [min(bisect_left(ends, e), last) if s < e else last for s, e in spans[first:]]
-        if ids[-1] == self.processing_class.eos_token_id and tokenizer.eos_token_id is not None:
+        if has_ended and tokenizer.eos_token_id is not None:
             if reward_ids[-1:] != [tokenizer.eos_token_id]:
                 reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
         if not reward_ids:
@@ -254,11 +267,24 @@ class CompletionScorer:
         return [self._decode(i) for i in _real(ids, mask)]
 
     def _sentence_ends(self, completion_ids: Tensor) -> Tensor:
-        if self._sentence_end_ids is None:
+        """Shape (B, T), 1 for the tokens that end a sentence."""
+        if self._sentence_end_ids is None or self._incomplete_ids is None:
             pieces = self.processing_class.batch_decode([[i] for i in range(len(self.processing_class))])
-            ends = [piece.rstrip().endswith((".", "!", "?", "。", "！", "？")) or "\n" in piece for piece in pieces]
-            self._sentence_end_ids = torch.tensor(ends).nonzero().squeeze(1)
-        return torch.isin(completion_ids, self._sentence_end_ids.to(completion_ids.device))
+            of_ends, of_parts = [_ENDS_SENTENCE.search(p) for p in pieces], [_INCOMPLETE in p for p in pieces]
+            self._sentence_end_ids = torch.tensor([end is not None for end in of_ends]).nonzero().squeeze(1)
+            self._incomplete_ids = torch.tensor(of_parts).nonzero().squeeze(1)
+        ends = torch.isin(completion_ids, self._sentence_end_ids.to(completion_ids.device))
+        incomplete = torch.isin(completion_ids, self._incomplete_ids.to(completion_ids.device))
+        # Of a character in several tokens, the last completes the sentence.
+        start: tuple[int, int] | None = None
+        for row, column in incomplete.nonzero().tolist():
+            if start is None or start[0] != row or not incomplete[row, start[1] : column].all():
+                start = row, column
+            text = self.processing_class.decode(completion_ids[row, start[1] : column + 1])
+            ends[row, column] = _ENDS_SENTENCE.search(text) is not None
+            if not text.endswith(_INCOMPLETE):
+                start = None
+        return ends
 
 
 def make_scorers(
@@ -273,8 +299,8 @@ def make_scorers(
         ValueError, TypeError: If the reward does not give what the arguments ask for.
     """
     given = reward, processing_class, reward_processing_class
-    batch_size = args.local_rollout_forward_batch_size
-    scorer = CompletionScorer(*given, args.reward_signal, args.reward_density, batch_size)
+    sizes = args.local_rollout_forward_batch_size, args.find_stop_token(processing_class.eos_token_id)
+    scorer = CompletionScorer(*given, args.reward_signal, args.reward_density, *sizes)
     if args.token_score_transform == "log_sigmoid" and scorer.signal == "sequence_score":
         raise ValueError("`token_score_transform` has no effect on a sequence score.")
     if args.sequence_score_coef == 0:
@@ -284,7 +310,7 @@ def make_scorers(
             "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must "
             "be a TokenRewardModel, and `reward_signal` 'token_scores' or unset."
         )
-    return scorer, CompletionScorer(*given, "sequence_score", "sequence", batch_size)
+    return scorer, CompletionScorer(*given, "sequence_score", "sequence", *sizes)
 
 
 def _returned_scores(scores: Any, row: int) -> Tensor:

@@ -70,6 +70,12 @@ class FineGrainedPPOConfig(PPOConfig):
     `save_steps` and the learning rate schedule count optimizer steps, as everywhere in [`~transformers.Trainer`].
 
     Parameters:
+        > Parameters that control the data preprocessing
+
+        max_prompt_length (`int`, *optional*):
+            Rows whose prompt has more tokens are dropped and counted, see [`FineGrainedPPOTrainer.dropped`]. If `None`,
+            no row is dropped, and a prompt that leaves no room for `response_length` tokens is an error.
+
         > Parameters that control the rewards
 
         reward_signal (`str`, *optional*):
@@ -157,6 +163,15 @@ class FineGrainedPPOConfig(PPOConfig):
         vllm_group_port (`int`, *optional*, defaults to `51216`):
             For `"server"`. Port over which the weights are sent.
     """
+
+    # Parameters that control the data preprocessing
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows whose prompt has more tokens are dropped and counted. If `None`, no row is dropped, and a "
+            "prompt that leaves no room for `response_length` tokens is an error."
+        },
+    )
 
     # Parameters that control the rewards
     reward_signal: Literal["token_scores", "sequence_score"] | None = field(
@@ -329,7 +344,8 @@ class FineGrainedPPOConfig(PPOConfig):
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in ("total_episodes", "missing_eos_penalty", "reward_clip", "kl_target", "target_length"):
+        optional = "max_prompt_length", "total_episodes", "missing_eos_penalty"
+        for name in (*optional, "reward_clip", "kl_target", "target_length"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:

@@ -9,8 +9,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from .._trl import get_dataset_column_names, pad, trl_tokenize
-from ..data.formats import preference_prompt
+from .._trl import get_dataset_column_names, pad
+from ..data.dropped import DroppedRows
+from ..data.formats import ColumnError, check_row, plain_rows, preference_prompt, prompt_text
+from ..data.preprocessing import read_ids, vocabulary_size, without_padding
+from ..data.tokens import TextTokenizer
 
 
 DataCollator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
@@ -37,54 +40,113 @@ def join(
     return torch.cat([prompts.ids, completion_ids], dim=1), torch.cat([prompts.mask, completion_mask], dim=1)
 
 
+# Why a prompt is dropped, and what to do about it.
+REMEDIES = {"too_long": "raise `max_prompt_length`"}
+
+
 def prepare_prompts(
     dataset: Dataset | IterableDataset,
     processing_class: PreTrainedTokenizerBase,
     name: str,
     num_proc: int | None = None,
+    max_prompt_length: int | None = None,
+    dropped: DroppedRows | None = None,
 ) -> Dataset | IterableDataset:
     """Give a data set its column `input_ids`.
 
+    Texts and messages become the tokens that [`~data.preprocessing.prepare_dataset`] gives the reward model of them:
+    messages get the chat template with the row's `tools` and `chat_template_kwargs`, and a last message of the
+    assistant is left open; texts get what the tokenizer puts in front of them, but nothing at their end.
+
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Rows with `input_ids` (already tokenised, taken as they are); with `prompt`, a text or a list of messages,
-            which gets the chat template and its generation prompt; or preference rows with the prompt inside both
-            sides, such as HH-RLHF's dialogues.
+            Rows with `input_ids`, which are taken as they are, but for padding where an `attention_mask` is 0; with
+            `prompt`, a text or a list of messages; or preference rows with the prompt inside both sides, such as
+            HH-RLHF's dialogues.
         processing_class (`PreTrainedTokenizerBase`):
             Tokenizer of the policy.
         name (`str`):
             What errors and the progress bar call the data set.
         num_proc (`int`, *optional*):
             Processes to use; not for streams.
+        max_prompt_length (`int`, *optional*):
+            Rows whose prompt has more tokens are dropped.
+        dropped ([`~data.dropped.DroppedRows`], *optional*):
+            Counts the rows that are kept and dropped; those of a stream as it is read.
 
     Raises:
-        ValueError: Where there is no row or no such column, or a row has no prompt.
+        ValueError: Where there is no row or no such column, where a row has no prompt, one that the chat template
+            cannot render, or ids that are none of the tokenizer's (the error names row and column), or where nothing is
+            left.
     """
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"The {name} data set is empty.")
-    columns = get_dataset_column_names(dataset)
-    if "input_ids" in columns:
-        return dataset
-    in_pairs = "prompt" not in columns and {"chosen", "rejected"} <= set(columns)
-    if "prompt" not in columns and not in_pairs:
+    dataset = plain_rows(dataset)
+    is_transformed = isinstance(dataset, Dataset) and dataset.format["type"] is not None
+    columns = list(dataset[0]) if is_transformed else get_dataset_column_names(dataset)
+    if not ({"input_ids", "prompt"} & set(columns) or {"chosen", "rejected"} <= set(columns)):
         raise ValueError(
             f"The {name} data set needs a column 'prompt' or 'input_ids', or preference pairs; it has "
             f"{sorted(columns)}."
         )
+    dropped = DroppedRows(REMEDIES) if dropped is None else dropped
 
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
-        prompt = preference_prompt(row) if in_pairs else row["prompt"]
-        if not isinstance(prompt, (str, list)) or not prompt:
-            raise ValueError(
-                f"Row {index} of the {name} data set: the prompt must be a text or messages, got {prompt!r}."
+    def keep(ids: list[int]) -> bool:
+        fits = max_prompt_length is None or len(ids) <= max_prompt_length
+        dropped.add("kept" if fits else "too_long")
+        return fits
+
+    prepare = _PreparePrompt(processing_class, name, is_transformed)
+    padding = ["attention_mask"] if {"input_ids", "attention_mask"} <= set(columns) and not is_transformed else None
+    if not isinstance(dataset, Dataset):
+        dataset = dataset.map(prepare, with_indices=True, remove_columns=padding)
+        return dataset.filter(keep, input_columns="input_ids")
+    dataset = dataset.map(
+        prepare, with_indices=True, remove_columns=padding, num_proc=num_proc, desc=f"Tokenizing {name} prompts"
+    ).with_format(None)  # a transform has been applied
+    kept = [index for index, ids in enumerate(dataset["input_ids"]) if keep(ids)]
+    dropped.require_rows(name)
+    return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+@dataclass
+class _PreparePrompt:
+    """The prompt of a row as the column `input_ids`; with the row's other columns, where these are a transform's."""
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    with_columns: bool
+
+    def __post_init__(self) -> None:
+        self._tokenize = TextTokenizer(self.tokenizer)
+        self._vocabulary = vocabulary_size(self.tokenizer)
+
+    def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        try:
+            check_row(row)
+            columns = {name: row[name] for name in row if name != "attention_mask"} if self.with_columns else {}
+            if "input_ids" in row:
+                return {**columns, "input_ids": self._given_ids(row)}
+            text, rendered = prompt_text(row, self.tokenizer)
+            ids = self._tokenize(text, rendered=rendered, is_open=True).ids
+            if not ids:
+                raise ColumnError("prompt", "has no tokens.")
+            return {**columns, "prompt": preference_prompt(row), "input_ids": ids}
+        except ValueError as error:
+            raise ValueError(f"Row {index} of the {self.name} data set, {error}") from error
+
+    def _given_ids(self, row: dict[str, Any]) -> list[int]:
+        if row.get("attention_mask") is not None:
+            row = {**row, "input_ids": without_padding(row, "input_ids", "attention_mask")}
+            return read_ids(row, "input_ids", self._vocabulary)
+        ids, pad = read_ids(row, "input_ids", self._vocabulary), self.tokenizer.pad_token_id
+        if pad is not None and pad != self.tokenizer.eos_token_id and pad in (ids[0], ids[-1]):
+            raise ColumnError(
+                "input_ids",
+                f"has the pad token {pad} at an end, and no column `attention_mask` tells padding from the prompt. "
+                "Give the ids without padding, or with their `attention_mask`.",
             )
-        kwargs = {} if isinstance(prompt, str) else {"add_generation_prompt": True}
-        return {"prompt": prompt, "input_ids": trl_tokenize(processing_class, prompt, **kwargs)["input_ids"]}
-
-    kwargs = {}
-    if isinstance(dataset, Dataset):
-        kwargs = {"num_proc": num_proc, "desc": f"Tokenizing {name} prompts"}
-    return dataset.map(tokenize, with_indices=True, **kwargs)
+        return ids
 
 
 @dataclass
@@ -159,4 +221,4 @@ class PromptSource:
                     continue
                 yield row
             if read == 0:
-                raise ValueError("The stream of training prompts is empty.")
+                raise ValueError("The stream of training prompts is empty, or all of its prompts are dropped.")

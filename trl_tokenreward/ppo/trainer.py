@@ -18,8 +18,10 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import speed_metrics
+from transformers.utils import logging
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
+from ..data.dropped import DroppedRows
 from ..nn.modules import without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
 from ..utils.paper import PAPER
@@ -37,7 +39,7 @@ from .functional import policy_losses, value_losses
 from .inference import Inference
 from .metrics import RolloutMetrics, StepStatistics, rollout_metrics
 from .models import check_given, prepare_models
-from .prompts import DataCollator, DataCollatorForPrompts, PromptSource, prepare_prompts
+from .prompts import REMEDIES, DataCollator, DataCollatorForPrompts, PromptSource, prepare_prompts
 from .reward_hacking import RewardHackingCallback
 from .rollout import Rollout
 from .schedule import Schedule, trainer_arguments
@@ -46,6 +48,8 @@ from .vllm import VLLMEngine
 
 if is_wandb_available():
     import wandb
+
+logger = logging.get_logger(__name__)
 
 
 class FineGrainedPPOTrainer(PPOTrainer):
@@ -128,9 +132,15 @@ class FineGrainedPPOTrainer(PPOTrainer):
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
 
-        train_dataset = prepare_prompts(train_dataset, processing_class, "train", args.dataset_num_proc)
-        if eval_dataset is not None:
-            eval_dataset = _prepare_each(eval_dataset, processing_class, args.dataset_num_proc)
+        self._dropped: dict[str, DroppedRows] = {}
+        train_dataset = self._prepare_prompts(train_dataset, processing_class, args, "train")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: self._prepare_prompts(part, processing_class, args, f"eval_{name}")
+                for name, part in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_prompts(eval_dataset, processing_class, args, "eval")
         if data_collator is None:
             data_collator = DataCollatorForPrompts(processing_class.pad_token_id)
 
@@ -178,6 +188,38 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.model.add_model_tags(self._tag_names)
         self._add_own_callbacks()
         self.collector = self._make_collector()
+        if type(data_collator) is DataCollatorForPrompts:  # another may shorten prompts
+            for name, part in {"train": train_dataset, **self._eval_parts()}.items():
+                self._check_fits(part, name)
+
+    @property
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """For each data set (`"train"`, `"eval"` or `"eval_<name>"`): its `rows`, those `kept`, and those dropped
+        because their prompts are `too_long` (`max_prompt_length`). The counts of a stream grow as it is read, and are
+        those of this process."""
+        return {name: dropped.counts() for name, dropped in self._dropped.items()}
+
+    def _prepare_prompts(
+        self, dataset: EvalDataset, tokenizer: PreTrainedTokenizerBase, args: FineGrainedPPOConfig, name: str
+    ) -> EvalDataset:
+        dropped = self._dropped[name] = DroppedRows(REMEDIES)
+        dataset = prepare_prompts(dataset, tokenizer, name, args.dataset_num_proc, args.max_prompt_length, dropped)
+        if dropped.counts()["too_long"]:
+            logger.warning(f"Data set {name}: {dropped.describe()}.")
+        return dataset
+
+    def _eval_parts(self) -> dict[str, EvalDataset]:
+        """The evaluation sets by the names that errors and counts call them."""
+        if isinstance(self.eval_dataset, dict):
+            return {f"eval_{name}": part for name, part in self.eval_dataset.items()}
+        return {} if self.eval_dataset is None else {"eval": self.eval_dataset}
+
+    def _check_fits(self, dataset: EvalDataset, name: str) -> None:
+        if isinstance(dataset, Dataset):  # the prompts of a stream are checked as they are read
+            lengths = [len(ids) for ids in dataset["input_ids"]]
+            longest = max(range(len(lengths)), key=lengths.__getitem__)
+            row = f"row {longest}" if len(dataset) == self.dropped[name]["rows"] else f"row {longest} of those kept"
+            self.collector.check_fits(lengths[longest], f"The prompt in {row} of the {name} data set")
 
     def _add_own_callbacks(self) -> None:
         self.add_callback(UpdateCallback(self))
@@ -292,6 +334,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         """Add the metrics of the rollouts and steps since the last log to the Trainer's own."""
         if "loss" in logs:
             logs.update(self.rollout_metrics.pop())
+            if isinstance(self.train_dataset, IterableDataset) and self.args.max_prompt_length is not None:
+                logs["dropped/too_long"] = self.dropped["train"]["too_long"]
             schedule, step = self.schedule, self.state.global_step
             # An update's completions are all collected before its first step.
             logs["episode"] = -(-step // schedule.steps_per_update) * schedule.batch_size
@@ -325,7 +369,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
             return metrics
         start_time = time.time()
-        dataset = prepare_prompts(dataset, self.processing_class, metric_key_prefix)
+        if not any(dataset is part for part in self._eval_parts().values()):
+            dataset = self._prepare_prompts(dataset, self.processing_class, self.args, metric_key_prefix)
         means, num_samples = evaluate(self.collector, dataset, self._eval_temperature)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         metrics.update(speed_metrics(metric_key_prefix, start_time, num_samples=num_samples))
@@ -430,11 +475,3 @@ class FineGrainedPPOTrainer(PPOTrainer):
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-
-
-def _prepare_each(
-    dataset: EvalDataset | dict[str, EvalDataset], tokenizer: PreTrainedTokenizerBase, num_proc: int | None
-) -> EvalDataset | dict[str, EvalDataset]:
-    if isinstance(dataset, dict):
-        return {name: prepare_prompts(part, tokenizer, name, num_proc) for name, part in dataset.items()}
-    return prepare_prompts(dataset, tokenizer, "eval", num_proc)

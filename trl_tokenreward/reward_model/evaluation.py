@@ -151,7 +151,7 @@ def evaluate_token_rewards(
     """Measure a token reward model on held-out preference pairs.
 
     Sequence accuracy, token accuracy and AUROC are those of [`TokenRewardTrainer.evaluate`] on the same data with the
-    same settings (its `eval_accuracy` is a mean over batches, so that is the same where all batches have one size).
+    same settings.
 
     Prepared rows do not hold the kind of an edit. It follows from their masks: without their masked tokens both sides
     are equal, so an edit is a gap between two kept tokens. A gap with masked tokens on both sides is a replacement,

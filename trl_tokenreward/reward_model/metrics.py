@@ -130,6 +130,27 @@ class LearningAlarm:
         return mean if mean < self.LOWEST else None
 
 
+class WeightedMeans:
+    """Means over several batches together: those of the batches, weighted by what they are means over."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, name: str, mean: float, count: int) -> None:
+        """Adds a batch's mean over `count` pairs or tokens. A mean over nothing is 0."""
+        total, counted = self._sums.get(name, (0.0, 0))
+        self._sums[name] = total + mean * count, counted + count
+
+    def means(self) -> dict[str, float]:
+        return {name: total / max(count, 1) for name, (total, count) in self._sums.items()}
+
+    def pop(self) -> dict[str, float]:
+        """Returns the means, and resets."""
+        means = self.means()
+        self._sums = {}
+        return means
+
+
 class TokenStatistics:
     """Metrics of the token scores since the last log.
 

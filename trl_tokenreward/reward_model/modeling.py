@@ -24,6 +24,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import ModelOutput, is_peft_available, logging
 
+from ..data.tokens import TextTokenizer
 from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
 from .text_scores import TextScores, columns_of_text, scores_of_ids
@@ -378,8 +379,8 @@ class TokenRewardModel(PreTrainedModel):
         r"""
         Score texts, and each of their tokens, with the characters that it stands for.
 
-        Tokens that the tokenizer adds (such as BOS) are read but not listed. The model's mode, training or evaluation,
-        is restored.
+        Tokens that the tokenizer adds (such as BOS) are read but not listed; none is added where the text has it
+        already, as a text from a chat template has. The model's mode, training or evaluation, is restored.
 
         Args:
             texts (`Sequence[str]`):
@@ -398,7 +399,7 @@ class TokenRewardModel(PreTrainedModel):
             append_eos (`bool`, *optional*, defaults to `True`):
                 If `True`, the EOS token is appended to texts that do not end in it, if the tokenizer has one. The
                 sequence score is then read there, as reward models are trained on plain texts. It is not among the
-                listed tokens.
+                listed tokens. If `False`, nothing is added at the end, also by a tokenizer that appends EOS itself.
 
         Returns:
             `list[TextScores]`: one for each text, in order.
@@ -423,11 +424,11 @@ class TokenRewardModel(PreTrainedModel):
             max_length = self.config.max_position_embeddings
 
         eos = tokenizer.eos_token or ""
-        encodings = []
+        tokenize, encodings = TextTokenizer(tokenizer), []
         for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             ending = eos if append_eos and not text.endswith(eos) else ""
-            encoding = tokenizer(prompt + text + ending, return_offsets_mapping=True, truncation=False)
-            length = len(encoding["input_ids"])
+            encoding = tokenize(prompt + text + ending, is_open=not append_eos)
+            length = len(encoding.ids)
             if length == 0:
                 raise ValueError(f"Text {index} has no tokens, so there is nothing to score.")
             if max_length is not None and length > max_length:
@@ -438,15 +439,15 @@ class TokenRewardModel(PreTrainedModel):
             encodings.append(encoding)
 
         results = []
-        scores = scores_of_ids(self, [encoding["input_ids"] for encoding in encodings], batch_size)
+        scores = scores_of_ids(self, [encoding.ids for encoding in encodings], batch_size)
         for encoding, prompt, text, of_ids in zip(encodings, prompts, texts, scores, strict=True):
-            columns, spans = columns_of_text(encoding, prompt, text)
+            columns, spans = columns_of_text(encoding.offsets, prompt, text)
             results.append(
                 TextScores(
                     text=text,
                     score=of_ids.score,
                     token_scores=[of_ids.token_scores[column] for column in columns],
-                    tokens=tokenizer.convert_ids_to_tokens([encoding["input_ids"][column] for column in columns]),
+                    tokens=tokenizer.convert_ids_to_tokens([encoding.ids[column] for column in columns]),
                     spans=spans,
                 )
             )

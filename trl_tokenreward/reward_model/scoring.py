@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from ..data.formats import SIDES, row_format
+from ..data.formats import SIDES, ColumnError, check_row, plain_rows, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
@@ -186,7 +186,7 @@ def score_dataset(
     total: int | None
     if isinstance(dataset, Dataset):
         total = len(dataset)
-        dataset = dataset.with_format(None)
+        dataset = plain_rows(dataset)
     else:
         total = len(dataset) if isinstance(dataset, Sequence) else None
     total = limit if total is None or limit is not None and limit < total else total
@@ -256,7 +256,10 @@ class _Reader:
         pair = _as_pair(row, index)
         is_pair, pair = pair is row, dict(pair)
         if self.prepare is None:
-            self.prepare = RowPreparer(row_format(pair), self.tokenizer, "scored")
+            try:
+                self.prepare = RowPreparer(row_format(pair), self.tokenizer, "scored")
+            except ColumnError as error:
+                raise ValueError(f"Row {index} of the scored data set, {error}") from error
         prepared = self.prepare(pair, index)
         sides = ("rejected", "chosen") if is_pair else ("chosen",)
         ids = [prepared[f"{side}_ids"] for side in sides]
@@ -275,6 +278,10 @@ class _Reader:
 
 
 def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    try:
+        check_row(row)
+    except ValueError as error:
+        raise ValueError(f"Row {index}: {error}") from error
     if all(side in row or f"{side}_ids" in row for side in SIDES):
         return row
     columns = [name for name in ("text", "completion") if name in row]
@@ -286,11 +293,12 @@ def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     text, prompt = row[columns[0]], row.get("prompt")
     if not isinstance(text, (str, list)):
         raise ValueError(f"Row {index}: `{columns[0]}` must be a text or messages, but is a {type(text).__name__}.")
-    if prompt is None:
-        prompt = "" if isinstance(text, str) else []
-    if type(prompt) is not type(text):
+    if prompt is not None and type(prompt) is not type(text):
         raise ValueError(f"Row {index}: `prompt` and `{columns[0]}` must both be texts, or both messages.")
-    return {"prompt": prompt, "chosen": text, "rejected": text}
+    pair = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+    if prompt is not None or isinstance(text, str):
+        pair["prompt"] = prompt or ""
+    return {**pair, "chosen": text, "rejected": text}
 
 
 def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) -> list[list[ScoredText]]:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import BatchEncoding
 
 from ..edits.alignment import blank_start
 from ..nn.modules import evaluation_mode
@@ -66,13 +65,15 @@ class IdsScores(NamedTuple):
     prefix_scores: list[float]
 
 
-def columns_of_text(encoding: BatchEncoding, prompt: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def columns_of_text(
+    offsets: Sequence[tuple[int, int]], prompt: str, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
     """Columns of the tokens that stand for characters of `text`, and which: all that the tokenizer read was the prompt,
     the text and perhaps an EOS token."""
     offset = len(prompt)
     whole = prompt + text
     columns, spans = [], []
-    for column, (start, end) in enumerate(encoding["offset_mapping"]):
+    for column, (start, end) in enumerate(offsets):
         if start == end:
             start = blank_start(whole, end)
         # What the tokenizer adds of its own, such as BOS, has the span (0, 0).

@@ -29,8 +29,14 @@ from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
 from ..nn.modules import without_peft
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
-from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
-from .metrics import LearningAlarm, TokenStatistics
+from .losses import (
+    edit_classification_loss,
+    edit_ranking_loss,
+    sequence_ranking_loss,
+    unchanged_classification_loss,
+    unchanged_score_penalty,
+)
+from .metrics import LearningAlarm, TokenStatistics, WeightedMeans
 from .modeling import TokenRewardModel, TokenRewardOutput
 
 
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 HEADS = ("score", "token_score")
+LOSSES = ("sequence", "token", "unchanged")
 
 
 class TokenRewardTrainer(RewardTrainer):
@@ -63,9 +70,15 @@ class TokenRewardTrainer(RewardTrainer):
     >>> trainer.train()
     ```
 
+    Each part of the loss is a mean over what it counts (pairs, edited tokens or pairs with edits, unchanged tokens) in
+    the whole optimizer step. So the step does not depend on how its pairs are split into batches
+    (`gradient_accumulation_steps`) and over processes.
+
     The logs hold what `RewardTrainer` logs (`accuracy`, `margin` and the rewards are of sequences), and:
 
-    - `loss/sequence` (`RewardTrainer`'s loss), `loss/token`, `loss/unchanged`: the parts of the loss, not weighted;
+    - `loss/sequence` (`RewardTrainer`'s loss), `loss/token`, `loss/unchanged`: the parts of the loss, not weighted.
+      They and the metrics of sequences are means over all pairs or tokens since the last log, or of an evaluation set,
+      as is `eval_loss`;
     - `token_accuracy`: the share of (edited-in, edited-out) token pairs, within a row, where the edited-in one scores
       higher; ties count half;
     - `token_auroc`: how well low scores find the wrong tokens of the originals, edited-out ones among unchanged ones;
@@ -118,6 +131,8 @@ class TokenRewardTrainer(RewardTrainer):
     data_collator: Any
     _signature_columns: list[str] | None
 
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by what the whole optimizer step counts.
+
     _tag_names = ["trl", "reward-trainer", "token-reward-trainer"]
     _name = "Token Reward"
     _paper = PAPER
@@ -147,6 +162,7 @@ class TokenRewardTrainer(RewardTrainer):
         self._dropped: dict[str, DroppedRows] = {}
         self._streams: set[str] = set()
         self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
+        self._means = {"train": WeightedMeans(), "eval": WeightedMeans()}
         self._eval_name: str | None = None
         self._alarm: LearningAlarm | None = None
 
@@ -271,9 +287,14 @@ class TokenRewardTrainer(RewardTrainer):
         # A prediction logs nothing. Without this, the next evaluation would count its measurements.
         self._metrics["eval"].clear()
         self._token_statistics["eval"].pop()
+        self._means["eval"].pop()
         self._eval_name = metric_key_prefix
         try:
-            return super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            means = self._means["eval"].means()
+            losses = torch.tensor([means.get(f"loss/{name}", 0.0) for name in LOSSES], dtype=torch.double)
+            output.metrics[f"{metric_key_prefix}_loss"] = self._weighted(losses).item()
+            return output
         finally:  # a data loader without batches may raise a less helpful error
             if metric_key_prefix in self._streams:
                 self._dropped[metric_key_prefix].require_rows(metric_key_prefix)
@@ -297,52 +318,78 @@ class TokenRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor | tuple[torch.Tensor, TokenRewardOutput]:
-        args = self.args
-        edited = _mask(inputs, "edit_mask")
-        if args.use_anchors:
-            edited = edited | _mask(inputs, "anchor_mask")
-        unchanged = _mask(inputs, "completion_mask") & ~edited
-
+        edited, unchanged = self._masks(inputs)
         sequence_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask", "margin") if key in inputs}
         sequence_loss, outputs = super().compute_loss(model, sequence_inputs, return_outputs=True)
-
-        scores, edited_sides = outputs.token_scores.chunk(2), edited.chunk(2)
-        if args.token_loss == "ranking":
-            token_loss = edit_ranking_loss(
-                scores[0], scores[1], edited_sides[0], edited_sides[1], args.edit_aggregation or "mean"
+        losses = torch.stack([sequence_loss, *self._token_losses(outputs.token_scores, edited, unchanged)])
+        if num_items_in_batch is not None:
+            # From means over this batch to its shares in the means over the step. DDP averages over the processes.
+            shares = self._counts(inputs) / num_items_in_batch.clamp(min=1)
+            losses = (
+                losses * shares * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
             )
-        else:
-            token_loss = edit_classification_loss(*scores, *edited_sides)
-        unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
-        unchanged_loss = unchanged_losses[args.unchanged_token_target](outputs.token_scores, unchanged)
+        loss = self._weighted(losses)
+        with torch.no_grad():
+            self._record(outputs, inputs.get("margin"), edited, unchanged)
+        return (loss, outputs) if return_outputs else loss
 
-        # Weights of 0 are kept in the sum: every parameter needs a gradient under distributed training.
-        loss = args.sequence_loss_weight * sequence_loss
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, torch.Tensor | None]:
+        """[`~transformers.Trainer.get_batch_samples`], with the numbers of pairs and tokens that the three losses of
+        the optimizer step are means over, on all processes. Shape (3,)."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        if not batches:
+            return batches, None
+        counts = torch.stack([self._counts(batch) for batch in batches]).sum(0).to(self.args.device)
+        return batches, self.accelerator.reduce(counts) if self.args.average_tokens_across_devices else counts
+
+    def _counts(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """What each loss of a batch is a mean over. Shape (3,)."""
+        edited, unchanged = self._masks(inputs)
+        edits = torch.stack(edited.chunk(2)).any(-1).any(0) if self.args.token_loss == "ranking" else edited
+        return torch.stack([edited.new_tensor(len(edited) // 2, dtype=torch.long), edits.sum(), unchanged.sum()])
+
+    def _masks(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The edited and the unchanged tokens of a batch."""
+        edited = _mask(inputs, "edit_mask")
+        if self.args.use_anchors:
+            edited = edited | _mask(inputs, "anchor_mask")
+        return edited, _mask(inputs, "completion_mask") & ~edited
+
+    def _token_losses(
+        self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        args, (chosen, rejected) = self.args, scores.chunk(2)
+        edited_in, edited_out = edited.chunk(2)
+        if args.token_loss == "ranking":
+            token_loss = edit_ranking_loss(chosen, rejected, edited_in, edited_out, args.edit_aggregation or "mean")
+        else:
+            token_loss = edit_classification_loss(chosen, rejected, edited_in, edited_out)
+        unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
+        return token_loss, unchanged_losses[args.unchanged_token_target](scores, unchanged)
+
+    def _weighted(self, losses: torch.Tensor) -> torch.Tensor:
+        """The loss of its three parts. Weights of 0 are kept in the sum: every parameter needs a gradient under
+        distributed training."""
+        args = self.args
         unchanged_weight = args.unchanged_token_weight
         if unchanged_weight is None:
             unchanged_weight = UNCHANGED_TOKEN_WEIGHTS[args.unchanged_token_target]
-        loss = loss + args.token_loss_weight * (token_loss + unchanged_weight * unchanged_loss)
+        weights = (args.sequence_loss_weight, args.token_loss_weight, args.token_loss_weight * unchanged_weight)
+        return (losses * losses.new_tensor(weights)).sum()
 
-        with torch.no_grad():
-            losses = torch.stack([sequence_loss, token_loss, unchanged_loss])
-            self._record(losses, outputs.token_scores, edited, unchanged)
-        return (loss, outputs) if return_outputs else loss
-
-    def _record(
-        self, losses: torch.Tensor, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor
-    ) -> None:
+    def _record(self, outputs: Any, margin: torch.Tensor | None, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
-        losses = self.accelerator.gather(losses[None]).mean(0).tolist()
-        for name, value in zip(("sequence", "token", "unchanged"), losses, strict=True):
-            self._metrics[mode][f"loss/{name}"].append(value)
         # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its
         # last batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as
         # such.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        table = torch.stack([scores.float(), edited.float(), unchanged.float()], dim=-1)
+        table = torch.stack([outputs.token_scores.float(), edited.float(), unchanged.float()], dim=-1)
         table = torch.stack(table.chunk(2), dim=1)
-        table = self.accelerator.pad_across_processes(table, dim=2)
-        scores, edited, unchanged = gather(table).cpu().unbind(-1)
+        table = gather(self.accelerator.pad_across_processes(table, dim=2)).cpu()
+        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
+        pairs = torch.stack([chosen, rejected, torch.zeros_like(chosen) if margin is None else margin], dim=1)
+        self._record_means(mode, table.transpose(0, 1).flatten(0, 1), *gather(pairs).cpu().unbind(1))
+        scores, edited, unchanged = table.unbind(-1)
         auroc = self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
         if mode == "train" and self.args.token_loss_weight > 0:
             self._alarm = self._alarm or LearningAlarm(self.state.max_steps)
@@ -354,16 +401,36 @@ class TokenRewardTrainer(RewardTrainer):
                     "(`trl-tokenreward inspect`, `max_edit_ratio`)."
                 )
 
+    def _record_means(
+        self, mode: str, table: torch.Tensor, chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor
+    ) -> None:
+        """Adds a batch of B pairs: scores and masks of tokens, (2B, L, 3), and what belongs to each pair, (B,)."""
+        scores, edited, unchanged = table[..., 0], table[..., 1].bool(), table[..., 2].bool()
+        masks = {"edit_mask": edited, "anchor_mask": edited, "completion_mask": edited | unchanged}
+        sequence_loss = sequence_ranking_loss(chosen, rejected, margin)
+        if self.args.center_rewards_coefficient is not None:
+            sequence_loss += self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
+        losses = sequence_loss, *self._token_losses(scores, edited, unchanged)
+        means = self._means[mode]
+        for name, value, count in zip(LOSSES, losses, self._counts(masks).tolist(), strict=True):
+            means.add(f"loss/{name}", value.item(), count)
+        for name, of_pairs in {
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "mean_reward": (chosen + rejected) / 2,
+        }.items():
+            means.add(name, of_pairs.mean().item(), len(of_pairs))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
-        for key, value in self._token_statistics[mode].pop().items():
+        for key, value in {**self._means[mode].pop(), **self._token_statistics[mode].pop()}.items():
             metrics[key] = [value]
         # After an evaluation the model stays in evaluation mode, and the summary of the training is logged in it.
         name, self._eval_name = ("train" if mode == "train" else self._eval_name), None
         if name in self._streams:
             counts = self._dropped[name].counts()
-            for reason in DroppedRows.REASONS:
+            for reason in self._dropped[name].remedies:
                 metrics[f"dropped/{reason}"] = [counts[reason]]
         if mode == "eval" and name and name.startswith("eval_"):
             # The parent puts `eval_` before every key, so that one evaluation set's metrics would overwrite another's.

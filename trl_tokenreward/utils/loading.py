@@ -1,8 +1,10 @@
 """Loads data sets and tokenizers by path or by name on the Hub, and saves data sets."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets import (
     Dataset,
@@ -80,8 +82,16 @@ def load_split(
 
     Raises:
         ValueError: If there is no such file or folder, a file has an unknown ending, is asked for a configuration or
-            cannot be read, or the data set has no such split.
+            cannot be read, for example because it is empty or cut off, or the data set has no such split or no rows.
+            The rest of a stream is not read here.
     """
+    dataset = _load_split(name, split, config, streaming)
+    with _reading(name):
+        next(iter(dataset))
+    return dataset
+
+
+def _load_split(name: str | Path, split: str, config: str | None, streaming: bool) -> Dataset | IterableDataset:
     path = Path(name)
     if path.is_file():
         if config is not None:
@@ -94,12 +104,14 @@ def load_split(
         suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION]
         if not suffixes or suffixes[-1] not in _FORMATS:
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")
-        return _load(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
+        with _reading(name):
+            return load_dataset(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
     check_source(name, "data set")
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        dataset = load_from_disk(str(path))
-    else:
-        dataset = _load_named(str(name), config, streaming)
+    with _reading(name):
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            dataset = load_from_disk(str(path))
+        else:
+            dataset = _load_named(str(name), config, streaming)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         if split not in dataset:
             raise ValueError(f"{name} has no split {split!r}, only {sorted(dataset)}.")
@@ -111,15 +123,25 @@ def load_split(
 
 def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
     if config is not None and config not in get_dataset_config_names(name):
-        return _load(name, data_dir=config, streaming=streaming)
-    return _load(name, config, streaming=streaming)
+        return load_dataset(name, data_dir=config, streaming=streaming)
+    return load_dataset(name, config, streaming=streaming)
 
 
-def _load(path: str, *args: Any, **kwargs: Any) -> Any:
+@contextmanager
+def _reading(name: str | Path) -> Iterator[None]:
+    """Names the data in the errors of reading it."""
     try:
-        return load_dataset(path, *args, **kwargs)
+        yield
+    except StopIteration as error:
+        raise ValueError(f"{name} has no rows.") from error
     except DatasetGenerationError as error:  # says nothing itself; what went wrong is its cause
-        raise ValueError(f"{kwargs.get('data_files', path)} cannot be read: {error.__cause__}") from error
+        raise ValueError(f"{name} cannot be read: {error.__cause__}") from error
+    except (ValueError, LookupError, EOFError, OSError) as error:
+        if not Path(name).exists():  # the Hub's own errors name what they are about
+            raise
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{name} has no rows.") from error
+        raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def check_output(path: str | Path) -> None:

@@ -1,0 +1,46 @@
+"""Data files that cannot be read."""
+
+import gzip
+
+import pytest
+from datasets import Dataset
+
+from trl_tokenreward.utils.loading import load_split
+
+
+pytestmark = pytest.mark.any_trl
+
+ROW = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+FILES = {
+    "empty.jsonl": (b"", "has no rows"),
+    "blank.jsonl": (b"\n\n", "has no rows"),
+    "list.json": (b"[]", "has no rows"),
+    "head.csv": (b"prompt,chosen\n", "has no rows"),
+    "empty.jsonl.gz": (b"", "has no rows"),
+    "cut.jsonl": (ROW * 2 + ROW[:20], "cannot be read: .*in row 2"),
+    "cut.jsonl.gz": (gzip.compress(ROW * 2000)[:60], "cannot be read: EOFError"),
+    "cut.csv": (b'a,b\n"x,1\n', "cannot be read"),
+    "cut.parquet": (b"PAR1abc", "cannot be read"),
+    "empty.parquet": (b"", "cannot be read"),
+    "latin.jsonl": ('{"a": "é"}\n'.encode("latin-1"), "cannot be read: UnicodeDecodeError"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_empty_or_cut_are_named(name, streaming, tmp_path):
+    content, message = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        load_split(tmp_path / name, "train", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_without_data_are_named(streaming, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty cannot be read: EmptyDatasetError"):
+        load_split(tmp_path / "empty", "train", streaming=streaming)
+    Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="saved cannot be read"):
+        load_split(tmp_path / "saved", "train", streaming=streaming)
