@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +13,32 @@ from transformers import PreTrainedModel
 def without_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under a PEFT wrapper; its adapters stay in place and act."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """What gives a model's last hidden states: the model below its head, or a model without a head itself.
+
+    Raises:
+        `ValueError`: if a causal language model has no such part.
+    """
+    backbone = model.base_model
+    if backbone is not model or model.get_output_embeddings() is None:
+        return backbone
+    # Llama 4's language model says that its backbone has another name than it has (seen in transformers 5.23).
+    for child in model.children():
+        if isinstance(child, PreTrainedModel) and child.get_input_embeddings() is model.get_input_embeddings():
+            return child
+    raise ValueError(
+        f"{type(model).__name__} has no backbone that gives the states below its head: use an architecture whose "
+        "`base_model` does."
+    )
+
+
+def rounding_unit(model: PreTrainedModel) -> float:
+    """The relative rounding error of one number in the precision that a model now runs in."""
+    device = model.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.finfo(torch.get_autocast_dtype(device) if autocast else model.dtype).eps
 
 
 def max_positions(model: nn.Module) -> int | None:
