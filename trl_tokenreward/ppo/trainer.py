@@ -65,8 +65,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy: a causal language model.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            The reference of the KL penalty. If `None`: a copy of the policy, or the policy without its adapter where it
-            has one.
+            The reference of the KL penalty. If `None`, the policy as it is passed: a copy of it, or, where it has an
+            adapter, a copy of the adapter named `"ref"`. With `peft_config`, the policy without the new adapter.
         reward_model ([`TokenRewardModel`], [`~transformers.PreTrainedModel`] or `Callable`):
             What scores completions: a [`TokenRewardModel`] or a token classifier with one label (dense), a sequence
             classifier with one label, or a function (see [`~ppo.completion_scorer.CompletionScorer`]) that returns a
@@ -150,7 +150,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             peft_config,
             shares_tokenizer=self.scorer.reward_processing_class is None,
         )
-        self.policy_model, self.value_model, self.ref_model, self.reward_model = self.models
+        self.policy_model, self.value_model, self.ref_model, self.reward_model = self.models[:4]
 
         self.schedule = Schedule.plan(args, train_dataset)
         args = trainer_arguments(args, self.schedule)
