@@ -294,10 +294,15 @@ def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scena
             trainer.collect_rollout(0)
 
 
-def test_under_mixed_precision_the_first_ratio_is_one(scenario):
-    trainer = scenario.train(policy=tiny.causal_lm(vocab_size=16, initializer_range=0.5), bf16=True)
+@pytest.mark.parametrize(
+    ("dtype", "bf16"), [(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)]
+)
+def test_at_low_precision_the_first_ratio_is_one(dtype, bf16, scenario):
+    policy = tiny.causal_lm(vocab_size=16, initializer_range=0.5).to(dtype)
+    trainer = scenario.train(policy=policy, bf16=bf16, response_length=20)
     assert logged(trainer, "val/ratio")[0] == pytest.approx(1, abs=1e-6)
     assert logged(trainer, "policy/approxkl_avg")[0] == pytest.approx(0, abs=1e-9)
+    assert logged(trainer, "objective/kl")[0] == 0
 
 
 def test_samples_of_several_evaluation_sets_are_all_shown(scenario):

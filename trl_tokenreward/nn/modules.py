@@ -41,9 +41,22 @@ def rounding_unit(model: PreTrainedModel) -> float:
     return torch.finfo(torch.get_autocast_dtype(device) if autocast else model.dtype).eps
 
 
+def computes_low(model: nn.Module) -> bool:
+    """True if a model has products that are less precise than float32's: of weights in bfloat16 or float16, of
+    quantized ones, or under TF32."""
+    parameters = list(model.parameters())
+    tf32 = torch.get_float32_matmul_precision() != "highest" and any(p.is_cuda for p in parameters)
+    return tf32 or any(p.dtype not in (torch.float32, torch.float64) for p in parameters)
+
+
 def max_positions(model: nn.Module) -> int | None:
     """The most tokens that a model reads, where its configuration says so."""
     return getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def vocab_size(model: nn.Module) -> int | None:
+    """The number of ids that a model reads (and a language model writes), where its configuration says so."""
+    return getattr(without_peft(model).config.get_text_config(), "vocab_size", None)
 
 
 def is_causal(backbone: nn.Module) -> bool:
