@@ -10,7 +10,7 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 from .._trl import disable_dropout_in_model
-from ..nn.modules import check_own_forward, independent_copy, without_peft
+from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
 from ..nn.sharding import copied
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import check_adapter, check_scorer, has_sequence_score
@@ -94,6 +94,8 @@ def prepare_models(
     Raises:
         ValueError, TypeError: If a model is not supported. The error names the argument.
     """
+    readers = {"ref_model": ref_model, "value_model": value_model}
+    _check_vocabularies(policy, {**readers, "reward_model": reward_model} if shares_tokenizer else readers)
     value_model = _value_model(policy, reward_model, value_model, shares_tokenizer)
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
     for trained in (policy, value_model):
@@ -107,6 +109,19 @@ def prepare_models(
     for model in models.frozen:
         model.requires_grad_(False).eval()
     return models
+
+
+def _check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
+    """Check that the models that read what the policy samples have embeddings for all of it."""
+    largest = vocab_size(policy)
+    for name, model in readers.items():
+        size = vocab_size(model) if isinstance(model, nn.Module) else None
+        if size is not None and largest is not None and size < largest:
+            raise ValueError(
+                f"`model` has a vocabulary of {largest} and can sample ids that `{name}`, with {size} embeddings, does "
+                f"not have. If they share a tokenizer, and one of them is only padded further, resize the smaller: "
+                f"`{name}.resize_token_embeddings({largest})`."
+            )
 
 
 def _value_model(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from transformers import (
 from transformers.trainer_utils import speed_metrics
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
-from ..nn.modules import without_peft
+from ..data.vocabulary import check_ids
+from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
 from ..utils.paper import PAPER
 from .adaptation import AdaptiveState
@@ -128,9 +130,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
 
-        train_dataset = prepare_prompts(train_dataset, processing_class, "train", args.dataset_num_proc)
-        if eval_dataset is not None:
-            eval_dataset = _prepare_each(eval_dataset, processing_class, args.dataset_num_proc)
+        prepare = partial(_prepare_prompts, processing_class, vocab_size(model))
+        train_dataset = prepare(train_dataset, "train", args.dataset_num_proc)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {n: prepare(part, n, args.dataset_num_proc) for n, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = prepare(eval_dataset, "eval", args.dataset_num_proc)
         if data_collator is None:
             data_collator = DataCollatorForPrompts(processing_class.pad_token_id)
 
@@ -325,7 +330,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
             return metrics
         start_time = time.time()
-        dataset = prepare_prompts(dataset, self.processing_class, metric_key_prefix)
+        size = vocab_size(self.policy_model)
+        dataset = _prepare_prompts(self.processing_class, size, dataset, metric_key_prefix)
         means, num_samples = evaluate(self.collector, dataset, self._eval_temperature)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         metrics.update(speed_metrics(metric_key_prefix, start_time, num_samples=num_samples))
@@ -432,9 +438,8 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _prepare_each(
-    dataset: EvalDataset | dict[str, EvalDataset], tokenizer: PreTrainedTokenizerBase, num_proc: int | None
-) -> EvalDataset | dict[str, EvalDataset]:
-    if isinstance(dataset, dict):
-        return {name: prepare_prompts(part, tokenizer, name, num_proc) for name, part in dataset.items()}
-    return prepare_prompts(dataset, tokenizer, "eval", num_proc)
+def _prepare_prompts(
+    tokenizer: PreTrainedTokenizerBase, size: int | None, dataset: EvalDataset, name: str, num_proc: int | None = None
+) -> EvalDataset:
+    """Prompts in `input_ids`, for each of which a model with `size` embeddings has one."""
+    return check_ids(prepare_prompts(dataset, tokenizer, name, num_proc), ["input_ids"], size, name)

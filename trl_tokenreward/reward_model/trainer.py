@@ -26,7 +26,8 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
-from ..nn.modules import without_peft
+from ..data.vocabulary import check_ids
+from ..nn.modules import vocab_size, without_peft
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
@@ -110,7 +111,8 @@ class TokenRewardTrainer(RewardTrainer):
             since new heads have to be trained in full.
 
     Raises:
-        ValueError: If a row is malformed, if no rows are left, or if the heads cannot be trained.
+        ValueError: If a row is malformed, if no rows are left, if the model has no embedding for one of their tokens or
+            for the pad token, or if the heads cannot be trained.
         TypeError: If `args` or `model` is of another type.
     """
 
@@ -165,6 +167,7 @@ class TokenRewardTrainer(RewardTrainer):
                 parent_args = copy.copy(args)
                 parent_args.model_init_kwargs = None
         model = _as_token_reward_model(model)
+        self._vocab_size = vocab_size(model)
         if peft_config is not None:
             peft_config = _with_trained_heads(peft_config, model.config.get_text_config().model_type)
 
@@ -206,6 +209,7 @@ class TokenRewardTrainer(RewardTrainer):
         args: TokenRewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        _check_pad_token(processing_class, self._vocab_size)
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
         if name != "eval" and "train" in self._dropped:
@@ -220,6 +224,7 @@ class TokenRewardTrainer(RewardTrainer):
                 num_workers=args.dataloader_num_workers,
                 name=name,
             )
+            dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), self._vocab_size, name)
         self._dropped[name] = dropped
         if isinstance(dataset, IterableDataset):
             self._streams.add(name)
@@ -412,6 +417,16 @@ def _as_token_reward_model(model: "PreTrainedModel | PeftModel") -> "TokenReward
             )
         return model
     return TokenRewardModel.from_backbone(model, copy=False)
+
+
+def _check_pad_token(tokenizer: PreTrainedTokenizerBase, size: int | None) -> None:
+    pad = tokenizer.pad_token_id
+    if size is not None and pad is not None and pad >= size:
+        raise ValueError(
+            f"The model has {size} embeddings, and none for the pad token {tokenizer.pad_token!r}, whose id is {pad}. "
+            "Set `tokenizer.pad_token` to one that it has, such as the EOS, or resize it with "
+            "`model.resize_token_embeddings(len(tokenizer))`."
+        )
 
 
 def _with_trained_heads(peft_config: "PeftConfig", backbone_type: str) -> "PeftConfig":
