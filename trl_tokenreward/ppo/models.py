@@ -209,7 +209,8 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
         )
     trained = policy.active_adapters[0]
     config = copy.deepcopy(policy.peft_config[trained])
-    if hasattr(config, "init_lora_weights"):
+    init = getattr(config, "init_lora_weights", None)
+    if init is not None:
         config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
     with _same_gradients(policy):
         try:
@@ -219,6 +220,8 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
                 f"The adapter {trained!r} of `model` cannot be copied as the reference ({error}) Pass a `ref_model`."
             ) from error
         policy.set_adapter(trained)
+    if init is not None:
+        config.init_lora_weights = init
     tensors = dict(chain(policy.named_parameters(), policy.named_buffers()))
     for tensor_name, tensor in tensors.items():
         before, found, after = f".{tensor_name}.".rpartition(f".{trained}.")
