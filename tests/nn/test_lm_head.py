@@ -164,7 +164,8 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 1,
 }
-# What is special about each: nothing, a bias, a scale, a soft cap, tied embeddings, an output projection.
+# What is special about each: nothing, a bias, a scale, a soft cap (also one far above the logits), tied embeddings, an
+# output projection, a backbone under another name than the model says.
 FAMILIES = {
     "bloom": {},
     "cohere": {"logit_scale": 0.5},
@@ -176,12 +177,14 @@ FAMILIES = {
     "gptj": {"rotary_dim": 4},
     "granite": {"logits_scaling": 4.0},
     "llama": {},
+    "llama4_text": {"intermediate_size_mlp": 32, "num_local_experts": 2},
     "mistral": {},
     "olmo2": {},
     "opt": {"word_embed_proj_dim": 8, "ffn_dim": 32},
     "phi": {},
     "qwen2": {},
     "qwen3": {},
+    "recurrent_gemma": {"lru_width": 16, "num_hidden_layers": 3},
     "smollm3": {},
     "stablelm": {},
 }

@@ -122,16 +122,70 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
         torch.testing.assert_close(checkpointed[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_the_reference_of_a_peft_model_is_the_model_without_adapter(tmp_path):
-    model = adapted(policy())
-    start = weights(model)
+@pytest.mark.parametrize("heads", [[], ["lm_head"]], ids=["", "head"])
+@pytest.mark.parametrize("name", ["default", "sft"])
+def test_the_reference_of_a_trained_adapter_is_a_copy_of_it(name, heads, tmp_path):
+    model = adapted(policy(), heads, adapter_name=name)
+    start, initial = weights(model), copy.deepcopy(model)
     trainer = make(tmp_path, model=model)
+    assert trainer.ref_model is None and set(model.peft_config) == {name, "ref"}
+    trainable = {parameter for parameter, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {parameter for parameter, p in initial.named_parameters() if p.requires_grad}
     trainer.train()
     first, second = trainer.rollouts.values()
-    assert first.kl.abs().max() > 0.1
+    assert first.kl.abs().max() < 1e-5 and second.kl.abs().max() > 1e-2
     for rollout in (first, second):
-        assert_rollout(rollout, "ref_per_token_logps", logps(policy(), rollout))
-    assert changed(start, model) == {name for name in start if "lora_" in name}
+        assert_rollout(rollout, "ref_per_token_logps", logps(initial, rollout))
+    now = weights(model)
+    assert {key for key in start if not torch.equal(start[key], now[key])} == trainable
+    # The value model is made of the policy with this adapter; the reference has no part in it.
+    assert not any(".ref" in key for key in trainer.model.value_model.state_dict())
+
+
+def test_a_trained_adapter_is_saved_and_loaded_without_its_reference(tmp_path):
+    model = adapted(policy())
+    trainer = make(tmp_path, model=model)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    loaded = peft.PeftModel.from_pretrained(policy(), tmp_path / "saved")
+    assert set(loaded.peft_config) == {"default"}
+    rollout = trainer.rollouts[1]
+    torch.testing.assert_close(logps(loaded, rollout), logps(model, rollout), rtol=0, atol=1e-6)
+
+
+def test_a_resumed_run_keeps_the_reference_whatever_adapter_it_is_given(tmp_path):
+    whole = make(tmp_path / "whole", model=adapted(policy()), max_steps=12, save_strategy="steps", save_steps=4)
+    whole.train()
+    # The script's own adapter, and the one that the checkpoint holds.
+    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    for number, start in enumerate([adapted(policy()), None]):
+        if start is None:
+            start = peft.PeftModel.from_pretrained(policy(), checkpoint, is_trainable=True)
+        resumed = make(tmp_path / str(number), model=start, max_steps=12)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        for name in ("kl", "ref_per_token_logps"):
+            assert_rollout(resumed.rollouts[2], name, getattr(whole.rollouts[2], name))
+
+
+@pytest.mark.parametrize("init", ["pissa", False], ids=str)
+def test_a_new_adapter_that_changes_the_model_is_copied_too(init, tmp_path):
+    trainer = make(
+        tmp_path, model=policy(), peft_config=peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=init)
+    )
+    assert set(trainer.model.policy.peft_config) == {"default", "ref"}
+    trainer.train()
+    assert trainer.rollouts[0].kl.abs().max() < 1e-5
+
+
+def test_an_adapter_that_cannot_be_copied_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`ref_adapter_name='ref'` if that is the reference"):
+        make(tmp_path, model=with_adapters("ref", "default"))
+    with pytest.raises(ValueError, match="cannot be copied as the reference .* Pass a `ref_model`"):
+        make(tmp_path, model=adapted(policy(), bias="all"))
+    model = with_adapters("first", "second")
+    model.base_model.set_adapter(["first", "second"])
+    with pytest.raises(ValueError, match="2 active adapters"):
+        make(tmp_path, model=model)
 
 
 def with_adapters(*names):

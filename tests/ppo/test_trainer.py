@@ -293,10 +293,15 @@ def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scena
             scenario.make(**{argument: short})
 
 
-def test_under_mixed_precision_the_first_ratio_is_one(scenario):
-    trainer = scenario.train(policy=tiny.causal_lm(vocab_size=16, initializer_range=0.5), bf16=True)
+@pytest.mark.parametrize(
+    ("dtype", "bf16"), [(torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)]
+)
+def test_at_low_precision_the_first_ratio_is_one(dtype, bf16, scenario):
+    policy = tiny.causal_lm(vocab_size=16, initializer_range=0.5).to(dtype)
+    trainer = scenario.train(policy=policy, bf16=bf16, response_length=20)
     assert logged(trainer, "val/ratio")[0] == pytest.approx(1, abs=1e-6)
     assert logged(trainer, "policy/approxkl_avg")[0] == pytest.approx(0, abs=1e-9)
+    assert logged(trainer, "objective/kl")[0] == 0
 
 
 def test_samples_of_several_evaluation_sets_are_all_shown(scenario):
@@ -318,3 +323,35 @@ def test_a_policy_from_supervised_training_gets_a_reference_that_stays(scenario,
     assert abs(logged(trainer, "objective/kl")[2]) > 1e-3
     with pytest.raises(ValueError, match="`model` is a deep copy of a LlamaForCausalLM"):
         scenario.make(policy=copy.deepcopy(policy))
+
+
+@pytest.mark.parametrize("kind", ["reward", "value", "ref_model"])
+def test_models_with_a_smaller_vocabulary_than_the_policy_are_refused_before_the_run(kind, scenario):
+    make = tiny.causal_lm if kind == "ref_model" else tiny.sequence_classifier
+    smaller, policy = make(vocab_size=18), tiny.causal_lm(vocab_size=20)
+    argument = kind if kind == "ref_model" else f"{kind}_model"
+    models = {"reward": tiny.sequence_classifier(vocab_size=20), "value": tiny.sequence_classifier(vocab_size=20)}
+    with pytest.raises(ValueError, match=rf"`{argument}`, with 18 .*`{argument}.resize_token_embeddings\(20\)`"):
+        scenario.make(policy=policy, **{**models, kind: smaller})
+    # What the error says helps, and a larger vocabulary does no harm.
+    smaller.resize_token_embeddings(20)
+    scenario.make(policy=policy, **{**models, kind: smaller}).collect_rollout(0)
+    scenario.make(policy=policy, **{**models, kind: make(vocab_size=24)}).collect_rollout(0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_that_the_policy_has_no_embedding_for_are_named(stream, scenario):
+    dataset = prompts([A], [A, 16], [B], [C])
+    with pytest.raises(ValueError, match="Row 1 of the prepared train data set has the token id 16"):
+        trainer = scenario.make(dataset=dataset.to_iterable_dataset() if stream else dataset)
+        trainer.collect_rollout(0)
+    trainer = scenario.make(eval_dataset=prompts([A]))
+    with pytest.raises(ValueError, match="Row 0 of the prepared eval data set has the token id -1"):
+        trainer.evaluate(prompts([-1]))
+
+
+def test_a_pad_token_needs_no_embedding(scenario):
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 16
+    scenario.train(tokenizer=tokenizer, dataset=prompts([A], [A, B, C], [B], [C]), stop_token="eos")

@@ -8,8 +8,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     CLIPVisionConfig,
+    Llama4TextConfig,
     LlamaForCausalLM,
     LlavaConfig,
     MambaConfig,
@@ -226,6 +229,31 @@ class TestForward:
             model = TokenRewardModel.from_backbone(backbone.eval())
             left, right = model(flipped(mask, ids), flipped(mask, mask)), model(ids, mask)
             assert_same(left.logits, right.logits)
+
+    @pytest.mark.parametrize("auto_class", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+    def test_states_of_another_size_than_the_layers(self, auto_class, tmp_path):
+        """As in OPT-350m, the reward model of TRL's examples."""
+        sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 16, "vocab_size": 300, "num_labels": 1}
+        layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "do_layer_norm_before": False}
+        base = auto_class.from_config(OPTConfig(**sizes, **layers)).eval()
+        model = TokenRewardModel.from_backbone(base)
+        assert model.score.weight.shape == model.token_score.weight.shape == (1, 8)
+        ids, mask = batch()
+        if auto_class is AutoModelForSequenceClassification:
+            assert_same(model(ids[:1]).logits, base(ids[:1]).logits)
+        model.save_pretrained(tmp_path)
+        assert_same(TokenRewardModel.from_pretrained(tmp_path)(ids, mask).logits, model(ids, mask).logits)
+
+    def test_a_backbone_under_another_name_than_the_model_says(self):
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_local_experts": 2}
+        policy = AutoModelForCausalLM.from_config(Llama4TextConfig(vocab_size=300, pad_token_id=0, **sizes, **heads))
+        assert policy.base_model is policy
+        model = TokenRewardModel.from_backbone(policy, copy=False)
+        assert model.model is policy.model
+        ids, mask = batch()
+        states = policy.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert_same(model(ids, mask).prefix_scores, model.score(states).squeeze(-1))
 
 
 class TestPrecision:

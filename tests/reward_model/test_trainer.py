@@ -136,6 +136,25 @@ class TestModels:
         trainer = TokenRewardTrainer("models/lm", train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
         assert trainer.args.output_dir == "lm-TokenReward" and trainer.args.token_loss == "classification"
 
+    def test_tokens_without_an_embedding_are_named_before_the_run(self, make_trainer):
+        tokenizer = make_tokenizer("bpe", pad_token=None)
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        arguments = {"model": causal_lm(vocab_size=tokenizer.pad_token_id), "processing_class": tokenizer}
+        with pytest.raises(ValueError, match=r"none for the pad token '\[PAD\]'"):
+            make_trainer(**arguments)
+        arguments["model"].resize_token_embeddings(len(tokenizer))
+        make_trainer(**arguments).train()
+        tokenizer.pad_token = tokenizer.eos_token
+        make_trainer(**{**arguments, "model": causal_lm(vocab_size=len(tokenizer) - 1)}).train()
+
+        rows = [{"chosen_ids": [5, 6], "rejected_ids": [5, 7]}, {"chosen_ids": [5, 6], "rejected_ids": [5, 300]}]
+        message = "Row 1 of the prepared eval data set has the token id 300 in `rejected_ids`"
+        with pytest.raises(ValueError, match=message):
+            make_trainer(eval_dataset=Dataset.from_list(rows))
+        trainer = make_trainer(eval_dataset=Dataset.from_list(rows).to_iterable_dataset())
+        with pytest.raises(ValueError, match=message):
+            trainer.evaluate()
+
     def test_what_is_refused(self, make_trainer, tmp_path):
         with pytest.raises(TypeError, match="`args` must be a `TokenRewardConfig`, got RewardConfig"):
             make_trainer(config_class=RewardConfig)

@@ -8,9 +8,10 @@ import re
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from reward_trainer_cases import ROWS, training_logs
-from tiny import causal_lm
+from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.data.collator import DataCollatorForTokenReward
@@ -19,6 +20,10 @@ from trl_tokenreward.data.formats import SIDES
 
 def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def lora_shapes(model):
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if "lora_" in name}
 
 
 def stream(rows):
@@ -225,6 +230,70 @@ class TestPeft:
         trainer.train()
         assert trainer.model is model and model.get_base_model().token_score.modules_to_save["default"].weight.any()
 
+    @pytest.mark.parametrize("head", ["causal", "classifier"])
+    @pytest.mark.parametrize(("family", "layer"), [("llama", "q_proj"), ("gpt2", "c_attn")])
+    def test_a_peft_model_around_another_model(self, family, layer, head, peft, make_trainer, tmp_path):
+        """Its adapter goes on training, and the two heads learn with it."""
+        make = causal_lm if head == "causal" else sequence_classifier
+        config = peft.LoraConfig(target_modules=[layer], init_lora_weights=False)
+        if head == "classifier":
+            config.task_type = "SEQ_CLS"
+        model = peft.get_peft_model(make(family), config)
+        for name, parameter in model.named_parameters():
+            parameter.data += 0.1 * ("modules_to_save" in name)  # a head that was trained
+        ids = torch.tensor([[5, 6, 7, 8]])
+        merged = TokenRewardModel.from_backbone(model).eval()
+        trainer = make_trainer(model)
+        moved = trainer.model.eval()
+        states = moved.get_base_model().model(ids).last_hidden_state
+        torch.testing.assert_close(states, merged.model(ids).last_hidden_state, rtol=0, atol=1e-5)
+        if head == "classifier":
+            torch.testing.assert_close(moved(ids).logits, merged(ids).logits, rtol=0, atol=1e-5)
+        start = weights(trainer)
+        trainer.train()
+        changed = {name for name, weight in weights(trainer).items() if not torch.equal(weight, start[name])}
+        assert changed and all("lora_" in name or "modules_to_save" in name for name in changed)
+        assert {"score", "token_score"} <= {part for name in changed for part in name.split(".")}
+        trainer.save_model(str(tmp_path / "adapter"))
+        base = TokenRewardModel.from_backbone(make(family))
+        loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        torch.testing.assert_close(loaded(ids).token_scores, moved.eval()(ids).token_scores, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "target_modules",
+        [
+            ["gate_proj", "up_proj", "down_proj"],
+            ["q_proj", "gate_proj", "up_proj"],
+            "all-linear",
+            r".*layers\.0\..*_proj",
+        ],
+        ids=str,
+    )
+    def test_experts_get_the_adapters_that_they_get_in_other_models(self, target_modules, peft, make_trainer, tmp_path):
+        sizes = {
+            "vocab_size": 300,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_labels": 1,
+        }
+        experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "head_dim": 8}
+        backbone = AutoConfig.for_model("qwen3_moe", num_key_value_heads=1, pad_token_id=0, **sizes, **experts)
+        config = peft.LoraConfig(r=4, target_modules=target_modules, task_type="SEQ_CLS")
+        classifier = AutoModelForSequenceClassification.from_config(backbone)
+        expected = lora_shapes(peft.get_peft_model(classifier, copy.deepcopy(config)))
+        assert any("experts" in name for name in expected)
+        model = TokenRewardModel.from_backbone(AutoModelForSequenceClassification.from_config(backbone))
+        base = copy.deepcopy(model)
+        trainer = make_trainer(model, peft_config=config)
+        assert lora_shapes(trainer.model) == expected
+        trainer.train()
+        trainer.save_model(str(tmp_path / "adapter"))
+        loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        ids = torch.tensor([[5, 6, 7, 8]])
+        outputs, expected = loaded(ids), trainer.model.eval()(ids)
+        torch.testing.assert_close(outputs.token_scores, expected.token_scores, rtol=0, atol=1e-6)
+
     def test_what_is_refused(self, peft, make_trainer):
         frozen = peft.get_peft_model(
             TokenRewardModel.from_backbone(causal_lm()), peft.LoraConfig(target_modules=["q_proj"])
@@ -232,8 +301,14 @@ class TestPeft:
         with pytest.raises(ValueError, match="The token head is untrained and frozen"):
             make_trainer(frozen)
         assert make_trainer(frozen, token_loss_weight=0)
-        with pytest.raises(TypeError, match="around a LlamaForCausalLM, but must be around a `TokenRewardModel`"):
-            make_trainer(peft.get_peft_model(causal_lm(), peft.LoraConfig(target_modules=["q_proj"])))
+        with pytest.raises(ValueError, match="a single adapter, loaded with `is_trainable=True`"):
+            make_trainer(
+                peft.get_peft_model(causal_lm(), peft.LoraConfig(target_modules=["q_proj"], inference_mode=True))
+            )
+        with pytest.raises(
+            ValueError, match="changes 'lm_head.lora_A.weight', which a token reward model does not have"
+        ):
+            make_trainer(peft.get_peft_model(causal_lm(), peft.LoraConfig(target_modules=["q_proj", "lm_head"])))
         with pytest.raises(ValueError, match="TrainableTokensConfig trains no modules in full"):
             make_trainer(peft_config=peft.TrainableTokensConfig(token_indices=[5]))
 

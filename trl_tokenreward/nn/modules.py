@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,9 +15,48 @@ def without_peft(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model
 
 
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """What gives a model's last hidden states: the model below its head, or a model without a head itself.
+
+    Raises:
+        `ValueError`: if a causal language model has no such part.
+    """
+    backbone = model.base_model
+    if backbone is not model or model.get_output_embeddings() is None:
+        return backbone
+    # Llama 4's language model says that its backbone has another name than it has (seen in transformers 5.23).
+    for child in model.children():
+        if isinstance(child, PreTrainedModel) and child.get_input_embeddings() is model.get_input_embeddings():
+            return child
+    raise ValueError(
+        f"{type(model).__name__} has no backbone that gives the states below its head: use an architecture whose "
+        "`base_model` does."
+    )
+
+
+def rounding_unit(model: PreTrainedModel) -> float:
+    """The relative rounding error of one number in the precision that a model now runs in."""
+    device = model.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.finfo(torch.get_autocast_dtype(device) if autocast else model.dtype).eps
+
+
+def computes_low(model: nn.Module) -> bool:
+    """True if a model has products that are less precise than float32's: of weights in bfloat16 or float16, of
+    quantized ones, or under TF32."""
+    parameters = list(model.parameters())
+    tf32 = torch.get_float32_matmul_precision() != "highest" and any(p.is_cuda for p in parameters)
+    return tf32 or any(p.dtype not in (torch.float32, torch.float64) for p in parameters)
+
+
 def max_positions(model: nn.Module) -> int | None:
     """The most tokens that a model reads, where its configuration says so."""
     return getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def vocab_size(model: nn.Module) -> int | None:
+    """The number of ids that a model reads (and a language model writes), where its configuration says so."""
+    return getattr(without_peft(model).config.get_text_config(), "vocab_size", None)
 
 
 def is_causal(backbone: nn.Module) -> bool:

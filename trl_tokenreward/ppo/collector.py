@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..nn.masked import masked_whiten
-from ..nn.modules import max_positions
+from ..nn.modules import computes_low, max_positions
 from .adaptation import AdaptiveState
 from .completion_scorer import CompletionScorer, RawScores
 from .config import FineGrainedPPOConfig
@@ -246,7 +246,8 @@ class RolloutCollector:
         At low precision a full pass and cached decoding differ by more than rounding, as vLLM and transformers do at
         any: PPO's ratio would not start at 1.
         """
-        if self.vllm_engine is None and self.accelerator.mixed_precision == "no":
+        low = self.accelerator.mixed_precision != "no" or computes_low(self.inference.models.policy)
+        if self.vllm_engine is None and not low:
             return completions, {}
         logps = self.inference.policy_logps(prompts, completions)
         metrics = {} if self.vllm_engine is None else sampling_difference(completions, logps, self.accelerator)

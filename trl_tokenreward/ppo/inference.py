@@ -24,7 +24,7 @@ class Inference:
         models ([`~ppo.models.PPOModels`]):
             The models.
         args ([`FineGrainedPPOConfig`]):
-            Temperature, batch size and adapter names.
+            Temperature and batch size.
         accelerator (`Accelerator`):
             Mixed precision, and how models are sharded.
         trained (`Callable[[], nn.Module]`):
@@ -62,13 +62,14 @@ class Inference:
     @contextmanager
     def use_reference(self) -> Iterator[nn.Module]:
         """The reference policy, ready for passes without gradients."""
-        policy, ref_model = self.models.policy, self.models.ref_model
-        if ref_model is not None:
-            with self.use(ref_model) as model:
+        models = self.models
+        if models.ref_model is not None:
+            with self.use(models.ref_model) as model:
                 yield model
             return
-        with self.use(policy), reference_adapter(policy, self.args.model_adapter_name, self.args.ref_adapter_name):
-            yield policy
+        with self.use(models.policy) as policy:
+            with reference_adapter(policy, models.trained_adapter, models.ref_adapter):
+                yield policy
 
     def logps(self, policy: nn.Module, prompts: Prompts, completions: Completions) -> Tensor:
         """Log-probabilities, (B, T), that a policy in [`~Inference.use`] gives to completions."""

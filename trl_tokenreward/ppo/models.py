@@ -1,14 +1,16 @@
 """The models of PPO: policy, reference, value and reward model, checked and made ready."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 from accelerate.utils import is_peft_model
 from torch import nn
 
 from .._trl import disable_dropout_in_model
-from ..nn.modules import check_own_forward, independent_copy, without_peft
+from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
 from ..nn.sharding import copied
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import check_adapter, check_scorer, has_sequence_score
@@ -28,12 +30,16 @@ class PPOModels(NamedTuple):
             The reference policy. `None`: the policy with its adapter switched off, or with its reference adapter.
         reward_model (`nn.Module` or `Callable`):
             A reward model, or a reward function.
+        trained_adapter, ref_adapter (`str` or `None`):
+            Names of the policy's adapter that is trained and of the one that is the reference, if one is.
     """
 
     policy: nn.Module
     value_model: nn.Module
     ref_model: nn.Module | None
     reward_model: nn.Module | RewardFunction
+    trained_adapter: str | None = None
+    ref_adapter: str | None = None
 
     @property
     def frozen(self) -> list[nn.Module]:
@@ -88,19 +94,34 @@ def prepare_models(
     Raises:
         ValueError, TypeError: If a model is not supported. The error names the argument.
     """
+    readers = {"ref_model": ref_model, "value_model": value_model}
+    _check_vocabularies(policy, {**readers, "reward_model": reward_model} if shares_tokenizer else readers)
     value_model = _value_model(policy, reward_model, value_model, shares_tokenizer)
-    policy = _with_adapter(args, policy, ref_model, peft_config)
+    policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
     for trained in (policy, value_model):
         if is_peft_model(trained) and args.gradient_checkpointing:
             trained.enable_input_require_grads()
     if ref_model is None and not is_peft_model(policy):
         ref_model = copied(policy, independent_copy)
-    models = PPOModels(policy, value_model, ref_model, reward_model)
+    models = PPOModels(policy, value_model, ref_model, reward_model, *adapters)
     for model in (policy, value_model, *models.frozen):
         _disable_dropout(model)
     for model in models.frozen:
         model.requires_grad_(False).eval()
     return models
+
+
+def _check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
+    """Check that the models that read what the policy samples have embeddings for all of it."""
+    largest = vocab_size(policy)
+    for name, model in readers.items():
+        size = vocab_size(model) if isinstance(model, nn.Module) else None
+        if size is not None and largest is not None and size < largest:
+            raise ValueError(
+                f"`model` has a vocabulary of {largest} and can sample ids that `{name}`, with {size} embeddings, does "
+                f"not have. If they share a tokenizer, and one of them is only padded further, resize the smaller: "
+                f"`{name}.resize_token_embeddings({largest})`."
+            )
 
 
 def _value_model(
@@ -129,8 +150,9 @@ def _value_model(
 
 def _with_adapter(
     args: FineGrainedPPOConfig, policy: nn.Module, ref_model: nn.Module | None, peft_config: Any
-) -> nn.Module:
-    """The policy, wrapped in a new adapter if one is configured, with the adapter to train active."""
+) -> tuple[nn.Module, str | None, str | None]:
+    """The policy, wrapped in a new adapter if one is configured, with the adapter to train active; and the names of
+    that one and of the reference adapter, where an adapter is the reference."""
     if peft_config is not None:
         from peft import get_peft_model
 
@@ -140,15 +162,26 @@ def _with_adapter(
     check_adapter(policy, "model")
     if ref_model is not None:
         check_adapter(ref_model, "ref_model")
-    if args.ref_adapter_name is not None:
-        _choose_adapters(args, policy, ref_model)
+    trained, reference = None, args.ref_adapter_name
+    if reference is not None:
+        trained = _choose_adapters(args, policy, ref_model)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("`model` has nothing to train: load its adapter with `is_trainable=True`.")
-    return policy
+    if is_peft_model(policy) and ref_model is None and reference is None and not _changes_nothing(peft_config):
+        trained, reference = _copy_adapter(policy)
+    return policy, trained, reference
 
 
-def _choose_adapters(args: FineGrainedPPOConfig, policy: nn.Module, ref_model: nn.Module | None) -> None:
-    """Activate the adapter that is trained, so that the optimizer gets its parameters."""
+def _changes_nothing(new: Any) -> bool:
+    """True if a new adapter leaves the model as it is, so that the model without it is the policy that a run begins
+    with. Some initialisations, such as PiSSA, move weights of the base model into the adapter."""
+    if new is None:
+        return False
+    return all(value in (True, "gaussian") for name, value in vars(new).items() if name.startswith("init_"))
+
+
+def _choose_adapters(args: FineGrainedPPOConfig, policy: nn.Module, ref_model: nn.Module | None) -> str:
+    """Activate the adapter that is trained, so that the optimizer gets its parameters, and give its name."""
     if ref_model is not None or not is_peft_model(policy):
         raise ValueError("`ref_adapter_name` needs a `PeftModel` as `model` and `ref_model=None`.")
     trained = args.model_adapter_name or "default"
@@ -158,6 +191,45 @@ def _choose_adapters(args: FineGrainedPPOConfig, policy: nn.Module, ref_model: n
     if trained == args.ref_adapter_name:
         raise ValueError(f"The adapter {trained!r} is trained, so it cannot be `ref_adapter_name` too.")
     policy.set_adapter(trained)
+    return trained
+
+
+def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
+    """Copy the active adapter as the reference, under the name that TRL gives it; the names of both."""
+    name = "ref"
+    if name in policy.peft_config:
+        raise ValueError(
+            f"`model` has an adapter {name!r}. Set `ref_adapter_name={name!r}` if that is the reference; else rename "
+            "it, for the copy of the trained adapter that is the reference gets this name."
+        )
+    if len(policy.active_adapters) != 1:
+        raise ValueError(
+            f"`model` has {len(policy.active_adapters)} active adapters, of which no single one can be copied as the "
+            "reference: activate one with `set_adapter`, or pass a `ref_model`."
+        )
+    trained = policy.active_adapters[0]
+    config = copy.deepcopy(policy.peft_config[trained])
+    init = getattr(config, "init_lora_weights", None)
+    if init is not None:
+        config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
+    with _same_gradients(policy):
+        try:
+            policy.add_adapter(name, config)
+        except ValueError as error:
+            raise ValueError(
+                f"The adapter {trained!r} of `model` cannot be copied as the reference ({error}) Pass a `ref_model`."
+            ) from error
+        policy.set_adapter(trained)
+    if init is not None:
+        config.init_lora_weights = init
+    tensors = dict(chain(policy.named_parameters(), policy.named_buffers()))
+    for tensor_name, tensor in tensors.items():
+        before, found, after = f".{tensor_name}.".rpartition(f".{trained}.")
+        twin = tensors.get(f"{before}.{name}.{after}".strip("."))
+        if found and twin is not None:
+            twin.data = tensor.data.clone()
+            twin.requires_grad_(False)
+    return trained, name
 
 
 @contextmanager
@@ -171,15 +243,28 @@ def reference_adapter(policy: nn.Module, trained: str | None, reference: str | N
             Names of the adapter that is trained and of the one that is the reference. Without a reference, all adapters
             are switched off.
     """
-    if reference is None:
-        with policy.disable_adapter():
+    with _same_gradients(policy):
+        if reference is None:
+            with policy.disable_adapter():
+                yield
+            return
+        policy.set_adapter(reference)
+        try:
             yield
-        return
-    policy.set_adapter(reference)
+        finally:
+            policy.set_adapter(trained)
+
+
+@contextmanager
+def _same_gradients(policy: nn.Module) -> Iterator[None]:
+    """Afterwards the parameters that had gradients have them again, and no others: PEFT gives them to all parameters of
+    an adapter that it activates."""
+    required = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
     try:
         yield
     finally:
-        policy.set_adapter(trained or "default")
+        for parameter, requires_grad in required:
+            parameter.requires_grad_(requires_grad)
 
 
 def _disable_dropout(model: nn.Module) -> None:

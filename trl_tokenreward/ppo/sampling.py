@@ -1,15 +1,11 @@
 """Sampling of completions."""
 
-from inspect import signature
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
-from ..nn.modules import without_peft
+from .decoding import decoding_of
 from .prompts import Prompts
 from .rollout import Completions
 
@@ -83,44 +79,6 @@ def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:
     return torch.minimum(place, last).squeeze(-1)
 
 
-class _PreallocatedLayer(DynamicLayer):
-    """A cache layer that allocates its memory once: `DynamicLayer` copies its content for every token."""
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-        self.length = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._room = [x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (key_states, value_states)]
-        end = self.length + key_states.shape[2]
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, self.length : end] = states
-        self.length = end
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        # In place, so that only the filled part of kept rows moves.
-        for room in self._room:
-            room[: len(indices), :, : self.length] = room[indices, :, : self.length]
-        self._room = [room[: len(indices)] for room in self._room]
-        self.keys, self.values = (room[:, :, : self.length] for room in self._room)
-
-
-def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    cache.layers = [_PreallocatedLayer(capacity) if type(x) is DynamicLayer else x for x in cache.layers]
-    return cache
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """The name of the cache argument: `cache` since transformers 5.24, which drops the old name in 5.40."""
-    return "cache" if "cache" in signature(without_peft(model).forward).parameters else "past_key_values"
-
-
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -134,7 +92,8 @@ def generate(
     """Sample completions from the model's own distribution.
 
     `model.generate` is not used, for two reasons: it applies the model's generation config, such as a repetition
-    penalty, which training does not; and its samples depend on the batch. Rows that have ended leave the batch.
+    penalty, which training does not; and its samples depend on the batch. Rows that have ended leave the batch. Models
+    that do not decode with a cache as they read whole texts decode without one.
 
     Args:
         model (`PreTrainedModel`):
@@ -162,21 +121,9 @@ def generate(
     ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
 
     active = torch.arange(batch_size, device=device)
-    cache = _cache(model, prompts.ids.shape[1] + length)
-    cache_argument = _cache_argument(model)
-    step_ids, attention_mask = prompts.ids * prompts.mask, prompts.mask
-    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    padded = not bool(attention_mask.all())
+    decoding = decoding_of(model, prompts, length)
     for t in range(length):
-        logits = model(
-            input_ids=step_ids,
-            attention_mask=attention_mask if padded else None,
-            position_ids=positions,
-            **{cache_argument: cache},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        tokens, token_logps = sample(logits, temperature, uniform[active, t])
+        tokens, token_logps = sample(decoding.logits(), temperature, uniform[active, t])
         ids[active, t] = tokens
         mask[active, t] = 1
         logps[active, t] = token_logps
@@ -186,13 +133,9 @@ def generate(
             if not going.any():
                 break
             if not going.all():
-                keep = going.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                active, tokens, attention_mask, positions = (
-                    x[keep] for x in (active, tokens, attention_mask, positions)
-                )
-        step_ids = tokens.unsqueeze(1)
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(tokens), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+                rows = going.nonzero().squeeze(1)
+                decoding.keep(rows)
+                active, tokens = active[rows], tokens[rows]
+        decoding.append(tokens)
     width = int(mask.sum(1).max())
     return Completions(ids[:, :width], mask[:, :width], logps[:, :width], ended)

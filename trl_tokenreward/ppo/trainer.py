@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
 from ..data.dropped import DroppedRows
-from ..nn.modules import without_peft
+from ..data.vocabulary import check_ids
+from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
 from ..utils.paper import PAPER
 from .adaptation import AdaptiveState
@@ -69,8 +70,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy: a causal language model.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            The reference of the KL penalty. If `None`: a copy of the policy, or the policy without its adapter where it
-            has one.
+            The reference of the KL penalty. If `None`, the policy as it is passed: a copy of it, or, where it has an
+            adapter, a copy of the adapter named `"ref"`. With `peft_config`, the policy without the new adapter.
         reward_model ([`TokenRewardModel`], [`~transformers.PreTrainedModel`] or `Callable`):
             What scores completions: a [`TokenRewardModel`] or a token classifier with one label (dense), a sequence
             classifier with one label, or a function (see [`~ppo.completion_scorer.CompletionScorer`]) that returns a
@@ -132,6 +133,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
 
+        self._vocab_size = vocab_size(model)
         self._dropped: dict[str, DroppedRows] = {}
         train_dataset = self._prepare_prompts(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, dict):
@@ -160,7 +162,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             peft_config,
             shares_tokenizer=self.scorer.reward_processing_class is None,
         )
-        self.policy_model, self.value_model, self.ref_model, self.reward_model = self.models
+        self.policy_model, self.value_model, self.ref_model, self.reward_model = self.models[:4]
 
         self.schedule = Schedule.plan(args, train_dataset)
         args = trainer_arguments(args, self.schedule)
@@ -206,7 +208,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         dataset = prepare_prompts(dataset, tokenizer, name, args.dataset_num_proc, args.max_prompt_length, dropped)
         if dropped.counts()["too_long"]:
             logger.warning(f"Data set {name}: {dropped.describe()}.")
-        return dataset
+        return check_ids(dataset, ["input_ids"], self._vocab_size, name)
 
     def _eval_parts(self) -> dict[str, EvalDataset]:
         """The evaluation sets by the names that errors and counts call them."""

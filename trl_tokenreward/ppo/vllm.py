@@ -62,7 +62,8 @@ class VLLMEngine:
             if copies:
                 raise ValueError(
                     "TRL can send vLLM the trained copies of whole modules (`modules_to_save`) of one adapter alone, "
-                    f"which is named 'default'; `model` has {sorted(policy.peft_config)} with {copies[0]!r}."
+                    f"which is named 'default'; `model` has {sorted(policy.peft_config)} with {copies[0]!r}. Pass a "
+                    "`ref_model` to have no adapter copied as the reference."
                 )
         self.policy = policy
         self.response_length = args.response_length

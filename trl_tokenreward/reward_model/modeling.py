@@ -25,6 +25,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, is_peft_available, logging
 
 from ..data.tokens import TextTokenizer
+from ..nn.modules import backbone_of
 from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
 from .text_scores import TextScores, columns_of_text, scores_of_ids
@@ -149,8 +150,10 @@ class TokenRewardModel(PreTrainedModel):
         _check_causal(backbone)
         self.model = backbone
         place = {"device": backbone.device, "dtype": backbone.dtype}
-        self.score = ScoreHead(config.hidden_size, bias=False, **place)
-        self.token_score = ScoreHead(config.hidden_size, bias=True, **place)
+        # OPT-350m projects its last states to the size of its embeddings.
+        size = getattr(config.text_config, "word_embed_proj_dim", None) or config.hidden_size
+        self.score = ScoreHead(size, bias=False, **place)
+        self.token_score = ScoreHead(size, bias=True, **place)
         self._takes_position_ids = "position_ids" in inspect.signature(backbone.forward).parameters
         self.post_init()
 
@@ -341,7 +344,7 @@ class TokenRewardModel(PreTrainedModel):
     @classmethod
     def _assemble(cls, model: PreTrainedModel) -> "TokenRewardModel":
         """A token reward model made of the modules of `model`, nothing copied."""
-        backbone = model.base_model
+        backbone = backbone_of(model)
         config = TokenRewardModelConfig(
             text_config=backbone.config, name_or_path=backbone.config.name_or_path, dtype=backbone.dtype
         )

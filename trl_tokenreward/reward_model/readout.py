@@ -5,7 +5,7 @@ from collections.abc import Callable
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
-from ..nn.modules import is_causal, without_peft
+from ..nn.modules import backbone_of, is_causal, without_peft
 from ..nn.unpadding import right_packed
 from .modeling import TokenRewardModel
 
@@ -59,7 +59,7 @@ def packed_prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Te
     if isinstance(base, TokenRewardModel):
         return base(input_ids=input_ids).prefix_scores
     mask = None if is_causal(base) else attention_mask
-    hidden_states = base.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden_states = backbone_of(base)(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
     return base.score(hidden_states).squeeze(-1).float()
 
 

@@ -26,7 +26,8 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
-from ..nn.modules import without_peft
+from ..data.vocabulary import check_ids
+from ..nn.modules import backbone_of, vocab_size, without_peft
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import (
@@ -38,6 +39,7 @@ from .losses import (
 )
 from .metrics import LearningAlarm, TokenStatistics, WeightedMeans
 from .modeling import TokenRewardModel, TokenRewardOutput
+from .readout import check_adapter
 
 
 if TYPE_CHECKING:
@@ -101,7 +103,8 @@ class TokenRewardTrainer(RewardTrainer):
             - a causal language model, sequence or token classifier. A token reward model is made of its modules with
               [`TokenRewardModel.from_backbone`]; training changes its weights too, and `trainer.model` is the one to
               keep;
-            - a PEFT model around a [`TokenRewardModel`].
+            - a PEFT model around a [`TokenRewardModel`], or around one of the others with a single adapter that is
+              trained, which is moved to a token reward model; `trainer.model` is the one to keep.
         args ([`TokenRewardConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         data_collator (`DataCollator`, *optional*):
@@ -123,7 +126,8 @@ class TokenRewardTrainer(RewardTrainer):
             since new heads have to be trained in full.
 
     Raises:
-        ValueError: If a row is malformed, if no rows are left, or if the heads cannot be trained.
+        ValueError: If a row is malformed, if no rows are left, if the model has no embedding for one of their tokens or
+            for the pad token, or if the heads cannot be trained.
         TypeError: If `args` or `model` is of another type.
     """
 
@@ -181,8 +185,9 @@ class TokenRewardTrainer(RewardTrainer):
                 parent_args = copy.copy(args)
                 parent_args.model_init_kwargs = None
         model = _as_token_reward_model(model)
+        self._vocab_size = vocab_size(model)
         if peft_config is not None:
-            peft_config = _with_trained_heads(peft_config, model.config.get_text_config().model_type)
+            peft_config = _with_trained_heads(peft_config, model)
 
         super().__init__(
             model=model,
@@ -222,6 +227,7 @@ class TokenRewardTrainer(RewardTrainer):
         args: TokenRewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        _check_pad_token(processing_class, self._vocab_size)
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
         if name != "eval" and "train" in self._dropped:
@@ -236,6 +242,7 @@ class TokenRewardTrainer(RewardTrainer):
                 num_workers=args.dataloader_num_workers,
                 name=name,
             )
+            dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), self._vocab_size, name)
         self._dropped[name] = dropped
         if isinstance(dataset, IterableDataset):
             self._streams.add(name)
@@ -471,35 +478,100 @@ def _load_model(
 
 
 def _as_token_reward_model(model: "PreTrainedModel | PeftModel") -> "TokenRewardModel | PeftModel":
-    if is_peft_model(model):
-        if not isinstance(model.get_base_model(), TokenRewardModel):
-            raise TypeError(
-                f"The PEFT model is around a {type(model.get_base_model()).__name__}, but must be around a "
-                "`TokenRewardModel`. Make one of the base model, and pass the PEFT configuration as `peft_config`."
-            )
+    if not is_peft_model(model):
+        return TokenRewardModel.from_backbone(model, copy=False)
+    if isinstance(model.get_base_model(), TokenRewardModel):
         return model
-    return TokenRewardModel.from_backbone(model, copy=False)
+    return _with_adapter_moved(model)
 
 
-def _with_trained_heads(peft_config: "PeftConfig", backbone_type: str) -> "PeftConfig":
-    if not hasattr(peft_config, "modules_to_save"):
+def _with_adapter_moved(model: "PeftModel") -> "PeftModel":
+    """A PEFT model around a token reward model of the same modules, with the same adapter, and with trained heads."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    check_adapter(model, "model")
+    if len(model.peft_config) != 1 or not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            f"A {type(peft_config).__name__} trains no modules in full (it has no `modules_to_save`), but the heads of "
-            "a token reward model have to be. Use one that does, such as `LoraConfig`."
+            f"`model` is a PEFT model around a {type(model.get_base_model()).__name__} with the adapters "
+            f"{sorted(model.peft_config)}. Pass one with a single adapter, loaded with `is_trainable=True`, or make a "
+            "`TokenRewardModel` of the base model and wrap that."
         )
+    [(name, config)] = model.peft_config.items()
+    _require_modules_to_save(config)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    base = model.unload()
+    # In the base model the backbone has a name of its own, in a token reward model it is `model`.
+    backbone = backbone_of(base)
+    prefix = next(f"{name}." for name, module in base.named_modules() if module is backbone)
+    token_reward_model = TokenRewardModel.from_backbone(base, copy=False)
+    config = _with_trained_heads(config, token_reward_model)
+    init = getattr(config, "init_lora_weights", None)
+    if init is not None:
+        config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
+    moved = get_peft_model(token_reward_model, config, adapter_name=name)
+    if init is not None:
+        config.init_lora_weights = init
+    root = "base_model.model."
+    state = {key.replace(root + prefix, f"{root}model.", 1): tensor for key, tensor in state.items()}
+    new_state = get_peft_model_state_dict(moved, adapter_name=name, save_embedding_layers=False)
+    unknown = sorted(set(state) - set(new_state))
+    if unknown:
+        raise ValueError(
+            f"The adapter of `model` changes {unknown[0].removeprefix(root)!r}, which a token reward model does not "
+            "have: take it out of the adapter's `target_modules` or `modules_to_save`."
+        )
+    set_peft_model_state_dict(moved, {**new_state, **state}, adapter_name=name)
+    return moved
+
+
+def _check_pad_token(tokenizer: PreTrainedTokenizerBase, size: int | None) -> None:
+    pad = tokenizer.pad_token_id
+    if size is not None and pad is not None and pad >= size:
+        raise ValueError(
+            f"The model has {size} embeddings, and none for the pad token {tokenizer.pad_token!r}, whose id is {pad}. "
+            "Set `tokenizer.pad_token` to one that it has, such as the EOS, or resize it with "
+            "`model.resize_token_embeddings(len(tokenizer))`."
+        )
+
+
+def _with_trained_heads(peft_config: "PeftConfig", model: TokenRewardModel) -> "PeftConfig":
+    """A copy of the configuration that trains the heads in full, and of the backbone what it would of a model of the
+    backbone's own type."""
+    _require_modules_to_save(peft_config)
     peft_config = copy.deepcopy(peft_config)
     given = list(peft_config.modules_to_save or [])
     missing = [head for head in HEADS if head not in given]
     if missing:
         logger.warning(f"Added the heads {missing} to PEFT's `modules_to_save`, so that they are trained.")
     peft_config.modules_to_save = given + missing
-    if getattr(peft_config, "target_modules", ()) is None:
-        # PEFT knows which layers of a backbone to adapt by its type, but the type that it sees is the whole model's.
+    if peft_config.peft_type.value != "LORA":
+        return peft_config
+    # PEFT knows by a model's type which layers to adapt, and which parameters hold the experts that modules stand for.
+    # The type that it would see is the whole model's, so it gets the same modules under the backbone's configuration.
+    if peft_config.target_modules is None:
         from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-        if peft_config.peft_type.value == "LORA":
-            peft_config.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone_type)
+        backbone_type = model.config.text_config.model_type
+        peft_config.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(backbone_type)
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # PEFT 0.18 knows of no such parameters
+        return peft_config
+    if peft_config.target_modules is not None:
+        as_backbone = copy.copy(model)
+        as_backbone.config = model.config.text_config
+        convert_peft_config_for_transformers(peft_config, as_backbone, None)
+        if not isinstance(peft_config.target_modules, str):
+            peft_config.target_modules = set(peft_config.target_modules) - set(HEADS)
     return peft_config
+
+
+def _require_modules_to_save(peft_config: "PeftConfig") -> None:
+    if not hasattr(peft_config, "modules_to_save"):
+        raise ValueError(
+            f"A {type(peft_config).__name__} trains no modules in full (it has no `modules_to_save`), but the heads of "
+            "a token reward model have to be. Use one that does, such as `LoraConfig`."
+        )
 
 
 def _require_trainable_token_head(model: "PreTrainedModel | PeftModel", args: TokenRewardConfig) -> None:

@@ -1,0 +1,56 @@
+"""Ids that a model has no embedding for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
+
+
+def check_ids(
+    dataset: Dataset | IterableDataset, columns: Sequence[str], vocab_size: int | None, name: str
+) -> Dataset | IterableDataset:
+    """Check that a model has an embedding for every token id of a data set: at once, or of a stream as it is read.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows with lists of token ids.
+        columns (`Sequence[str]`):
+            The columns that hold them.
+        vocab_size (`int` or `None`):
+            The number of the model's embeddings. Where it is not known, nothing is checked.
+        name (`str`):
+            What the error calls the data set.
+
+    Returns:
+        `Dataset` or `IterableDataset`: the same rows.
+
+    Raises:
+        `ValueError`: if there is another id. The error names the row.
+    """
+
+    if vocab_size is None:
+        return dataset
+
+    def check(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+        for column in columns:
+            wrong = [i for i in row[column] if not 0 <= i < vocab_size]
+            if wrong:
+                raise ValueError(
+                    f"Row {index} of the prepared {name} data set has the token id {wrong[0]} in `{column}`, but "
+                    f"`model` has {vocab_size} embeddings: use its own tokenizer or, where tokens were added, "
+                    "`model.resize_token_embeddings(len(tokenizer))`."
+                )
+        return row
+
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(check, with_indices=True, features=dataset.features)
+    first = 0
+    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000):
+        extremes = [pc.min_max(pc.list_flatten(table[column])).as_py() for column in columns]
+        # Without an id there is neither a least nor a greatest one.
+        if any((e["min"] or 0) < 0 or (e["max"] or 0) >= vocab_size for e in extremes):
+            for index, row in enumerate(table.to_pylist(), first):
+                check(row, index)
+        first += len(table)
+    return dataset
