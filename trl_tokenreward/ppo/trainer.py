@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_utils import speed_metrics
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
+from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
 from ..utils.paper import PAPER
@@ -249,8 +250,17 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 loss += BaseTrainer.training_step(self, model, group, num_items_in_batch)
         self.accelerator.gradient_state._set_sync_gradients(synchronised)
         loss += BaseTrainer.training_step(self, model, last, num_items_in_batch)
-        self.step_statistics.end_step()
+        self._check_losses(self.step_statistics.end_step(self.accelerator))
         return loss
+
+    def _check_losses(self, statistics: dict[str, Tensor]) -> None:
+        """Raise before the optimizer's step, on every process, where a loss is NaN or infinite. Trainer would log the
+        losses before it instead."""
+        names = {"the loss of `model`": "loss/policy_avg", "the loss of `value_model`": "loss/value_avg"}
+        step, per_update = self.state.global_step, self.schedule.steps_per_update
+        where = f"Update {step // per_update}, optimizer step {step}"
+        if problem := not_finite(where, {name: statistics[key] for name, key in names.items()}):
+            raise ValueError(problem)
 
     def compute_loss(
         self,
@@ -295,7 +305,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             schedule, step = self.schedule, self.state.global_step
             # An update's completions are all collected before its first step.
             logs["episode"] = -(-step // schedule.steps_per_update) * schedule.batch_size
-            logs.update(self.step_statistics.pop(self.accelerator))
+            logs.update(self.step_statistics.pop())
             logs["lr"] = logs["learning_rate"]
             if start_time is not None:
                 updates = (step - self._initial_global_step) / schedule.steps_per_update
@@ -364,7 +374,14 @@ class FineGrainedPPOTrainer(PPOTrainer):
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was
         written."""
         self._reset_state(self.args)
-        return BaseTrainer.train(self, *args, **kwargs)
+        output = BaseTrainer.train(self, *args, **kwargs)
+        self._check_weights()
+        return output
+
+    def _check_weights(self) -> None:
+        """Raise where weights are NaN or infinite: a gradient may be, although the loss is not."""
+        where = f"After optimizer step {self.state.global_step}"
+        raise_together(weights_not_finite(self.model, where), self.accelerator)
 
     def _reset_state(self, args: FineGrainedPPOConfig) -> None:
         """Discard the state of an earlier or interrupted run."""
@@ -375,6 +392,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
+        self._check_weights()
         if not is_fsdp2(self.accelerator):
             BaseTrainer.save_model(self, output_dir, _internal_call)
             return

@@ -26,6 +26,7 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
+from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import without_peft
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
@@ -262,6 +263,7 @@ class TokenRewardTrainer(RewardTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._alarm = None  # until the number of steps is known
         output = super().train(*args, **kwargs)
+        self._check_weights()  # a gradient may be NaN although the loss is not
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
             self._report_dropped("train")
@@ -325,24 +327,34 @@ class TokenRewardTrainer(RewardTrainer):
 
         with torch.no_grad():
             losses = torch.stack([sequence_loss, token_loss, unchanged_loss])
-            self._record(losses, outputs.token_scores, edited, unchanged)
+            self._record(losses, outputs, edited, unchanged)
         return (loss, outputs) if return_outputs else loss
 
     def _record(
-        self, losses: torch.Tensor, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor
+        self, losses: torch.Tensor, outputs: TokenRewardOutput, edited: torch.Tensor, unchanged: torch.Tensor
     ) -> None:
         mode = "train" if self.model.training else "eval"
-        losses = self.accelerator.gather(losses[None]).mean(0).tolist()
-        for name, value in zip(("sequence", "token", "unchanged"), losses, strict=True):
-            self._metrics[mode][f"loss/{name}"].append(value)
+        losses = self.accelerator.gather(losses[None]).mean(0).cpu()
+        parts = dict(zip(("sequence", "token", "unchanged"), losses, strict=True))
+        for name, value in parts.items():
+            self._metrics[mode][f"loss/{name}"].append(value.item())
         # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its
         # last batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as
         # such.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        table = torch.stack([scores.float(), edited.float(), unchanged.float()], dim=-1)
+        table = torch.stack([outputs.token_scores.float(), edited.float(), unchanged.float()], dim=-1)
         table = torch.stack(table.chunk(2), dim=1)
         table = self.accelerator.pad_across_processes(table, dim=2)
         scores, edited, unchanged = gather(table).cpu().unbind(-1)
+        # Gathered, so that all processes raise the same.
+        made = {
+            "a token score of `model`": scores.flatten(1),
+            "a sequence score of `model`": gather(torch.stack(outputs.logits.squeeze(-1).chunk(2), dim=1)).cpu(),
+            **{f"the {name} loss of `model`": value for name, value in parts.items()},
+        }
+        where = f"Optimizer step {self.state.global_step}, batch" if mode == "train" else "Evaluation, batch"
+        if problem := not_finite(where, made, (edited + unchanged).flatten(1)):
+            raise ValueError(problem)
         auroc = self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
         if mode == "train" and self.args.token_loss_weight > 0:
             self._alarm = self._alarm or LearningAlarm(self.state.max_steps)
@@ -353,6 +365,14 @@ class TokenRewardTrainer(RewardTrainer):
                     f"{mean:.2f} (chance is .50). Raise `head_learning_rate`, or check that the edits are minimal "
                     "(`trl-tokenreward inspect`, `max_edit_ratio`)."
                 )
+
+    def _check_weights(self) -> None:
+        where = f"After optimizer step {self.state.global_step}"
+        raise_together(weights_not_finite(self.model, where), self.accelerator)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        self._check_weights()
+        super().save_model(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
