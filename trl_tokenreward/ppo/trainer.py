@@ -23,7 +23,9 @@ from .._trl import BaseTrainer, PPOConfig, PPOTrainer
 from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
+from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
+from .adaptation import FILE as ADAPTIVE_STATE_FILE
 from .adaptation import AdaptiveState
 from .batches import packed_groups
 from .callbacks import UpdateCallback
@@ -370,11 +372,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was
-        written."""
+        written; `True` selects the last one that is whole."""
         self._reset_state(self.args)
-        output = BaseTrainer.train(self, *args, **kwargs)
+        checkpoint = checkpoint_to_resume(self, resume_from_checkpoint, needed=[ADAPTIVE_STATE_FILE])
+        output = BaseTrainer.train(self, checkpoint, *args, **kwargs)
         self._check_weights()
         return output
 
@@ -428,7 +431,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.adaptive = AdaptiveState.load(checkpoint) or self.adaptive
+            self.adaptive = AdaptiveState.load(checkpoint)
         if checkpoint is not None and is_fsdp2(self.accelerator):
             load_sharded_optimizer(checkpoint, self.model, self.optimizer.optimizer, self.lr_scheduler)
         else:
@@ -442,7 +445,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
             return
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
         self.create_model_card(model_name=name)
+        begin_checkpoint(self, trial)
         BaseTrainer._save_checkpoint(self, model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        BaseTrainer._save_rng_state(self, output_dir)
+        self.accelerator.wait_for_everyone()  # The state, which makes the checkpoint count as whole, comes next.
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

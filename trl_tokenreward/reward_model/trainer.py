@@ -28,6 +28,7 @@ from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
 from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import without_peft
+from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import edit_classification_loss, edit_ranking_loss, unchanged_classification_loss, unchanged_score_penalty
@@ -260,9 +261,10 @@ class TokenRewardTrainer(RewardTrainer):
         if self._signature_columns is None:
             self._signature_columns = [*PREPARED_COLUMNS, "margin"]
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """[`~transformers.Trainer.train`]. `resume_from_checkpoint=True` selects the last checkpoint that is whole."""
         self._alarm = None  # until the number of steps is known
-        output = super().train(*args, **kwargs)
+        output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
         self._check_weights()  # a gradient may be NaN although the loss is not
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
@@ -369,6 +371,14 @@ class TokenRewardTrainer(RewardTrainer):
     def _check_weights(self) -> None:
         where = f"After optimizer step {self.state.global_step}"
         raise_together(weights_not_finite(self.model, where), self.accelerator)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        begin_checkpoint(self, trial)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # The state, which makes the checkpoint count as whole, comes next.
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         self._check_weights()
