@@ -13,10 +13,6 @@ from torch.distributed.tensor import DTensor
 
 # Losses and variances take squares, and float32 ends at 3e38.
 LARGEST = 1e18
-ADVICE = (
-    "Look for NaN in that model's weights, for rewards that are far too large, for a learning rate that is too high, "
-    "or for an overflow of half precision."
-)
 
 
 def not_finite(
@@ -52,7 +48,7 @@ def not_finite(
         where += f", row {place[0] if rows is None else rows[place[0]]}"
     value = float(numbers[name][tuple(place)])
     fault = "too large for its square" if math.isfinite(value) else "not a finite number"
-    return f"{where}: {name} is {value:g}, {fault}. {ADVICE}"
+    return _with_advice(f"{where}: {name} is {value:g}, {fault}")
 
 
 def weights_not_finite(model: nn.Module, where: str) -> str | None:
@@ -63,7 +59,7 @@ def weights_not_finite(model: nn.Module, where: str) -> str | None:
             values = parameter.detach()
             values = values.to_local() if isinstance(values, DTensor) else values
             if not values.isfinite().all():
-                return f"{where}: the weight {name} has NaN or infinite numbers. {ADVICE}"
+                return _with_advice(f"{where}: the weight {name} has NaN or infinite numbers")
     return None
 
 
@@ -73,3 +69,10 @@ def raise_together(problem: str | None, accelerator: Accelerator) -> None:
     for found in problems:
         if found is not None:
             raise ValueError(found)
+
+
+def _with_advice(fault: str) -> str:
+    return (
+        f"{fault}. Look for NaN in that model's weights, for rewards that are far too large, for a learning rate that is "
+        "too high, or for an overflow of half precision."
+    )

@@ -246,8 +246,16 @@ class RolloutCollector:
             scores = scores + args.sequence_score_coef * spread
         if args.missing_eos_penalty is not None:
             last = (mask.sum(1) - 1).long()
-            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
+            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~self._has_eos(completions)
         return scores
+
+    def _has_eos(self, completions: Completions) -> Tensor:
+        """Shape (B,): whether a completion ends with the stop token; where there is none, whether it has an EOS
+        anywhere, as in TRL."""
+        if self.stop_token_id is not None:
+            return completions.ended
+        eos = completions.ids == self.processing_class.eos_token_id
+        return (eos & completions.mask.bool()).any(1)
 
     def _with_own_logps(self, prompts: Prompts, completions: Completions) -> tuple[Completions, dict[str, float]]:
         """Completions with the policy's own log-probabilities, where those of sampling are not exact.

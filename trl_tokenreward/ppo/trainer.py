@@ -17,6 +17,7 @@ from transformers import (
     is_wandb_available,
     set_seed,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
@@ -410,6 +411,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         output_dir = self.args.output_dir if output_dir is None else output_dir
         save_models(self.accelerator.unwrap_model(self.model), output_dir, state_dict)
         self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, Path(output_dir, TRAINING_ARGS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_models(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)

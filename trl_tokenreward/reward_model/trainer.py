@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from accelerate import PartialState
@@ -147,6 +148,7 @@ class TokenRewardTrainer(RewardTrainer):
             raise TypeError(f"`args` must be a `TokenRewardConfig`, got {type(args).__name__}.")
 
         self._dropped: dict[str, DroppedRows] = {}
+        self._prepared: WeakSet[Any] = WeakSet()
         self._streams: set[str] = set()
         self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
         self._eval_name: str | None = None
@@ -208,6 +210,8 @@ class TokenRewardTrainer(RewardTrainer):
         args: TokenRewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        if dataset in self._prepared:  # as the parts of a `dict` are when they are evaluated one by one
+            return dataset
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
         if name != "eval" and "train" in self._dropped:
@@ -223,6 +227,7 @@ class TokenRewardTrainer(RewardTrainer):
                 name=name,
             )
         self._dropped[name] = dropped
+        self._prepared.add(dataset)
         if isinstance(dataset, IterableDataset):
             self._streams.add(name)
         else:
