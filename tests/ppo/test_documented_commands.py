@@ -84,7 +84,7 @@ def local(tmp_path_factory) -> dict[str, Path]:
     tables = {
         "sentiment": {"descriptiveness": [{"prompt": prompt} for prompt in prompts]},
         "tldr": {split: [{"prompt": prompt} for prompt in prompts] for split in ("train", "validation")},
-        "pairs": {split: ROWS for split in ("train", "test")},
+        "pairs": dict.fromkeys(("train", "test"), ROWS),
     }
     for name, splits in tables.items():
         (folder / name).mkdir()

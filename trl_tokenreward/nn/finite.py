@@ -73,6 +73,6 @@ def raise_together(problem: str | None, accelerator: Accelerator) -> None:
 
 def _with_advice(fault: str) -> str:
     return (
-        f"{fault}. Look for NaN in that model's weights, for rewards that are far too large, for a learning rate that is "
-        "too high, or for an overflow of half precision."
+        f"{fault}. Look for NaN in that model's weights, for rewards that are far too large, for a learning rate that "
+        "is too high, or for an overflow of half precision."
     )
