@@ -158,6 +158,7 @@ def test_defaults_of_trls_base_class(tmp_path):
         ({"bf16_full_eval": True}, "`bf16_full_eval=True` has no effect"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last=True` has no effect"),
         ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy='sequential'` has no effect"),
+        *(({name: math.nan}, f"`{name}` is NaN.") for name in ("kl_coef", "temperature", "reward_scale", "learning_rate", "gamma")),
         ({"kl_estimator": "k2"}, "`kl_estimator` must be one of ('k1', 'k3'), got 'k2'."),
         ({"stop_token": "period"}, "`stop_token` must be one of (None, 'eos'), got 'period'."),
         ({"reward_signal": "tokens"}, "`reward_signal` must be one of"),

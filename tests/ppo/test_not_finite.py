@@ -170,3 +170,26 @@ def test_all_processes_raise_what_one_of_them_meets(tmp_path):
     for case, beginning in beginnings.items():
         assert raised[case].startswith(beginning), raised[case]
     assert [path.name for path in (tmp_path / "in_a_reward").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_gradients_whose_step_is_skipped_do_no_harm(scenario):
+    """As a gradient scaler of fp16 skips steps while it looks for its scale."""
+    trainer = scenario.make(max_steps=2)
+    BrokenGradients(trainer)
+    create_optimizer = trainer.create_optimizer
+
+    def with_scaler(*args, **kwargs):
+        optimizer = create_optimizer(*args, **kwargs)
+        step = optimizer.step
+
+        def step_unless_infinite(*args, **kwargs):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            if all(gradient.isfinite().all() for gradient in gradients):
+                step(*args, **kwargs)
+
+        optimizer.step = step_unless_infinite
+        return optimizer
+
+    trainer.create_optimizer = with_scaler
+    trainer.train()
+    assert trainer.state.global_step == 2

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from transformers.utils import logging
 
 from .._trl import PPOConfig
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_no_nan
 
 
 logger = logging.get_logger(__name__)
@@ -303,6 +303,7 @@ class FineGrainedPPOConfig(PPOConfig):
                 "`deepspeed_config_file`."
             )
         super().__post_init__()
+        check_no_nan(self)
         for name in {f.name for f in fields(self)} & set(_COMPUTED):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` is computed from the other batch sizes and has no effect: leave it unset.")
