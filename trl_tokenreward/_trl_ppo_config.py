@@ -37,7 +37,8 @@ class PPOConfig(_BaseConfig):
         temperature (`float`, *optional*, defaults to `0.7`):
             Sampling temperature, also of the policy that is trained.
         missing_eos_penalty (`float`, *optional*):
-            Subtracted from the score of a completion without the stop token. Positive.
+            Subtracted from the score of a completion that does not end with the stop token or, if there is none, that
+            has no EOS. Positive.
         whiten_rewards (`bool`, *optional*, defaults to `False`):
             Whether to scale the rewards to unit variance over the batch.
         kl_coef (`float`, *optional*, defaults to `0.05`):
@@ -99,7 +100,10 @@ class PPOConfig(_BaseConfig):
     )
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a completion without the stop token. Positive."}
+        default=None,
+        metadata={
+            "help": "Subtracted from the score of a completion without the stop token, or without EOS. Positive."
+        },
     )
     sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "Path of the policy."})
     push_to_hub: bool = field(default=False, metadata={"help": "Whether to push the model to the Hub after training."})

@@ -159,6 +159,7 @@ def test_defaults_of_trls_base_class(tmp_path):
         ({"bf16_full_eval": True}, "`bf16_full_eval=True` has no effect"),
         ({"dataloader_drop_last": True}, "`dataloader_drop_last=True` has no effect"),
         ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy='sequential'` has no effect"),
+        *(({name: math.nan}, f"`{name}` is NaN.") for name in ("kl_coef", "temperature", "reward_scale", "learning_rate", "gamma")),
         ({"kl_estimator": "k2"}, "`kl_estimator` must be one of ('k1', 'k3'), got 'k2'."),
         ({"stop_token": "period"}, "`stop_token` must be one of (None, 'eos'), got 'period'."),
         ({"reward_signal": "tokens"}, "`reward_signal` must be one of"),
@@ -166,7 +167,6 @@ def test_defaults_of_trls_base_class(tmp_path):
         *(({name: 0}, f"`{name}` must be positive, got 0.") for name in ("num_mini_batches", "num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "temperature", "total_episodes", "reward_clip", "kl_target", "target_length")),
         ({"temperature": -1.0}, "`temperature` must be positive, got -1.0."),
         ({"missing_eos_penalty": -1.0, "stop_token": "eos"}, "`missing_eos_penalty` must be positive, got -1.0."),
-        ({"missing_eos_penalty": 1.0}, "`missing_eos_penalty` needs a stop token"),
         ({"eval_temperature": -0.1}, "`eval_temperature` must not be negative, got -0.1."),
         ({"stop_token": "eos", "stop_token_id": 0}, "Set `stop_token` or `stop_token_id`, not both."),
         ({"total_episodes": 8, "max_steps": 8}, "Set `total_episodes` or `max_steps`, not both"),
@@ -206,6 +206,7 @@ def test_unknown_settings_are_errors(tmp_path):
     "settings",
     [
         {"stop_token_id": 0, "missing_eos_penalty": 1.0},
+        {"missing_eos_penalty": 1.0},
         {"eval_temperature": 0.0},
         {"reward_density": "potential"},
         {"reward_scale": -1.0},

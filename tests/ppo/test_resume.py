@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import ppo_runs
-from trl_tokenreward import TokenRewardModel
+from trl_tokenreward import FineGrainedPPOConfig, TokenRewardModel
 
 
 pytestmark = pytest.mark.slow
@@ -164,13 +164,17 @@ def test_checkpoints_are_ordinary_models(trained, tmp_path):
     checkpoint = Path(trained.args.output_dir) / "checkpoint-4"
     assert_same_weights(AutoModelForCausalLM.from_pretrained(checkpoint), trained.model.policy)
     assert_same_weights(TokenRewardModel.from_pretrained(checkpoint / "value_model"), trained.model.value_model)
-    # What torch.save wrote is optimizer, schedule and random state, and is read without unpickling code.
+    # What torch.save wrote is optimizer, schedule and random state, which are read without unpickling code, and the
+    # arguments, which are not read.
     pickled = {path for path in checkpoint.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}}
-    assert {path.name for path in pickled} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {path.name for path in pickled} == {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
     trained.save_model(tmp_path / "final")
     assert_same_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "final"), trained.model.policy)
     assert_same_weights(TokenRewardModel.from_pretrained(tmp_path / "final" / "value_model"), trained.model.value_model)
-    assert not [path for path in (tmp_path / "final").rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    pickled = [path for path in (tmp_path / "final").rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    assert pickled == [tmp_path / "final" / "training_args.bin"]
+    arguments = torch.load(pickled[0], weights_only=False)
+    assert type(arguments) is FineGrainedPPOConfig and arguments.max_steps == 4
 
 
 def test_a_checkpoint_without_value_model_is_refused(trained, tmp_path):

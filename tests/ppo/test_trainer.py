@@ -259,6 +259,10 @@ def test_stop_token_eos_needs_an_eos_token(scenario):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="the tokenizer has no EOS token"):
         scenario.make(tokenizer=tokenizer, stop_token="eos")
+    with pytest.raises(
+        ValueError, match="`missing_eos_penalty` without a stop token is for EOS, but the tokenizer has"
+    ):
+        scenario.make(tokenizer=tokenizer, missing_eos_penalty=1.0)
 
 
 @pytest.mark.parametrize(("density", "learned"), [("token", True), ("sequence", False)])

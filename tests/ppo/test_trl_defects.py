@@ -236,6 +236,21 @@ def test_missing_eos_penalty_is_subtracted_on_the_last_token(scenario):
     assert scores == {A: pytest.approx([0, 0, 0]), B: pytest.approx([0, 0, -2.5])}
 
 
+@ours_and_trls(right=[-2.0], wrong=[-2.0])
+def test_missing_eos_penalty_without_a_stop_token_is_for_completions_without_eos(scenario, trainer_class, expected):
+    # All completions have three tokens. Those after A have their EOS in the middle, those after B none.
+    policy = tiny.bigram_lm({A: {D: 1.0}, D: {EOS: 1.0}, EOS: {C: 1.0}, B: {C: 1.0}, C: {C: 1.0}})
+    trainer = scenario.train(
+        trainer_class,
+        policy=policy,
+        reward=tiny.unigram_classifier({C: 1.0}),
+        dataset=prompts([A], [B], [B], [B]),
+        missing_eos_penalty=4.0,
+        response_length=3,
+    )
+    assert logged(trainer, "objective/scores") == [pytest.approx(expected[0])]  # 1 - 4 * 3 / 4
+
+
 @ours_and_trls(right=[4.0], wrong=[6.0])
 def test_eos_is_counted_once_without_a_pad_token_in_the_generation_config(scenario, trainer_class, expected):
     policy = tiny.bigram_lm({A: {EOS: 1.0}, B: {C: 1.0}, C: {EOS: 1.0}})

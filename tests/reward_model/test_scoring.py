@@ -202,7 +202,7 @@ class TestScoring:
         with pytest.raises(ValueError, match="the id 16, but model knows 16 tokens: this is not its tokenizer"):
             wide = TokenScorer(reward_model({A: 1.0}), tiny.word_tokenizer(words="abcdefghijkl.!"), "model")
             score_dataset([{"text": "a !"}], wide)
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="row 0: a token score is inf, not a finite number"):
             score_dataset([{"text": "a"}], scorer({A: float("inf")}))
         for name, model in {"policy": tiny.bigram_lm(), "classifier": tiny.unigram_classifier({A: 2.0})}.items():
             model.save_pretrained(tmp_path / name)

@@ -32,7 +32,9 @@ class TestConfig:
             ({"max_edit_ratio": 1.5}, "`max_edit_ratio` is a share"),
             ({"token_loss_weight": -1.0}, "`token_loss_weight` must be a finite number"),
             ({"sequence_loss_weight": math.inf}, "`sequence_loss_weight` must be a finite number"),
-            ({"unchanged_token_weight": math.nan}, "`unchanged_token_weight` must be a finite number"),
+            ({"unchanged_token_weight": math.inf}, "`unchanged_token_weight` must be a finite number"),
+            ({"unchanged_token_weight": math.nan}, "`unchanged_token_weight` is NaN"),
+            ({"learning_rate": math.nan}, "`learning_rate` is NaN"),
             ({"token_loss": "hinge"}, "'classification' or 'ranking', not 'hinge'"),
             ({"token_loss": "ranking", "edit_aggregation": "max"}, "'mean' or 'sum', not 'max'"),
             ({"edit_aggregation": "mean"}, "`edit_aggregation` has no effect with `token_loss='classification'`"),
@@ -363,4 +365,4 @@ class TestHeadLearningRate:
 
     def test_it_must_be_a_number(self, tmp_path):
         with pytest.raises(ValueError, match="`head_learning_rate` must be a finite number"):
-            TokenRewardConfig(str(tmp_path), bf16=False, head_learning_rate=float("nan"))
+            TokenRewardConfig(str(tmp_path), bf16=False, head_learning_rate=float("inf"))

@@ -151,6 +151,11 @@ class TestMetrics:
         assert "eval_token_auroc" in trainer.evaluate(rows)
         assert trainer.dropped["eval"] == {"rows": 5, "kept": 4, "identical": 1, "too_long": 0, "not_minimal": 0}
         assert "eval_a_token_auroc" in trainer.evaluate({"a": rows})
+        # Each is prepared, and counted, once.
+        assert trainer.dropped["eval"] == trainer.dropped["eval_a"]
+        other = make_trainer()
+        other.evaluate({"a": rows, "b": rows})
+        assert set(other.dropped) == {"train", "eval_a", "eval_b"}
 
     def test_compute_metrics_gets_what_reward_trainer_gives(self, make_trainer):
         seen = {}

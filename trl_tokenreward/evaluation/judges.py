@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..data.formats import answered_text
 from ..data.tokens import TextTokenizer
+from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
@@ -99,6 +100,8 @@ class RewardModelJudge(ScoringJudge):
             for rows, *batch in padded_groups(ids, self.batch_size, next(self.model.parameters()).device):
                 by_column, last = prefix_scores(self.model, *batch), batch[1].sum(1, keepdim=True) - 1
                 scores[rows] = by_column.gather(1, last).squeeze(1).cpu()
+        if problem := not_finite("RewardModelJudge", {"a score": scores}):
+            raise ValueError(problem)
         return scores.tolist()
 
     def _encode(self, prompt: Prompt, answer: str) -> list[int]:

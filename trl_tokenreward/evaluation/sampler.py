@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
@@ -86,8 +87,8 @@ class AnswerSampler:
         # The prompts as the judges read them.
         self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
 
-    def __call__(self, model: nn.Module) -> list[Answer]:
-        """The model's answers to the prompts, in evaluation mode."""
+    def __call__(self, model: nn.Module, name: str = "model") -> list[Answer]:
+        """The model's answers to the prompts, in evaluation mode. Errors call the model `name`."""
         limit = max_positions(model)
         longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
         if limit is not None and len(self._ids[longest]) + self.response_length > limit:
@@ -106,19 +107,22 @@ class AnswerSampler:
                     stop_token_id=self.stop_token_id,
                     pad_token_id=self._pad_token_id,
                 )
+                _check(name, completions.per_token_logps, rows)
                 ids = [row[real.bool()].tolist() for row, real in zip(completions.ids, completions.mask, strict=True)]
                 texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
                 answers += map(Answer, ids, texts, completions.ended.tolist())
         return answers
 
     @torch.no_grad()
-    def log_probabilities(self, model: nn.Module, answers: list[Answer]) -> list[float]:
-        """The log-probability of each answer at the sampling temperature (1 where that is 0), in nats."""
+    def log_probabilities(self, model: nn.Module, answers: list[Answer], name: str = "model") -> list[float]:
+        """The log-probability of each answer at the sampling temperature (1 where that is 0), in nats. Errors call the
+        model `name`."""
         logps = []
         with evaluation_mode(model):
             for rows, prompts in self._batches(model):
                 ids, mask = padded([answers[row].ids for row in rows], prompts.ids.device)
                 by_token = completion_logps(model, *join(prompts, ids, mask), mask.shape[1], self.temperature or 1.0)
+                _check(name, by_token, rows)
                 logps += by_token.double().sum(1).tolist()
         return logps
 
@@ -143,3 +147,9 @@ class AnswerSampler:
             rows = range(first, min(first + self.batch_size, len(self._ids)))
             batch = collate([{"input_ids": self._ids[row]} for row in rows])
             yield rows, Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+
+
+def _check(name: str, logps: Tensor, rows: range) -> None:
+    # 0 where there is no token, so no mask is needed.
+    if problem := not_finite("Evaluation", {f"a log-probability of `{name}`": logps}, rows=rows):
+        raise ValueError(problem)

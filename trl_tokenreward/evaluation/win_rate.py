@@ -164,12 +164,13 @@ def evaluate_win_rate(
         seed=seed,
     )
     is_model = isinstance(reference, nn.Module)
-    reference_answers = sampler(reference) if is_model else sampler.given(reference, "reference")
-    answers = sampler(policy)
+    reference_answers = sampler(reference, "reference") if is_model else sampler.given(reference, "reference")
+    answers = sampler(policy, "policy")
     kl = None
     if is_model:
-        logps = (sampler.log_probabilities(model, answers) for model in (policy, reference))
-        kl = [p - q for p, q in zip(*logps, strict=True)]
+        logps = sampler.log_probabilities(policy, answers, "policy")
+        reference_logps = sampler.log_probabilities(reference, answers, "reference")
+        kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
     return _compare(sampler, answers, reference_answers, kl, judge, level, resamples)
 
 
@@ -308,18 +309,20 @@ class WinRateCallback(TrainerCallback):
             self.reference = independent_copy(model).requires_grad_(False)
         with self._undisturbed(), self._reference_model() as reference:
             is_model = isinstance(reference, nn.Module)
-            self._answers = self.sampler(reference) if is_model else self.sampler.given(reference, "reference")
+            self._answers = (
+                self.sampler(reference, "reference") if is_model else self.sampler.given(reference, "reference")
+            )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.steps != 0 or not state.is_world_process_zero:
             return
         policy = model.policy if isinstance(model, PolicyAndValue) else model
         with self._undisturbed():
-            answers, kl = self.sampler(policy), None
-            logps = self.sampler.log_probabilities(policy, answers)
+            answers, kl = self.sampler(policy, "policy"), None
+            logps = self.sampler.log_probabilities(policy, answers, "policy")
             with self._reference_model() as reference:  # it may be the policy itself, without its adapter
                 if isinstance(reference, nn.Module):
-                    reference_logps = self.sampler.log_probabilities(reference, answers)
+                    reference_logps = self.sampler.log_probabilities(reference, answers, "reference")
                     kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
             result = _compare(self.sampler, answers, self._answers, kl, self.judge, self.level, self.resamples)
         result.save(Path(args.output_dir) / "win_rate" / f"step-{state.global_step}")

@@ -140,9 +140,11 @@ def _explains_logits(base: PreTrainedModel, head: OutputHead) -> bool:
     states = backbone_of(base)(input_ids=input_ids, use_cache=False).last_hidden_state
     actual = head(states, temperature=1.0)
     # Looser than rounding, far tighter than another formula would come: at full precision even a soft cap far above
-    # the logits shows.
-    tolerance = max(1e-4, 2.5 * rounding_unit(base))
-    return torch.allclose(actual.to(expected), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    # the logits shows. Infinities, of tokens that a model rules out, and NaN, of broken weights, are to stand in the
+    # same places.
+    largest = float(expected.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().max())
+    tolerance = max(1e-4, 2.5 * rounding_unit(base)) * largest
+    return torch.allclose(actual.to(expected), expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 @torch.no_grad()

@@ -46,7 +46,6 @@ class AdaptiveState:
         Path(checkpoint, FILE).write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls, checkpoint: str) -> "AdaptiveState | None":
-        """The state of a checkpoint, or `None` if it has none."""
-        path = Path(checkpoint, FILE)
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+    def load(cls, checkpoint: str) -> "AdaptiveState":
+        """The state of a checkpoint."""
+        return cls(**json.loads(Path(checkpoint, FILE).read_text()))

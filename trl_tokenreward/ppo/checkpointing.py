@@ -80,9 +80,8 @@ def save_sharded_optimizer(
 
 
 def load_sharded_optimizer(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Load the optimizer and the scheduler of a checkpoint, if it has both."""
+    """Load the optimizer and the scheduler of a checkpoint."""
     files = [os.path.join(checkpoint, name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
-    if all(map(os.path.isfile, files)):
-        optimizer_state, scheduler_state = (torch.load(f, map_location="cpu", weights_only=True) for f in files)
-        load_optimizer_state_dict(model, optimizer, optimizer_state)
-        scheduler.load_state_dict(scheduler_state)
+    optimizer_state, scheduler_state = (torch.load(f, map_location="cpu", weights_only=True) for f in files)
+    load_optimizer_state_dict(model, optimizer, optimizer_state)
+    scheduler.load_state_dict(scheduler_state)

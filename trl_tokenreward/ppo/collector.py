@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..nn.finite import not_finite
 from ..nn.masked import masked_whiten
 from ..nn.modules import computes_low, max_positions
 from .adaptation import AdaptiveState
@@ -43,6 +44,18 @@ class Readings(NamedTuple):
     final_values: Tensor
     scores: RawScores
     sequence_scores: RawScores | None
+
+    def by_model(self) -> dict[str, Tensor]:
+        """The numbers, named by the arguments that the models come in."""
+        numbers = {
+            "a log-probability of `ref_model`": self.ref_per_token_logps,
+            "a value of `value_model`": self.values,
+            "the last value of `value_model`": self.final_values,
+            "a score of `reward_model`": self.scores.values,
+        }
+        if self.sequence_scores is not None:
+            numbers["the sequence score of `reward_model`"] = self.sequence_scores.values
+        return numbers
 
 
 class Collected(NamedTuple):
@@ -104,7 +117,18 @@ class RolloutCollector:
         numbers = uniforms((SAMPLING, self.args.seed, update), local, self.args.response_length)
         completions, metrics = self._with_own_logps(prompts, self.generate(prompts, numbers, self.args.temperature))
         readings = self.read(prompts, completions, rows)
-        rollout, length_bonus = self.advantages(*self._gather(prompts, completions, readings), adaptive)
+        # Checked when gathered, so that all processes raise the same.
+        prompts, completions, readings = self._gather(prompts, completions, readings)
+        made = {"a log-probability of `model`": completions.per_token_logps, **readings.by_model()}
+        _check(update, made, completions.mask)
+        rollout, length_bonus = self.advantages(prompts, completions, readings, adaptive)
+        made = {
+            "a score of `reward_model`, shaped,": rollout.token_level_scores,
+            "a reward": rollout.token_level_rewards,
+            "an advantage": rollout.advantages,
+            "a return": rollout.returns,
+        }
+        _check(update, made, completions.mask)
         if length_bonus is not None:
             metrics["objective/length_bonus"] = length_bonus
         return Collected(rollout, metrics)
@@ -237,8 +261,16 @@ class RolloutCollector:
             scores = scores + args.sequence_score_coef * spread
         if args.missing_eos_penalty is not None:
             last = (mask.sum(1) - 1).long()
-            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~completions.ended
+            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~self._has_eos(completions)
         return scores
+
+    def _has_eos(self, completions: Completions) -> Tensor:
+        """Shape (B,): whether a completion ends with the stop token; where there is none, whether it has an EOS
+        anywhere, as in TRL."""
+        if self.stop_token_id is not None:
+            return completions.ended
+        eos = completions.ids == self.processing_class.eos_token_id
+        return (eos & completions.mask.bool()).any(1)
 
     def _with_own_logps(self, prompts: Prompts, completions: Completions) -> tuple[Completions, dict[str, float]]:
         """Completions with the policy's own log-probabilities, where those of sampling are not exact.
@@ -294,6 +326,11 @@ class RolloutCollector:
                 sequence_scores=None if sequence_scores is None else gather_scores(sequence_scores),
             ),
         )
+
+
+def _check(update: int, numbers: dict[str, Tensor], mask: Tensor) -> None:
+    if problem := not_finite(f"Update {update}", numbers, mask):
+        raise ValueError(f"{problem} The checkpoints of earlier updates are as they were.")
 
 
 def _concatenated(chunks: list[Completions], pad_token_id: int) -> Completions:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.formats import prompt_text
 from ..data.tokens import TextTokenizer
 from ..edits.alignment import SENTENCE_END
+from ..nn.masked import zero_masked
 from ..nn.modules import without_peft
 from ..nn.unpadding import groups_by_length
 from ..reward_model.modeling import TokenRewardModel
@@ -165,7 +166,7 @@ class CompletionScorer:
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
         if self.signal == "token_scores":
-            return token_scores(self.reward, input_ids, attention_mask)[:, width:] * completion_mask
+            return zero_masked(token_scores(self.reward, input_ids, attention_mask)[:, width:], completion_mask)
         potentials = prefix_scores(self.reward, input_ids, attention_mask)[:, width:]
         if self.density != "potential":
             last = (completion_mask.sum(1) - 1).long().unsqueeze(1)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from transformers.utils import logging
 
 from .._trl import PPOConfig
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_no_nan
 
 
 logger = logging.get_logger(__name__)
@@ -318,6 +318,7 @@ class FineGrainedPPOConfig(PPOConfig):
                 "`deepspeed_config_file`."
             )
         super().__post_init__()
+        check_no_nan(self)
         for name in {f.name for f in fields(self)} & set(_COMPUTED):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` is computed from the other batch sizes and has no effect: leave it unset.")
@@ -353,8 +354,6 @@ class FineGrainedPPOConfig(PPOConfig):
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("Set `stop_token` or `stop_token_id`, not both.")
         has_stop_token = self.has_stop_token
-        if self.missing_eos_penalty is not None and not has_stop_token:
-            raise ValueError("`missing_eos_penalty` needs a stop token: set `stop_token='eos'` or `stop_token_id`.")
         if self.hold_length and not has_stop_token:
             raise ValueError(
                 "`hold_length` has no effect without a stop token, for then every completion has `response_length` "
@@ -394,10 +393,15 @@ class FineGrainedPPOConfig(PPOConfig):
                 The tokenizer's EOS.
 
         Raises:
-            ValueError: If that is to be the tokenizer's EOS, and the tokenizer has none.
+            ValueError: If that, or what `missing_eos_penalty` misses, is to be the tokenizer's EOS, and the tokenizer
+                has none.
         """
         if self.stop_token == "eos" and eos_token_id is None:
             raise ValueError("`stop_token='eos'`, but the tokenizer has no EOS token.")
+        if self.missing_eos_penalty is not None and not self.has_stop_token and eos_token_id is None:
+            raise ValueError(
+                "`missing_eos_penalty` without a stop token is for EOS, but the tokenizer has no EOS token."
+            )
         return eos_token_id if self.stop_token == "eos" else self.stop_token_id
 
     def with_reward_defaults(self, scores_tokens: bool) -> "FineGrainedPPOConfig":

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 
+from ..nn.finite import not_finite, raise_together
 from ..nn.masked import masked_sum
 from .collector import Readings, RolloutCollector
 from .functional import kl_per_token
@@ -32,6 +33,8 @@ class EvaluationBatch(NamedTuple):
     Attributes:
         counted (`int`):
             How many rows count. A process without rows of its own works on another's first, which does not count.
+        numbers (`list[int]`):
+            The rows' numbers in the data set.
         prompts ([`~ppo.prompts.Prompts`]):
             The prompts.
         completions ([`~ppo.rollout.Completions`]):
@@ -41,6 +44,7 @@ class EvaluationBatch(NamedTuple):
     """
 
     counted: int
+    numbers: list[int]
     prompts: Prompts
     completions: Completions
     readings: Readings
@@ -98,12 +102,17 @@ def _evaluate_rows(
     with collector.accelerator.split_between_processes(list(range(len(rows)))) as local:
         counted = len(local)
         local = local or [0]
-    rows = [rows[i] for i in local]
+    rows, numbers = [rows[i] for i in local], [start + i for i in local]
     prompts = collector.collate(rows)
     seed, length = (EVALUATION, collector.args.seed), collector.args.response_length
-    numbers = torch.cat([uniforms(seed, range(start + i, start + i + 1), length) for i in local])
-    completions = collector.generate(prompts, numbers, temperature)
-    return EvaluationBatch(counted, prompts, completions, collector.read(prompts, completions, rows))
+    uniform = torch.cat([uniforms(seed, range(number, number + 1), length) for number in numbers])
+    completions = collector.generate(prompts, uniform, temperature)
+    readings = collector.read(prompts, completions, rows)
+    made = readings.by_model()
+    if collector.vllm_engine is None:  # vLLM may have no number for a token
+        made = {"a log-probability of `model`": completions.per_token_logps, **made}
+    raise_together(not_finite("Evaluation", made, completions.mask, numbers), collector.accelerator)
+    return EvaluationBatch(counted, numbers, prompts, completions, readings)
 
 
 def evaluate(collector: RolloutCollector, dataset: EvalDataset, temperature: float) -> tuple[dict[str, float], int]:
@@ -115,6 +124,8 @@ def evaluate(collector: RolloutCollector, dataset: EvalDataset, temperature: flo
     for batch in evaluation_batches(collector, dataset, temperature):
         mask = batch.completions.mask
         logps = collector.inference.policy_logps(batch.prompts, batch.completions)
+        problem = not_finite("Evaluation", {"a log-probability of `model`": logps}, mask, batch.numbers)
+        raise_together(problem, collector.accelerator)
         kl = kl_per_token(logps, batch.readings.ref_per_token_logps, collector.args.kl_estimator)
         columns = (
             masked_sum(batch.readings.scores.values, mask, dim=1),
@@ -146,7 +157,7 @@ def completion_table(
     decode, most = collector.processing_class.decode, 1 if sampling else None
     batches = (islice(evaluation_batches(collector, dataset, temperature), most) for dataset in datasets)
     table = []
-    for counted, prompts, completions, readings in chain.from_iterable(batches):
+    for counted, _, prompts, completions, readings in chain.from_iterable(batches):
         for i in range(counted):
             table.append(
                 {

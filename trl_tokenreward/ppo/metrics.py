@@ -59,12 +59,19 @@ def sampling_difference(completions: Completions, logps: Tensor, accelerator: Ac
             Shape (B, T): the policy's.
         accelerator (`Accelerator`):
             The processes.
+
+    Raises:
+        RuntimeError: If vLLM has no finite number for any token, as with weights that are NaN.
     """
     known = completions.mask.bool() & ~completions.per_token_logps.isnan()
     differences = torch.where(known, (completions.per_token_logps - logps).abs(), 0)
     total, count, largest = accelerator.gather(
         torch.stack([differences.sum(), known.sum(), differences.max()]).unsqueeze(0)
     ).unbind(1)
+    if not count.any() or not total.isfinite().all():
+        raise RuntimeError(
+            "vLLM's log-probabilities are not finite numbers: what it samples does not come from the policy."
+        )
     return {
         "sampling/sampling_logp_difference/mean": float(total.sum() / count.sum().clamp(min=1)),
         "sampling/sampling_logp_difference/max": float(largest.max()),
@@ -96,21 +103,24 @@ class StepStatistics:
     def clear(self) -> None:
         self._names: list[str] = []
         self._shares: list[Tensor] = []
-        self._steps = 0
+        self._steps: list[Tensor] = []
 
     def add(self, shares: dict[str, Tensor]) -> None:
         """The shares of one group of rows."""
         self._names = list(shares)
         self._shares.append(torch.stack([share.detach() for share in shares.values()]))
 
-    def end_step(self) -> None:
-        self._steps += 1
+    def end_step(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """The statistics of a step: its shares added up over the groups and processes, the same on every process."""
+        self._steps.append(accelerator.reduce(torch.stack(self._shares).sum(0), "sum"))
+        self._shares.clear()
+        return dict(zip(self._names, self._steps[-1], strict=True))
 
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Shares add up over the groups and processes of a step, and are averaged over steps."""
-        if not self._shares:
+    def pop(self) -> dict[str, float]:
+        """The means over the steps."""
+        if not self._steps:
             return {}
-        totals = accelerator.reduce(torch.stack(self._shares).sum(0), "sum") / self._steps
+        totals = torch.stack(self._steps).mean(0)
         statistics = dict(zip(self._names, totals.tolist(), strict=True))
         self.clear()
         # Rounding may leave a little less than nothing.

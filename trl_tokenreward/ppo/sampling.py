@@ -69,7 +69,9 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
     columns = block.unsqueeze(-1) * size + torch.arange(size, device=weights.device)
     inside = weights.gather(-1, columns.clamp(max=weights.shape[1] - 1)).double() * (columns < weights.shape[1])
-    return block * size + _first_beyond(inside.cumsum(-1), target - before), total
+    place = block * size + _first_beyond(inside.cumsum(-1), target - before)
+    # NaN has no place in a distribution; its log-probability then tells of it.
+    return place.clamp(max=weights.shape[1] - 1), total
 
 
 def _first_beyond(cumulative: Tensor, target: Tensor) -> Tensor:

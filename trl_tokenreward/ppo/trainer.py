@@ -17,15 +17,19 @@ from transformers import (
     is_wandb_available,
     set_seed,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
 from ..data.dropped import DroppedRows
 from ..data.vocabulary import check_ids
+from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
+from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
+from .adaptation import FILE as ADAPTIVE_STATE_FILE
 from .adaptation import AdaptiveState
 from .batches import packed_groups
 from .callbacks import UpdateCallback
@@ -293,8 +297,17 @@ class FineGrainedPPOTrainer(PPOTrainer):
                 loss += BaseTrainer.training_step(self, model, group, num_items_in_batch)
         self.accelerator.gradient_state._set_sync_gradients(synchronised)
         loss += BaseTrainer.training_step(self, model, last, num_items_in_batch)
-        self.step_statistics.end_step()
+        self._check_losses(self.step_statistics.end_step(self.accelerator))
         return loss
+
+    def _check_losses(self, statistics: dict[str, Tensor]) -> None:
+        """Raise before the optimizer's step, on every process, where a loss is NaN or infinite. Trainer would log the
+        losses before it instead."""
+        names = {"the loss of `model`": "loss/policy_avg", "the loss of `value_model`": "loss/value_avg"}
+        step, per_update = self.state.global_step, self.schedule.steps_per_update
+        where = f"Update {step // per_update}, optimizer step {step}"
+        if problem := not_finite(where, {name: statistics[key] for name, key in names.items()}):
+            raise ValueError(problem)
 
     def compute_loss(
         self,
@@ -341,7 +354,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             schedule, step = self.schedule, self.state.global_step
             # An update's completions are all collected before its first step.
             logs["episode"] = -(-step // schedule.steps_per_update) * schedule.batch_size
-            logs.update(self.step_statistics.pop(self.accelerator))
+            logs.update(self.step_statistics.pop())
             logs["lr"] = logs["learning_rate"]
             if start_time is not None:
                 updates = (step - self._initial_global_step) / schedule.steps_per_update
@@ -407,11 +420,19 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint` continues exactly where the checkpoint was
-        written."""
+        written; `True` selects the last one that is whole."""
         self._reset_state(self.args)
-        return BaseTrainer.train(self, *args, **kwargs)
+        checkpoint = checkpoint_to_resume(self, resume_from_checkpoint, needed=[ADAPTIVE_STATE_FILE])
+        output = BaseTrainer.train(self, checkpoint, *args, **kwargs)
+        self._check_weights()
+        return output
+
+    def _check_weights(self) -> None:
+        """Raise where weights are NaN or infinite: a gradient may be, although the loss is not."""
+        where = f"After optimizer step {self.state.global_step}"
+        raise_together(weights_not_finite(self.model, where), self.accelerator)
 
     def _reset_state(self, args: FineGrainedPPOConfig) -> None:
         """Discard the state of an earlier or interrupted run."""
@@ -422,6 +443,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
+        self._check_weights()
         if not is_fsdp2(self.accelerator):
             BaseTrainer.save_model(self, output_dir, _internal_call)
             return
@@ -436,6 +458,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         output_dir = self.args.output_dir if output_dir is None else output_dir
         save_models(self.accelerator.unwrap_model(self.model), output_dir, state_dict)
         self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, Path(output_dir, TRAINING_ARGS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_models(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
@@ -457,7 +480,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.adaptive = AdaptiveState.load(checkpoint) or self.adaptive
+            self.adaptive = AdaptiveState.load(checkpoint)
         if checkpoint is not None and is_fsdp2(self.accelerator):
             load_sharded_optimizer(checkpoint, self.model, self.optimizer.optimizer, self.lr_scheduler)
         else:
@@ -471,7 +494,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
             return
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
         self.create_model_card(model_name=name)
+        begin_checkpoint(self, trial)
         BaseTrainer._save_checkpoint(self, model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        BaseTrainer._save_rng_state(self, output_dir)
+        self.accelerator.wait_for_everyone()  # The state, which makes the checkpoint count as whole, comes next.
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collator import DataCollatorForTokenReward
 from ..data.formats import SIDES
 from ..data.preprocessing import prepare_dataset
+from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, without_peft
 from ..utils.statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
 from ..utils.validation import check_least
@@ -238,11 +239,17 @@ def _score_rows(
             device = next(model.parameters()).device
             output = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device))
             scores, (above, below) = output.token_scores.float().cpu(), output.logits.squeeze(-1).cpu().chunk(2)
-            if not (scores[batch["completion_mask"]].isfinite().all() and output.logits.isfinite().all()):
-                raise ValueError("`model` gives scores that are not finite numbers, so there is nothing to measure.")
+            first = sum(len(part) for part in table)
+            made = {
+                "a token score of `model`": torch.cat(scores.chunk(2), dim=1),
+                "a sequence score of `model`": torch.stack([above, below], dim=1),
+            }
+            inside = torch.cat(batch["completion_mask"].chunk(2), dim=1)
+            numbers = range(first, first + len(batch_rows))
+            if problem := not_finite("Evaluation, rows that were kept", made, inside, numbers):
+                raise ValueError(problem)
             edited = batch["edit_mask"] | batch["anchor_mask"] if use_anchors else batch["edit_mask"]
             wins = edit_pair_wins(*scores.chunk(2), *edited.chunk(2))
-            first = sum(len(part) for part in table)
             table.append(torch.cat([(above > below).unsqueeze(1), wins], dim=1).numpy())
             for index, row in enumerate(batch_rows):
                 kinds = edit_kinds(row)

@@ -119,8 +119,11 @@ class TokenScorer:
             has_sequence_score=isinstance(config, TokenRewardModelConfig) or classifies_sequences,
         )
 
-    def _scores(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int) -> list[tuple]:
-        """For each sequence of token ids its score, and the scores of its tokens from `starts` on.
+    def _scores(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int, numbers: Sequence[int]
+    ) -> list[tuple]:
+        """For each sequence of token ids, of the row with its number, its score, and the scores of its tokens from
+        `starts` on.
 
         Raises:
             ValueError: If an id is none of the model's, or a score is not a finite number.
@@ -132,13 +135,12 @@ class TokenScorer:
                 "tokenizer."
             )
         results = []
-        for start, of_ids in zip(starts, scores_of_ids(self.model, sequences, batch_size), strict=True):
+        scores = scores_of_ids(self.model, sequences, batch_size, self.name, numbers)
+        for start, of_ids in zip(starts, scores, strict=True):
             if self.signal == "token_scores":
                 per_token = of_ids.token_scores
             else:
                 per_token = [b - a for a, b in zip([0.0, *of_ids.prefix_scores], of_ids.prefix_scores, strict=False)]
-            if not all(map(math.isfinite, (of_ids.score, *per_token))):
-                raise ValueError(f"{self.name} gives scores that are not finite numbers.")
             results.append((of_ids.score, per_token[start:]))
         return results
 
@@ -232,9 +234,10 @@ def score_dataset(
 
 
 class _Row(NamedTuple):
-    """A row as one model reads it: its prompt, and its texts as ids, with where they begin and which tokens are
-    edited."""
+    """A row as one model reads it: its number, its prompt, and its texts as ids, with where they begin and which tokens
+    are edited."""
 
+    number: int
     prompt: str
     ids: list[list[int]]
     starts: list[int]
@@ -274,7 +277,7 @@ class _Reader:
             list(map(bool, prepared[f"{side}_edit_mask"][start:])) for side, start in zip(sides, starts, strict=True)
         ]
         prompt = self.tokenizer.decode(ids[0][: starts[0]], skip_special_tokens=True)
-        return _Row(prompt, ids, starts, edited if is_pair else [])
+        return _Row(index, prompt, ids, starts, edited if is_pair else [])
 
 
 def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -305,7 +308,8 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
     """The scored texts of each row."""
     sequences = [ids for row in rows for ids in row.ids]
     starts = [start for row in rows for start in row.starts]
-    scores = iter(scorer._scores(sequences, starts, batch_size))
+    places = [row.number for row in rows for _ in row.ids]
+    scores = iter(scorer._scores(sequences, starts, batch_size, places))
     results = []
     for row in rows:
         edits: Any = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]

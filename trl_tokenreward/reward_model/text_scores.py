@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..edits.alignment import blank_start
+from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode
 from ..nn.unpadding import padded_groups
 from ..views.page import notebook_html
@@ -84,7 +85,13 @@ def columns_of_text(
 
 
 @torch.no_grad()
-def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int = 8) -> list[IdsScores]:
+def scores_of_ids(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int = 8,
+    name: str = "`model`",
+    numbers: Sequence[int] | None = None,
+) -> list[IdsScores]:
     """Scores of sequences of token ids, in order. Those of like length go through the model together.
 
     Args:
@@ -94,11 +101,26 @@ def scores_of_ids(model: nn.Module, sequences: Sequence[Sequence[int]], batch_si
             Token ids, at least one in each.
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences in one forward pass.
+        name (`str`, *optional*):
+            What errors call the model.
+        numbers (`Sequence[int]`, *optional*):
+            The rows that errors say the sequences are from. If `None`, they are counted from 0.
+
+    Raises:
+        ValueError: If a score is not a finite number.
     """
     results: dict[int, IdsScores] = {}
     with evaluation_mode(model):
         for rows, ids, mask in padded_groups(sequences, batch_size, next(model.parameters()).device):
             output = model(input_ids=ids, attention_mask=mask)
+            made = {
+                "a sequence score": output.logits.squeeze(-1),
+                "a token score": output.token_scores,
+                "a prefix score": output.prefix_scores,
+            }
+            of_rows = rows if numbers is None else [numbers[row] for row in rows]
+            if problem := not_finite(f"Scores of {name}", made, mask, of_rows):
+                raise ValueError(problem)
             per_token = output.token_scores.tolist(), output.prefix_scores.tolist()
             for index, score, *both in zip(rows, output.logits.squeeze(-1).tolist(), *per_token, strict=True):
                 results[index] = IdsScores(score, *(scores[: len(sequences[index])] for scores in both))

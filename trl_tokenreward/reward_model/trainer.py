@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from accelerate import PartialState
@@ -27,7 +28,9 @@ from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
 from ..data.vocabulary import check_ids
+from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import backbone_of, vocab_size, without_peft
+from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .losses import (
@@ -164,6 +167,7 @@ class TokenRewardTrainer(RewardTrainer):
             raise TypeError(f"`args` must be a `TokenRewardConfig`, got {type(args).__name__}.")
 
         self._dropped: dict[str, DroppedRows] = {}
+        self._prepared: WeakSet[Any] = WeakSet()
         self._streams: set[str] = set()
         self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
         self._means = {"train": WeightedMeans(), "eval": WeightedMeans()}
@@ -227,6 +231,8 @@ class TokenRewardTrainer(RewardTrainer):
         args: TokenRewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        if dataset in self._prepared:  # as the parts of a `dict` are when they are evaluated one by one
+            return dataset
         _check_pad_token(processing_class, self._vocab_size)
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
@@ -244,6 +250,7 @@ class TokenRewardTrainer(RewardTrainer):
             )
             dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), self._vocab_size, name)
         self._dropped[name] = dropped
+        self._prepared.add(dataset)
         if isinstance(dataset, IterableDataset):
             self._streams.add(name)
         else:
@@ -282,9 +289,11 @@ class TokenRewardTrainer(RewardTrainer):
         if self._signature_columns is None:
             self._signature_columns = [*PREPARED_COLUMNS, "margin"]
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """[`~transformers.Trainer.train`]. `resume_from_checkpoint=True` selects the last checkpoint that is whole."""
         self._alarm = None  # until the number of steps is known
-        output = super().train(*args, **kwargs)
+        output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+        self._check_weights()  # a gradient may be NaN although the loss is not
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
             self._report_dropped("train")
@@ -395,8 +404,14 @@ class TokenRewardTrainer(RewardTrainer):
         table = gather(self.accelerator.pad_across_processes(table, dim=2)).cpu()
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
         pairs = torch.stack([chosen, rejected, torch.zeros_like(chosen) if margin is None else margin], dim=1)
-        self._record_means(mode, table.transpose(0, 1).flatten(0, 1), *gather(pairs).cpu().unbind(1))
+        pairs = gather(pairs).cpu()
         scores, edited, unchanged = table.unbind(-1)
+        # Gathered, so that all processes raise the same.
+        made = {"a token score of `model`": scores.flatten(1), "a sequence score of `model`": pairs[:, :2]}
+        where = f"Optimizer step {self.state.global_step}, batch" if mode == "train" else "Evaluation, batch"
+        if problem := not_finite(where, made, (edited + unchanged).flatten(1)):
+            raise ValueError(problem)
+        self._record_means(mode, table.transpose(0, 1).flatten(0, 1), *pairs.unbind(1))
         auroc = self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
         if mode == "train" and self.args.token_loss_weight > 0:
             self._alarm = self._alarm or LearningAlarm(self.state.max_steps)
@@ -427,6 +442,22 @@ class TokenRewardTrainer(RewardTrainer):
             "mean_reward": (chosen + rejected) / 2,
         }.items():
             means.add(name, of_pairs.mean().item(), len(of_pairs))
+
+    def _check_weights(self) -> None:
+        where = f"After optimizer step {self.state.global_step}"
+        raise_together(weights_not_finite(self.model, where), self.accelerator)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        begin_checkpoint(self, trial)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # The state, which makes the checkpoint count as whole, comes next.
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        self._check_weights()
+        super().save_model(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"

@@ -1,7 +1,8 @@
 """PPO as users of TRL 1.12 write it, for the test of the migration.
 
 Prompts are tokenised beforehand, long ones are dropped; four models are loaded from checkpoints; the pad token is
-added to the tokenizer alone. Only names that TRL 1.12 documents are used.
+added to the tokenizer alone. The last prompts are for evaluation, or those of the test split if the trainer is to
+evaluate. Only names that TRL 1.12 documents are used.
 """
 
 from accelerate import PartialState
@@ -28,7 +29,8 @@ if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, PPOConfig, ModelConfig))
     script_args, training_args, model_args = parser.parse_args_and_config()
 
-    tokenizer = AutoTokenizer.from_pretrained(training_args.sft_model_path, padding_side="left")
+    tokenizer_path = model_args.model_name_or_path or training_args.sft_model_path
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, padding_side="left")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
 
     reward_model = AutoModelForSequenceClassification.from_pretrained(training_args.reward_model_path, num_labels=1)
@@ -39,9 +41,13 @@ if __name__ == "__main__":
     if peft_config is None:
         ref_policy = AutoModelForCausalLM.from_pretrained(training_args.sft_model_path)
 
-    dataset = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
-    train_dataset = dataset.select(range(len(dataset) - NUM_EVAL_SAMPLES))
-    eval_dataset = dataset.select(range(len(dataset) - NUM_EVAL_SAMPLES, len(dataset)))
+    train_dataset = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
+    if training_args.eval_strategy != "no":
+        eval_dataset = load_dataset(script_args.dataset_name, split=script_args.dataset_test_split)
+    else:
+        size = len(train_dataset)
+        eval_dataset = train_dataset.select(range(size - NUM_EVAL_SAMPLES, size))
+        train_dataset = train_dataset.select(range(size - NUM_EVAL_SAMPLES))
     with PartialState().local_main_process_first():
         train_dataset = prepare(train_dataset, tokenizer)
         eval_dataset = prepare(eval_dataset, tokenizer)
