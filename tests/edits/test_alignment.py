@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from alignment_cases import KINDS, check, cut_words, mirror, tokenizer
 from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
-from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
+from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized, align_words
 
 
 pytestmark = pytest.mark.any_trl
@@ -478,3 +478,10 @@ def test_real_edits_cut_no_word():
     assert word_cuts == 0
     assert token_cuts > 100  # the measure is not blind: aligning the tokens cuts words on the same pairs
     assert token_masked <= word_masked <= 1.25 * token_masked
+
+
+def test_half_a_character_is_no_text():
+    for texts, name in ((("", "\ud800"), "edited"), (("a \udc00 b", "a"), "original")):
+        for align in (align_edits, align_words):
+            with pytest.raises(ValueError, match=f"`{name}` has half of a character"):
+                align(*texts, *([tokenizer("bpe")] if align is align_edits else []))

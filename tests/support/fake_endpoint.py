@@ -2,8 +2,10 @@
 test has through conftest.py."""
 
 import json
+import re
+import socket
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -81,3 +83,33 @@ def serve(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with ExitStack() as servers:
         yield lambda respond: servers.enter_context(running(respond))
+
+
+@contextmanager
+def misbehaving(misbehave):
+    """The address of a server that reads a request and then does `misbehave(connection)` to the client."""
+
+    def serve(connection):
+        with connection, suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(2**16)
+            head, _, body = request.partition(b"\r\n\r\n")
+            length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+            while len(body) < length:
+                body += connection.recv(2**16)
+            misbehave(connection)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(5)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .options import about, add_checks, add_split, read_checks
+from .options import about, add_checks, add_split, read_checks, read_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from ..utils.loading import load_split
 
     checks, criteria = read_checks(args)
-    template = args.prompt_template.read_text(encoding="utf-8") if args.prompt_template else DEFAULT_TEMPLATE
+    template = read_text(args.prompt_template) if args.prompt_template else DEFAULT_TEMPLATE
     dataset = load_split(args.dataset, args.split, args.config)
     editor = _editor(args)
     if args.reward_model:

@@ -19,6 +19,7 @@ from ..data.formats import SIDES, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
+from ..utils.text import unicode_problem
 from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
@@ -290,6 +291,9 @@ def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
         prompt = "" if isinstance(text, str) else []
     if type(prompt) is not type(text):
         raise ValueError(f"Row {index}: `prompt` and `{columns[0]}` must both be texts, or both messages.")
+    for name, value in ((columns[0], text), ("prompt", prompt)):
+        if problem := unicode_problem(value):
+            raise ValueError(f"Row {index}: `{name}` {problem}")
     return {"prompt": prompt, "chosen": text, "rejected": text}
 
 
