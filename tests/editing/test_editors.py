@@ -143,6 +143,12 @@ def test_each_check_has_its_reason(server, tmp_path, answer, reason, detail):
     assert len(server.bodies) == asked + (reason in ("request_failed", "not_scored"))
 
 
+def test_a_score_that_is_no_list_ends_the_run(server, tmp_path):
+    for name, score in (("dict", lambda *_: {2.0: "", 1.0: ""}), ("NoneType", lambda *_: None)):
+        with pytest.raises(TypeError, match=f"`score` returned a {name}, where a list of 2 entries is due"):
+            edit(server, pairs("so bad"), tmp_path / name, checks=EditChecks(1.0, score=score))
+
+
 def test_an_output_that_half_a_character_had_blocked_goes_on(server, tmp_path):
     dataset = pairs("it is bad", "so bad")
     edit(server, dataset, tmp_path)

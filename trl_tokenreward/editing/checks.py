@@ -6,7 +6,7 @@ from typing import Any
 
 from ..edits.alignment import EditAlignment, align_words
 from ..utils.chat_endpoint import Prompt
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_list
 
 
 Score = Callable[[list[Prompt], list[str]], list[float]]
@@ -53,7 +53,7 @@ class EditChecks:
         if reason != EDITED or self.score is None:
             return reason, detail
         try:
-            new, old = self.score([prompt, prompt], [edited, original])
+            new, old = check_list(self.score([prompt, prompt], [edited, original]), "`score`", 2)
         except ValueError as error:
             return "not_scored", str(error)
         if not new > old:

@@ -25,7 +25,7 @@ from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswe
 from ..utils.jsonl import append_jsonl, read_jsonl
 from ..utils.statistics import pairwise_outcomes
 from ..utils.text import quoted_start
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_list
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +54,10 @@ class ScoringJudge:
         self.scores = function
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
-        return pairwise_outcomes(self.scores(prompts, answers_a), self.scores(prompts, answers_b))
+        sides = (
+            check_list(self.scores(prompts, side), "The judge's function", len(side)) for side in (answers_a, answers_b)
+        )
+        return pairwise_outcomes(*sides)
 
 
 class RewardModelJudge(ScoringJudge):
