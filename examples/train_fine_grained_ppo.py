@@ -63,6 +63,9 @@ class PPOScriptArguments(ScriptArguments):
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Longest prompt, in tokens; rows with longer ones are dropped and counted."}
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that comes with the models and tokenizers."}
+    )
 
 
 def load_reward_model(path: str, **kwargs):
@@ -73,7 +76,7 @@ def load_reward_model(path: str, **kwargs):
 
         base = load_reward_model(PeftConfig.from_pretrained(path).base_model_name_or_path, **kwargs)
         return PeftModel.from_pretrained(base, path).merge_and_unload()
-    [architecture] = AutoConfig.from_pretrained(path).architectures
+    [architecture] = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"]).architectures
     if architecture.endswith("ForTokenClassification"):
         return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)
     if architecture.endswith("ForSequenceClassification"):
@@ -82,19 +85,23 @@ def load_reward_model(path: str, **kwargs):
 
 
 def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, model_args: ModelConfig) -> None:
+    trust = {"trust_remote_code": script_args.trust_remote_code}
     kwargs = {
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         "quantization_config": get_quantization_config(model_args),
+        **trust,
     }
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, **trust
+    )
     policy = AutoModelForCausalLM.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, **kwargs
     )
     if training_args.reward_model_path == FineGrainedPPOConfig.reward_model_path:  # TRL's default is no reward model
         raise ValueError("`--reward_model_path` is needed: a reward model's folder, or its name on the Hub.")
     check_source(training_args.reward_model_path, "reward model")
-    reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path)
+    reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path, **trust)
 
     def prompts(split: str) -> Dataset:
         dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_streaming)

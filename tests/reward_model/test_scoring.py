@@ -252,6 +252,10 @@ class TestTerminal:
         printed = self.printed(one_row(ScoredText([HOSTILE, "\n", "\t", " "], {"score": [1.0] * 4}), prompt=HOSTILE))
         assert "\x1b" not in printed and printed.count("␛[31m�") >= 3 and "[bold]" in printed
         assert "↵\n" in printed and "⇥" in printed and "␣" in printed
+        # Names come from columns and files.
+        text = ScoredText(["a"], {HOSTILE: [1.0]}, HOSTILE, {HOSTILE: 1.0})
+        printed = self.printed(ScoredRows(HOSTILE, [ScoredRow(HOSTILE, "q", [text])], [HOSTILE]), width=1000)
+        assert "\x1b" not in printed and "\ud800" not in printed and printed.count("␛[31m�") == 6
 
 
 class Page(HTMLParser):

@@ -17,6 +17,7 @@ from ..editing.checks import EDITED
 from ..editing.log import read_log
 from ..editing.output import edit_card, edited_features, edited_row, quoted, save_edits
 from ..editing.tasks import Task
+from ..utils.text import visible
 from .agreement import AgreementReport, EditedAnswer, measure_agreement
 from .store import LOG, LOG_NAMES, NOTHING_WRONG, SKIP_REASONS, UNFIT
 
@@ -156,7 +157,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     for place, name in enumerate(head):
         table.add_column(name, justify="right" if place else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
 
 

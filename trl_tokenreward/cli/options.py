@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.text import visible
+
 
 if TYPE_CHECKING:
     from ..editing.checks import EditChecks
@@ -30,6 +32,11 @@ def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
 
     criteria = read_text(args.criteria) if args.criteria else DEFAULT_CRITERIA
     return EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change), criteria
+
+
+def say(line: str) -> None:
+    """Prints a line without what a terminal would obey: names of files may have escape sequences in them."""
+    print(visible(line))
 
 
 def read_text(path: Path) -> str:

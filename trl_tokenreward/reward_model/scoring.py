@@ -106,15 +106,16 @@ class TokenScorer:
             signal (`str`, *optional*):
                 See [`TokenScorer`].
             kwargs:
-                Arguments of [`TokenRewardModel.from_pretrained`].
+                Arguments of [`TokenRewardModel.from_pretrained`]. `trust_remote_code` is the tokenizer's too.
         """
         check_source(name_or_path, "model")
         model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
-        config = AutoConfig.from_pretrained(name_or_path)
+        trust_remote_code = kwargs.get("trust_remote_code", False)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
         return cls(
             model,
-            load_tokenizer(name_or_path if tokenizer is None else tokenizer),
+            load_tokenizer(name_or_path if tokenizer is None else tokenizer, trust_remote_code),
             name=str(name_or_path),
             signal=signal,
             has_sequence_score=isinstance(config, TokenRewardModelConfig) or classifies_sequences,

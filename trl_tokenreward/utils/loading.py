@@ -46,8 +46,9 @@ def check_source(name: str | os.PathLike, what: str) -> None:
         raise ValueError(f"There is no {what} at {name}.")
 
 
-def load_tokenizer(name: str | os.PathLike) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, or of a name on the Hub.
+def load_tokenizer(name: str | os.PathLike, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, or of a name on the Hub. Code that is there runs only with `trust_remote_code`; if it
+    were unset, transformers would ask on standard input, which may be a pipe that says yes.
 
     Raises:
         ValueError: If there is none, or it cannot be loaded. The error names it.
@@ -56,7 +57,7 @@ def load_tokenizer(name: str | os.PathLike) -> "PreTrainedTokenizerBase":
 
     check_source(name, "tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:  # which may be about a connection, or a package, and name nothing
         raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
 
