@@ -1,6 +1,9 @@
 """Files and folders that outlive a crash: whole or not there, and open in one process at a time."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -54,3 +57,24 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or a folder to. Once all is written it gets the name `path`; what an error,
+    a full disk or a kill leaves unfinished never has that name."""
+    new = path.with_name(f".new-{path.name}")  # with its ending, by which writers choose the format
+    _remove(new)
+    try:
+        yield new
+        os.replace(new, path)
+    except BaseException:
+        _remove(new)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from .files import new_path
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,9 +147,10 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
     check_output(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
-        dataset.to_json(path, force_ascii=False)
-    elif path.suffix == ".parquet":
-        dataset.to_parquet(path)
-    else:
-        dataset.save_to_disk(str(path))
+    with new_path(path) as new:
+        if path.suffix == ".jsonl":
+            dataset.to_json(new, force_ascii=False)
+        elif path.suffix == ".parquet":
+            dataset.to_parquet(new)
+        else:
+            dataset.save_to_disk(str(new))
