@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     models = {
         attention: AutoModelForCausalLM.from_pretrained(
-            arguments.model, dtype=torch.float32, attn_implementation=attention
+            arguments.model, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
         for attention in ("sdpa", "eager")
     }

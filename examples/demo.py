@@ -258,12 +258,12 @@ def multiplies_bf16() -> bool:
 def load_pretrained(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """A causal language model and its tokenizer, in float32 where there is no GPU."""
     on_cpu = not torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Attention's own backward pass is slow on a CPU.
     settings = {"dtype": torch.float32, "attn_implementation": "eager"} if on_cpu else {"dtype": torch.bfloat16}
-    model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **settings)
+    model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **settings)
     return tokenizer, model.to("cpu" if on_cpu else "cuda")
 
 

@@ -96,7 +96,7 @@ def convert(gguf: Path, output: Path, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(**place)
     loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
 

@@ -40,6 +40,7 @@ whole reward on the last token, as PPO always had it. Rows need a `prompt`, or a
 inside. `--max_prompt_length` drops longer prompts and says how many.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
@@ -56,6 +57,13 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRe
 from trl_tokenreward.utils.loading import check_source, load_split
 
 
+@dataclass
+class PPOScriptArguments(ScriptArguments):
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that comes with the models and tokenizers."}
+    )
+
+
 def load_reward_model(path: str, **kwargs):
     """Loads a reward model of any supported kind; an adapter is merged into the model that it was trained
     on."""
@@ -64,7 +72,7 @@ def load_reward_model(path: str, **kwargs):
 
         base = load_reward_model(PeftConfig.from_pretrained(path).base_model_name_or_path, **kwargs)
         return PeftModel.from_pretrained(base, path).merge_and_unload()
-    [architecture] = AutoConfig.from_pretrained(path).architectures
+    [architecture] = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"]).architectures
     if architecture.endswith("ForTokenClassification"):
         return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)
     if architecture.endswith("ForSequenceClassification"):
@@ -72,20 +80,24 @@ def load_reward_model(path: str, **kwargs):
     return TokenRewardModel.from_pretrained(path, **kwargs)
 
 
-def main(script_args: ScriptArguments, training_args: FineGrainedPPOConfig, model_args: ModelConfig) -> None:
+def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, model_args: ModelConfig) -> None:
+    trust = {"trust_remote_code": script_args.trust_remote_code}
     kwargs = {
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
         "quantization_config": get_quantization_config(model_args),
+        **trust,
     }
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, **trust
+    )
     policy = AutoModelForCausalLM.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, **kwargs
     )
     if training_args.reward_model_path == FineGrainedPPOConfig.reward_model_path:  # TRL's default is no reward model
         raise ValueError("`--reward_model_path` is needed: a reward model's folder, or its name on the Hub.")
     check_source(training_args.reward_model_path, "reward model")
-    reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path)
+    reward_tokenizer = AutoTokenizer.from_pretrained(training_args.reward_model_path, **trust)
 
     def prompts(split: str) -> Dataset | IterableDataset:
         return load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_streaming)
@@ -108,4 +120,4 @@ def main(script_args: ScriptArguments, training_args: FineGrainedPPOConfig, mode
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, FineGrainedPPOConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((PPOScriptArguments, FineGrainedPPOConfig, ModelConfig)).parse_args_and_config())

@@ -1,5 +1,9 @@
 """Access: a part of the tests of annotation."""
 
+import http.client
+import socket
+import time
+
 import pytest
 
 from annotating import opened, pairs, serving
@@ -44,12 +48,98 @@ def test_only_this_machines_own_pages_are_answered(tmp_path):
         ("leave", [1], 400, "must be a JSON object"),
         ("leave", "x" * 2**22, 413, "longer than 4194304 bytes"),
         ("login", {"password": "x"}, 404, "There is no password"),
+        ("login", {"password": "x" * 5000}, 413, "longer than 4096 bytes"),
+        ("leave", {"annotator": "a\ud800"}, 400, "The request has half of a character"),
+        ("leave", {"\ud800": "a"}, 400, "The request has half of a character"),
+        ("show", {"annotator": "ada", "tab": "t", "row": True}, 400, "`row` is missing or of another type"),
+        ("show", {"annotator": "ada", "tab": "t" * 101, "row": None}, 422, "A tab's name has at most 100"),
+        ("about", {"annotator": "ada"}, 400, "`annotator` is nothing that about takes"),
     ],
 )
 def test_bad_requests_are_told_so(tmp_path, action, body, status, problem):
     with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
         answer = ask(f"{url}/api/{action}", body)
         assert answer[0] == status and problem in answer[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "no JSON: it is nested too deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "no JSON: it is nested too deeply"),
+        (b'{"annotator": "\xff"}', "no JSON: "),
+        (b"\x00\xff\xfe", "no JSON: "),
+        (b"", "no JSON: "),
+        (b'{"annotator": ' + b"9" * 5000 + b"}", "no JSON: "),
+    ],
+)
+def test_bodies_that_are_no_json(tmp_path, data, problem):
+    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
+        answer = ask(f"{url}/api/leave", headers={"Content-Type": "application/json"}, data=data)
+        assert answer[0] == 400 and problem in answer[1]["error"]
+
+
+def test_a_text_that_would_take_long_is_refused_at_once(tmp_path):
+    row = {"annotator": "ada", "tab": "t", "row": 0}
+    with opened(pairs("bad " * 1000), tmp_path) as store, serving(store) as url:
+        store.show("ada", "t")
+        start = time.monotonic()
+        for action, more in (("check", {"take": False}), ("save", {}), ("skip", {"reason": "unclear", "detail": ""})):
+            status, answer, _ = ask(f"{url}/api/{action}", {**row, **more, "text": "a b " * 2**19})
+            assert status == 422 and "The text has 2097152 characters; it may have 16000 here" in answer["error"]
+        assert time.monotonic() - start < 3
+        status, answer, _ = ask(f"{url}/api/skip", {**row, "reason": "other", "detail": "x" * 1001, "text": ""})
+        assert status == 422 and "The reason has 1001 characters; it may have 1000" in answer["error"]
+        assert ask(f"{url}/api/check", {**row, "take": False, "text": "bad " * 4000})[0] == 200  # drafts may be long
+
+
+@pytest.mark.parametrize("path", ["/api/leave", "/api/login", "/api/nothing", "/", "/page.css"])
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+def test_an_endless_body_is_not_read_on(tmp_path, path, kind):
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as client:
+            client.sendall(head.encode())
+            sent = 0
+            with pytest.raises(ConnectionError):  # the server has hung up
+                while sent < 2**28:
+                    client.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+                    sent += 2**16
+        assert sent < 2**26 and ask(f"{url}/api/about", {})[0] == 200
+
+
+def test_a_body_that_never_ends_is_waited_for_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_tokenreward.annotation.server._BODY_SECONDS", 0.2)
+    head = (
+        b"POST /api/leave HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as client:
+            client.sendall(head)
+            answer = b""
+            while part := client.recv(2**16):  # to the end: the server hangs up
+                answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"took longer than 0 seconds" in answer
+
+
+def test_a_connection_stays_open_from_request_to_request(tmp_path):
+    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store) as url:
+        connection = http.client.HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]), timeout=10)
+        for method, path, body in (("GET", "/", None), ("POST", "/api/about", b"{}"), ("GET", "/page.css", None)):
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200 and response.headers["Connection"] is None
+        connection.close()
+
+
+def test_a_header_does_not_lift_the_limit_on_guesses(tmp_path):
+    with opened(pairs(*ANSWERS), tmp_path) as store, serving(store, "correct horse") as url:
+        statuses = [
+            ask(f"{url}/api/login", {"password": "wrong horse"}, {"X-Forwarded-For": f"10.0.0.{i}"})[0]
+            for i in range(7)
+        ]
+    assert statuses == [401] * 5 + [429] * 2
 
 
 def test_a_password(tmp_path):

@@ -8,7 +8,7 @@ from datasets import Dataset
 from annotating import opened, pairs, serving
 from annotation_cases import ANSWERS, ask, row_of, save_next
 from trl_tokenreward import annotate_dataset, read_annotations
-from trl_tokenreward.annotation.store import OtherTab, Refused, annotator_name, prompt_turns
+from trl_tokenreward.annotation.store import AnnotationStore, OtherTab, Refused, annotator_name, prompt_turns
 from trl_tokenreward.editing.checks import EditChecks
 from trl_tokenreward.editing.log import EditLog
 
@@ -202,6 +202,53 @@ def test_a_server_that_was_killed_goes_on_where_it_was(tmp_path):
         assert store.show("ada", "t", 2)["text"] == ANSWERS[2].replace("bad", "good") and not draft.exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"row": 0}',
+        '{"row": "0", "annotator": "ada", "text": null, "time": 1.0}',
+        '{"row": 0, "annotator": "ada", "text": "\\ud83d", "time": 1.0}',
+        '{"row": 0, "annotator": "ada", "text": null, "time": 1.0, "more": 1}',
+        '{"row": 0, "annotator": "ada", "text": "of another file", "time": 1.0}',
+        "[" * 100_000,
+    ],
+)
+def test_a_file_that_is_no_draft_is_named(tmp_path, content):
+    with opened(pairs(*ANSWERS), tmp_path):
+        pass
+    (tmp_path / "drafts" / "0-strange.json").write_text(content)
+    with pytest.raises(ValueError, match=r"0-strange.json is no draft of an annotator .*move it out of the folder"):
+        AnnotationStore(pairs(*ANSWERS), tmp_path)
+    (tmp_path / "drafts" / "0-strange.json").unlink()
+    with opened(pairs(*ANSWERS), tmp_path):  # the folder is free again
+        pass
+
+
+def test_a_draft_is_on_the_disk_or_is_the_one_before(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("disk full")
+
+    with opened(pairs(*ANSWERS), tmp_path) as store:
+        store.show("ada", "t")
+        store.check("ada", "t", 0, "the answer number 0 is good")
+        with monkeypatch.context() as patch:
+            patch.setattr("trl_tokenreward.utils.files.os.fsync", fail)
+            with pytest.raises(OSError, match="disk full"):
+                store.check("ada", "t", 0, "the answer number 0 is better")
+        assert len([*(tmp_path / "drafts").iterdir()]) == 1
+    with opened(pairs(*ANSWERS), tmp_path) as store:
+        assert store.show("ada", "t")["text"] == "the answer number 0 is good"
+
+
+def test_a_start_that_was_killed_early_is_no_other_thing(tmp_path):
+    (tmp_path / ".lock").touch()  # all that there is before the log
+    with opened(pairs(*ANSWERS), tmp_path) as store:
+        assert store.show("ada", "t")["row"] == 0
+
+
 def test_a_line_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
     log = EditLog(tmp_path / "log.jsonl", {"a": 1}, ("row",))
     before = log.path.read_bytes()
@@ -210,7 +257,7 @@ def test_a_line_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trl_tokenreward.editing.log.os.fsync", fail)
+        patch.setattr("trl_tokenreward.utils.jsonl.os.fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             log.append({"row": 1})
     assert log.path.read_bytes() == before
@@ -226,7 +273,7 @@ def test_a_full_disk_is_said_and_nothing_counts_as_saved(tmp_path, monkeypatch):
         store.show("ada", "t")
         body = {"annotator": "ada", "tab": "t", "row": 0, "text": "the answer number 0 is very good indeed"}
         with monkeypatch.context() as patch:
-            patch.setattr("trl_tokenreward.editing.log.os.fsync", fail)
+            patch.setattr("trl_tokenreward.utils.jsonl.os.fsync", fail)
             status, answer, _ = ask(f"{url}/api/save", body)
         assert (status, answer["error"]) == (500, "It could not be written down: disk full")
         assert store.progress("ada")["mine"] == 0
@@ -238,7 +285,7 @@ def test_a_folder_is_one_servers_and_one_data_sets(tmp_path):
     dataset = pairs(*ANSWERS)
     with opened(dataset, tmp_path / "out", limit=2) as store:
         save_next(store, "ada")
-        with pytest.raises(ValueError, match="Another server has .*out open"), opened(dataset, tmp_path / "out"):
+        with pytest.raises(ValueError, match="Another process, .* has .*out open"), opened(dataset, tmp_path / "out"):
             pass
     for other, kwargs, name in (
         (pairs(*ANSWERS[:5], "another"), {}, "data set"),

@@ -85,6 +85,41 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_not_unicode_or_utf_8_is_named(tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "", "chosen": "a", "rejected": "b"}\n')
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve")
+    (tmp_path / "latin.csv").write_bytes(b"chosen,rejected\na,b\nna\xefve,c\n")
+    (tmp_path / "half.jsonl").write_text('{"chosen": "a", "rejected": "\\ud83d"}\n')
+    edit = ["edit", f"{tmp_path}/pairs.jsonl", f"{tmp_path}/out", "--endpoint", "http://localhost:1", "--model", "m"]
+    columns = ["--chosen", "chosen", "--rejected", "rejected"]
+    for arguments, message in (
+        (["score", "model", "--text", "go\ud83d"], "error: TEXT has half of a character"),
+        (["inspect", "pairs\udcff.jsonl"], "error: DATASET has half of a character"),
+        ([*edit, "--criteria", f"{tmp_path}/latin.txt"], f"error: {tmp_path}/latin.txt is not UTF-8"),
+        ([*edit, "--prompt-template", f"{tmp_path}/latin.txt"], f"error: {tmp_path}/latin.txt is not UTF-8"),
+        (
+            ["import", "columns", f"{tmp_path}/latin.csv", f"{tmp_path}/out", *columns],
+            "of {tmp}/latin.csv: 'utf-8' codec",
+        ),
+        (
+            ["import", "columns", f"{tmp_path}/half.jsonl", f"{tmp_path}/out", *columns],
+            "{tmp}/half.jsonl cannot be read",
+        ),
+        (["inspect", f"{tmp_path}/half.jsonl"], "{tmp}/half.jsonl cannot be read"),
+    ):
+        assert cli.main(arguments) == 2
+        assert message.format(tmp=tmp_path) in capsys.readouterr().err, arguments
+
+
+def test_an_error_holds_nothing_that_a_terminal_would_obey(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"\\u001b[2J\\u009b": "a"}\n')
+    assert cli.main(["inspect", str(tmp_path / "rows.jsonl")]) == 2
+    assert cli.main(["inspect", "\x1b]0;title\x07.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error and "\x07" not in error and "\x9b" not in error
+    assert "There is no data set at ␛]0;title␇.jsonl" in error
+
+
 def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, capsys):
     def fail(error):
         def run(_):

@@ -24,6 +24,12 @@ MALFORMED = {
     "none": ({**GOOD, "rejected": None}, "column `rejected`: must be a text"),
     "type": ({**GOOD, "chosen": 3}, "column `chosen`: must be a text"),
     "prompt": ({**GOOD, "prompt": None}, "column `prompt`: must be a text"),
+    "surrogate": ({**GOOD, "rejected": "go\ud83d"}, r"column `rejected`: has half of a character, '\\ud83d' .a lone"),
+    "surrogate-prompt": ({**GOOD, "prompt": "\ud800"}, "column `prompt`: has half of a character"),
+    "surrogate-message": (
+        {"chosen": [user("a"), assistant("b\udc00")], "rejected": [user("a"), assistant("c")]},
+        "column `chosen`: has half of a character",
+    ),
     "spans-none": ({**GOOD, "rejected_spans": None}, r"column `rejected_spans`: must be a list of spans \(`\[\]`"),
     "spans-outside": (
         {**GOOD, "rejected_spans": [[0, 26]]},

@@ -111,6 +111,9 @@ def test_the_edits_train_a_reward_model(server, tmp_path):
         ("<edited>one two worse four five</edited>", "not_better", "it scores -1, the original 0"),
         ("<edited>one two odd four five</edited>", "not_scored", "too odd"),
         ((400, "too long"), "request_failed", "status 400: 'too long'"),
+        ("<edited>one two go\ud83d four five</edited>", "not_unicode", r"has half of a character, '\ud83d'"),
+        ("<edited>" * 100_000 + "one two bad four five", "unparsed", "Nothing stands between"),
+        ("<edited>between <edited> one two good four five</edited>, and </edited>", "edited", ""),
         ("<edited>x</edited> no: <edited>one two good four five</edited>", "edited", ""),
     ],
     ids=str,
@@ -131,13 +134,73 @@ def test_each_check_has_its_reason(server, tmp_path, answer, reason, detail):
     else:
         [row] = dropped(tmp_path)
         assert row["reason"] == reason and detail in row["detail"]
-        assert row["answer"] == (None if reason == "request_failed" else answer)
+        assert row["answer"] == (None if reason == "request_failed" else answer.replace("\ud83d", "\ufffd"))
         assert load_from_disk(str(tmp_path)).column_names == ["prompt", "chosen", "rejected", "row"]
     assert len(server.bodies) == (1 if reason in ("edited", "request_failed", "not_scored") else 2)
     # What failed for a reason of its own is asked for again by the next run; what was refused is not.
     asked = len(server.bodies)
     edit(server, pairs("one two bad four five"), tmp_path, checks=checks, retries=1)
     assert len(server.bodies) == asked + (reason in ("request_failed", "not_scored"))
+
+
+def test_a_score_that_is_no_list_ends_the_run(server, tmp_path):
+    for name, score in (("dict", lambda *_: {2.0: "", 1.0: ""}), ("NoneType", lambda *_: None)):
+        with pytest.raises(TypeError, match=f"`score` returned a {name}, where a list of 2 entries is due"):
+            edit(server, pairs("so bad"), tmp_path / name, checks=EditChecks(1.0, score=score))
+
+
+def test_an_output_that_half_a_character_had_blocked_goes_on(server, tmp_path):
+    dataset = pairs("it is bad", "so bad")
+    edit(server, dataset, tmp_path)
+    log = tmp_path / "log.jsonl"
+    head, first, *others = log.read_text().splitlines()
+    record = json.loads(first)
+    record["edited"] = record["edited"].replace("good", "go\ud83d")  # as earlier versions logged it
+    log.write_text("\n".join([head, json.dumps(record), *others]) + "\n")
+    result = edit(server, dataset, tmp_path)
+    assert result.counts == {"edited": 2} and result.dataset["chosen"][:] == ["it is good", "so good"]
+    assert len(server.bodies) == 3
+
+
+def test_a_long_answer_with_many_marks_or_words_is_read_in_no_time(server, tmp_path):
+    server.respond = lambda text, number: "<edited>" * 200_000 + ("word " * 500_000) + "</edited>"
+    start = time.monotonic()
+    assert edit(server, pairs("it is bad " * 1000), tmp_path, retries=0).counts == {"edited": 0, "length": 1}
+    assert time.monotonic() - start < 3
+
+
+def test_one_run_at_a_time_writes_to_an_output(server, tmp_path):
+    def second(text, number):
+        with pytest.raises(ValueError, match=f"Another process, or another call in this one, has {tmp_path} open"):
+            edit(server, pairs("it is bad"), tmp_path)
+        return good_for_bad(text, number)
+
+    server.respond = second
+    assert edit(server, pairs("it is bad"), tmp_path).counts == {"edited": 1}
+    assert len(server.bodies) == 1 and len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    assert edit(server, pairs("it is bad"), tmp_path).counts == {"edited": 1}  # the lock is gone with the run
+
+
+def test_what_is_no_log_of_edits_is_named_by_its_line(server, tmp_path):
+    edit(server, pairs("it is bad"), tmp_path)
+    log = tmp_path / "log.jsonl"
+    head, row = log.read_text().splitlines()
+    for lines, number in (((head, head, row), 2), ((row, head), 1), ((head, "[" * 100_000, row), 2), ((head, "{}"), 2)):
+        log.write_text("\n".join(lines) + "\n")
+        with pytest.raises(ValueError, match=f"Line {number} of the log .*log.jsonl is no row: delete it"):
+            edit(server, pairs("it is bad"), tmp_path)
+
+
+def test_a_run_that_ends_before_its_data_set_is_whole_leaves_none(server, tmp_path, monkeypatch):
+    edit(server, pairs("it is bad", "so bad"), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "save_to_disk", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            edit(server, pairs("it is bad", "so bad"), tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_from_disk(str(tmp_path))
+    edit(server, pairs("it is bad", "so bad"), tmp_path)
+    assert len(load_from_disk(str(tmp_path))) == 2 and len(server.bodies) == 2
 
 
 def test_a_refused_edit_is_asked_for_again_with_the_reason_and_hotter(server, tmp_path):
@@ -262,6 +325,9 @@ def test_concurrency_and_trouble_that_is_not_the_rows(server, tmp_path):
     [
         ({"template": "{prompt} {answer} <edited>"}, r"`template` lacks \{criteria\}, </edited>"),
         ({"criteria": " \n"}, "`criteria` is empty"),
+        ({"criteria": "be \ud83d"}, "`criteria` has half of a character"),
+        ({"template": TEMPLATE + "\ud83d"}, "`template` has half of a character"),
+        ({"about": {"dataset": "\udcff.jsonl"}}, "`about` has half of a character"),
         ({"retries": -1}, "`retries` must be at least 0"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"dataset": pairs("a").select([])}, "`dataset` must be a Dataset with rows"),

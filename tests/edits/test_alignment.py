@@ -22,7 +22,7 @@ from alignment_cases import KINDS, check, cut_words, mirror, tokenizer
 from shared_data import shared_file
 from tiny import word_tokenizer
 from trl_tokenreward import EditAlignment, EditOperation, align_edits, align_ids
-from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized
+from trl_tokenreward.edits.alignment import TokenizedText, align_tokenized, align_words
 
 
 pytestmark = pytest.mark.any_trl
@@ -524,3 +524,10 @@ def test_a_word_that_the_tokenizer_does_not_see_changed_beside_one_that_did():
 def test_unknown_words_are_one_token():
     alignment = align_edits("a 狗 b c", "a 猫 b d", word_tokenizer())
     assert alignment.original_mask == alignment.edited_mask == [False, False, False, True]
+
+
+def test_half_a_character_is_no_text():
+    for texts, name in ((("", "\ud800"), "edited"), (("a \udc00 b", "a"), "original")):
+        for align in (align_edits, align_words):
+            with pytest.raises(ValueError, match=f"`{name}` has half of a character"):
+                align(*texts, *([tokenizer("bpe")] if align is align_edits else []))

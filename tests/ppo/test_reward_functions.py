@@ -32,6 +32,15 @@ def test_what_a_function_may_return(returned, expected):
     ("returned", "error", "message"),
     [
         ([1.0], ValueError, "returned 1 scores for 2 completions"),
+        (None, TypeError, "The reward function returned a NoneType, where a list of 2 entries is due"),
+        (1.0, TypeError, "returned a float, where a list of 2 entries is due"),
+        (torch.tensor(1.0), TypeError, "returned tensor(1.), where a list of 2 entries is due"),
+        (np.float64(1.0), TypeError, "where a list of 2 entries is due"),
+        ({0.5: "a", 1.5: "b"}, TypeError, "returned a dict, where"),
+        ({0.5: "a", 1.5: "b"}.keys(), TypeError, "returned a dict_keys, where"),
+        ({0.5, 1.5}, TypeError, "returned a set, where"),
+        ("12", TypeError, "returned a str, where"),
+        ((score for score in (1.0, 2.0)), TypeError, "returned a generator, where"),
         ([1.0, [1.0, 2.0]], ValueError, "floats and lists of floats"),
         ([[1, 2, 3, 4], [5, 6, 7]], ValueError, "returned 3 token scores for completion 1, which has 2 tokens"),
         ([[1, 2, 3, 4], []], ValueError, "returned 0 token scores for completion 1"),
@@ -46,6 +55,15 @@ def test_what_a_function_may_return(returned, expected):
 def test_what_a_function_may_not_return(returned, error, message):
     scorer = CompletionScorer(lambda **kwargs: returned, tiny.word_tokenizer())
     with pytest.raises(error, match=re.escape(message)):
+        scorer.raw_scores(*TWO_ROWS)
+
+
+def test_a_coroutine_is_no_list():
+    async def reward(**kwargs):
+        return [1.0, 2.0]
+
+    scorer = CompletionScorer(reward, tiny.word_tokenizer())
+    with pytest.raises(TypeError, match="The reward function is an `async` function"):
         scorer.raw_scores(*TWO_ROWS)
 
 

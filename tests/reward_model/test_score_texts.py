@@ -219,6 +219,8 @@ class TestScoreTexts:
             (["a", "b"], {"prompts": "cd"}, TypeError, "`prompts` must be a sequence of strings"),
             (["a", "b"], {"prompts": ["c"]}, ValueError, "2 texts, but 1 prompts"),
             (["a"], {"batch_size": 0}, ValueError, "`batch_size` must be at least 1, got 0"),
+            (["a", "go\ud83d"], {}, ValueError, "Number 1 of `texts` has half of a character"),
+            (["a"], {"prompts": ["\ud83d"]}, ValueError, "Number 0 of `prompts` has half of a character"),
         ],
     )
     def test_bad_arguments(self, texts, arguments, error, message):

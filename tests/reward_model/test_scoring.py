@@ -187,6 +187,8 @@ class TestScoring:
             ([{"text": "a", "prompt": []}], "Row 0: `prompt` and `text` must both be texts"),
             ([{"chosen": "a", "rejected": None}], "Row 0 of the scored data set, column `rejected`"),
             (["a"], "Row 0: a row must be a dictionary of columns, but is 'a'"),
+            ([{"text": "a"}, {"text": "go\ud83d"}], "Row 1: `text` has half of a character"),
+            ([{"completion": "a", "prompt": "\ud83d"}], "Row 0: `prompt` has half of a character"),
         ],
     )
     def test_malformed_rows(self, rows, message):
@@ -266,6 +268,10 @@ class TestTerminal:
         printed = self.printed(one_row(ScoredText([HOSTILE, "\n", "\t", " "], {"score": [1.0] * 4}), prompt=HOSTILE))
         assert "\x1b" not in printed and printed.count("␛[31m�") >= 3 and "[bold]" in printed
         assert "↵\n" in printed and "⇥" in printed and "␣" in printed
+        # Names come from columns and files.
+        text = ScoredText(["a"], {HOSTILE: [1.0]}, HOSTILE, {HOSTILE: 1.0})
+        printed = self.printed(ScoredRows(HOSTILE, [ScoredRow(HOSTILE, "q", [text])], [HOSTILE]), width=1000)
+        assert "\x1b" not in printed and "\ud800" not in printed and printed.count("␛[31m�") == 6
 
 
 class Page(HTMLParser):

@@ -27,11 +27,11 @@ def opened(dataset, output, **kwargs):
 @contextmanager
 def serving(store, password=None):
     """Gives the server's address."""
-    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra: annotate)")
-    from trl_tokenreward.annotation.server import listen, make_app
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra: annotate)")
+    from trl_tokenreward.annotation.server import listen, make_server
 
     with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(make_app(store, password), log_level="warning", server_header=False))
+        server = make_server(store, password)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:

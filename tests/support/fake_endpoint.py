@@ -2,8 +2,11 @@
 test has through conftest.py."""
 
 import json
+import re
+import socket
 import threading
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -81,3 +84,72 @@ def serve(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with ExitStack() as servers:
         yield lambda respond: servers.enter_context(running(respond))
+
+
+@contextmanager
+def misbehaving(misbehave):
+    """The address of a server that reads a request and then does `misbehave(connection)` to the client."""
+
+    def serve(connection):
+        with connection, suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(2**16)
+            head, _, body = request.partition(b"\r\n\r\n")
+            length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+            while len(body) < length:
+                body += connection.recv(2**16)
+            misbehave(connection)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+
+
+def _forever(connection, start, part, pause=0.0):
+    connection.sendall(start)
+    while True:
+        connection.sendall(part)
+        time.sleep(pause)
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+NESTED = b"[" * 200_000 + b"]" * 200_000
+
+
+# What the endpoint does with a connection once it has the request, and what is said of it.
+FAULTS = {
+    "silent": (lambda connection: time.sleep(5), "no whole answer within 1 seconds"),
+    "drips-a-header": (lambda c: _forever(c, OK, b"X", 0.1), "no whole answer within 1 seconds"),
+    "drips-a-body": (lambda c: _forever(c, OK + b"\r\n", b" ", 0.1), "no whole answer within 1 seconds"),
+    "continues": (lambda c: _forever(c, b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), "no whole answer within 1 seconds"),
+    "continues-at-once": (lambda c: _forever(c, b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), "no whole answer within"),
+    "endless-body": (lambda c: _forever(c, OK + b"\r\n", b" " * 2**20), "sent more than 2097152 bytes|no whole answer"),
+    "endless-chunks": (
+        lambda c: _forever(c, OK + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + b" " * 2**20 + b"\r\n"),
+        "sent more than 2097152 bytes|no whole answer",
+    ),
+    "endless-header": (lambda c: _forever(c, OK + b"X-Header: ", b"x" * 2**16), "RemoteProtocolError at "),
+    "endless-headers": (lambda c: _forever(c, OK, b"X-Header: x\r\n" * 1000), "RemoteProtocolError at "),
+    "negative-chunk": (
+        lambda c: c.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n"),
+        "RemoteProtocolError at ",
+    ),
+    "negative-length": (lambda c: c.sendall(OK + b"Content-Length: -5\r\n\r\nhello"), "RemoteProtocolError at "),
+    "cut-off": (lambda c: c.sendall(OK + b"Content-Length: 500\r\n\r\n{"), "RemoteProtocolError at "),
+    "hangs-up": (lambda c: None, "RemoteProtocolError at |ReadError at "),
+    "no-http": (lambda c: c.sendall(b"\x00\xff\r\n\r\n" * 10), "RemoteProtocolError at "),
+    "nested": (lambda c: c.sendall(OK + b"\r\n" + NESTED), "sent no chat completion, but '\\[\\["),
+    "not-utf-8": (lambda c: c.sendall(OK + b'\r\n{"choices": "\xff"}'), "sent no chat completion, but "),
+    "nested-error": (lambda c: c.sendall(b"HTTP/1.1 400 Bad\r\n\r\n" + NESTED), "answered with status 400: '\\[\\["),
+}  # fmt: skip

@@ -17,6 +17,8 @@ from ..editing.checks import EDITED
 from ..editing.log import read_log
 from ..editing.output import edit_card, edited_features, edited_row, quoted, save_edits
 from ..editing.tasks import Task
+from ..utils.files import new_path, write_text
+from ..utils.text import visible
 from .agreement import AgreementReport, EditedAnswer, measure_agreement
 from .store import LOG, LOG_NAMES, NOTHING_WRONG, SKIP_REASONS, UNFIT
 
@@ -102,10 +104,12 @@ class Annotations:
         features = edited_features(self.features, task)
         features |= {"annotator": Value("string"), "edit_ratio": Value("float64")}
         agreement = agreement or self.agreement()
-        output.mkdir(parents=True)
-        dataset = save_edits(output, rows, dropped, Features(features))
-        (output / "agreement.json").write_text(json.dumps(agreement.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (output / "README.md").write_text(self._card(agreement), encoding="utf-8")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with new_path(output) as new:
+            new.mkdir()
+            dataset = save_edits(new, rows, dropped, Features(features))
+            write_text(new / "agreement.json", json.dumps(agreement.to_dict(), indent=2) + "\n")
+            write_text(new / "README.md", self._card(agreement))
         return dataset
 
     def _card(self, agreement: AgreementReport) -> str:
@@ -156,7 +160,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     for place, name in enumerate(head):
         table.add_column(name, justify="right" if place else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     return table
 
 

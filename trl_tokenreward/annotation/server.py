@@ -1,6 +1,6 @@
 """HTTP routes of the annotation server. [`~annotation.access`] controls access, [`~annotation.store`] stores data."""
 
-import json
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,10 +10,13 @@ import uvicorn
 from datasets import Dataset
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..utils.jsonl import parse_json
+from ..utils.text import unicode_problem
 from ..views.html import EDIT_COLOURS
 from .access import COOKIE, Guard, HttpError, check_password
 from .store import AnnotationStore, OtherTab, Refused, annotator_name
@@ -24,7 +27,8 @@ _FILES = {name: _PAGE / name for name in ("page.css", "page.js", "login.js", "ic
 _FILES[EDIT_COLOURS.name] = EDIT_COLOURS
 
 
-_MOST_BYTES = 4 * 2**20
+# What a request's body may have, and how long it may take to come. Who has not logged in yet sends a password only.
+_MOST_BYTES, _MOST_BYTES_BEFORE_LOGIN, _BODY_SECONDS = 4 * 2**20, 4096, 60.0
 
 
 _HEADERS = {
@@ -47,8 +51,7 @@ def serve(dataset: Dataset, output: str | Path, *, host: str, port: int, passwor
         with listen(host, port) as listener:
             for line in _greeting(store, host, listener.getsockname()[1], password):
                 _say(line)
-            config = uvicorn.Config(make_app(store, password), log_level="warning", server_header=False)
-            uvicorn.Server(config).run(sockets=[listener])
+            make_server(store, password).run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn has shut down cleanly and raises it again
         pass
     finally:
@@ -78,7 +81,39 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"{host}, port {port}, cannot be listened on ({error.strerror}): give another --port.") from error
 
 
-def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
+def make_server(store: AnnotationStore, password: str | None = None) -> uvicorn.Server:
+    """The HTTP server of [`make_app`]. It does not believe `X-Forwarded-For`, which any client can write: behind a
+    proxy, all clients are one to the limit of guesses."""
+    app = make_app(store, password)
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, proxy_headers=False, ws="none"))
+
+
+class _CloseUnread:
+    """Closes the connection after the answer to a request whose body was not read to its end. The HTTP server would
+    read on, for as long as the client sends."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+        async def receive_part() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
+
+        async def send_part(message: Message) -> None:
+            if message["type"] == "http.response.start" and unread:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, receive_part, send_part)
+
+
+def make_app(store: AnnotationStore, password: str | None = None) -> ASGIApp:
     """The application: the page and its API.
 
     Args:
@@ -121,7 +156,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
         return RedirectResponse("/", 303) if guard.knows(request) else FileResponse(_PAGE / "login.html")
 
     async def log_in(request: Request) -> Response:
-        session = guard.log_in(request, (await _body(request)).get("password"))
+        session = guard.log_in(request, (await _body(request, _MOST_BYTES_BEFORE_LOGIN)).get("password"))
         response = JSONResponse({})
         response.set_cookie(COOKIE, session, httponly=True, samesite="strict")
         return response
@@ -140,24 +175,32 @@ def make_app(store: AnnotationStore, password: str | None = None) -> Starlette:
         *(Route(f"/{name}", answer(file, public=name != "page.js")) for name in _FILES),
         *(Route(f"/api/{action}", answer(act(action)), methods=["POST"]) for action in _ACTIONS),
     ]
-    return Starlette(routes=routes)
+    return _CloseUnread(Starlette(routes=routes))
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request, most: int = _MOST_BYTES) -> dict[str, Any]:
     """The JSON object of a request. A page of another site cannot send this content type without CORS permission."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HttpError(415, "The request must be application/json.")
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > _MOST_BYTES:
-            raise HttpError(413, f"The request is longer than {_MOST_BYTES} bytes.")
     try:
-        body = json.loads(data)
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > most:
+                    raise HttpError(413, f"The request is longer than {most} bytes.")
+    except TimeoutError as error:
+        raise HttpError(408, f"The request took longer than {_BODY_SECONDS:.0f} seconds to come.") from error
+    except ClientDisconnect as error:
+        raise HttpError(400, "The request ended early.") from error
+    try:
+        body = parse_json(bytes(data))
     except ValueError as error:
         raise HttpError(400, f"The request is no JSON: {error}") from error
     if not isinstance(body, dict):
         raise HttpError(400, "The request must be a JSON object.")
+    if problem := unicode_problem(body):
+        raise HttpError(400, f"The request {problem}")
     return body
 
 
@@ -176,7 +219,8 @@ _ACTIONS: dict[str, dict[str, Any]] = {
 def _act(store: AnnotationStore, action: str, body: dict[str, Any]) -> Any:
     kinds = _ACTIONS[action] if action == "about" else {"annotator": str, **_ACTIONS[action]}
     for name, kind in kinds.items():
-        if name not in body or not isinstance(body[name], kind) or (kind is int and isinstance(body[name], bool)):
+        is_bool = isinstance(body.get(name), bool)
+        if name not in body or not isinstance(body[name], kind) or is_bool != (kind is bool):
             raise HttpError(400, f"`{name}` is missing or of another type.")
     if extra := body.keys() - kinds.keys():
         raise HttpError(400, f"`{min(extra)}` is nothing that {action} takes.")

@@ -10,7 +10,6 @@
 
 import hashlib
 import json
-import os
 import re
 import statistics
 import threading
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features
-from filelock import FileLock, Timeout
 
 from ..data.formats import ASSISTANT, HUMAN
 from ..editing.checks import DEFAULT_CRITERIA, EDITED, EditChecks, length_change
@@ -31,7 +29,9 @@ from ..editing.log import EditLog
 from ..editing.tasks import Task, read_tasks
 from ..edits.alignment import align_words
 from ..edits.diff import diff_pieces
-from ..utils.text import visible
+from ..utils.files import check_own_folder, lock_folder, write_text
+from ..utils.jsonl import parse_json
+from ..utils.text import unicode_problem, visible
 from ..utils.validation import check_least
 
 
@@ -46,8 +46,10 @@ SKIP_REASONS = {
 UNFIT = {"several_turns": "several turns differ", "empty": "the rejected answer is empty"}
 
 LOG = "annotations.jsonl"
-LOG_NAMES = ("row", "hash", "annotator", "reason")
+LOG_NAMES = ("row", "hash", "annotator", "reason", "detail", "edited", "edit_ratio", "time", "prompt", "answer", "more")
 _NAME = re.compile(r"[\w .'@+-]{1,40}")
+_LONGEST_DETAIL, _LONGEST_TAB = 1_000, 100
+_ROOM = 10_000  # characters that a text may have more than the checks allow, so that a draft can be long
 _LONGEST_PAUSE = 600.0  # seconds; a longer pause does not count as work on a row
 
 
@@ -123,8 +125,10 @@ class AnnotationStore:
             raise ValueError("`overlap` has no effect where `per_row` is 1: set how many annotators those rows get.")
         if overlap is not None and not 0 < overlap <= 1:
             raise ValueError(f"`overlap` must be above 0 and at most 1, got {overlap}.")
-        if self.output.exists() and any(self.output.iterdir()) and not (self.output / LOG).exists():
-            raise ValueError(f"`output` is a folder with other things in it, {output}: name a new one.")
+        for name, value in (("criteria", criteria), ("about", about)):
+            if problem := unicode_problem(value):
+                raise ValueError(f"`{name}` {problem}")
+        check_own_folder(self.output, LOG)
         tasks = read_tasks(dataset, limit)
         self._dataset = dataset.with_format(None)
         self.tasks = {task.row: task for task in tasks if not task.unfit}
@@ -137,13 +141,7 @@ class AnnotationStore:
         self.fingerprint = _fingerprint(self._dataset)
         self._free_after, self._on_decision = free_after, on_decision
 
-        self._drafts_folder = self.output / "drafts"
-        self._drafts_folder.mkdir(parents=True, exist_ok=True)
-        self._file_lock = FileLock(self.output / ".lock")
-        try:
-            self._file_lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"Another server has {output} open: end it, or name another folder.") from error
+        self._file_lock = lock_folder(self.output)
         self._lock = threading.RLock()
         try:
             self._open_log(tasks, about or {})
@@ -171,8 +169,10 @@ class AnnotationStore:
 
     def _open_drafts(self) -> None:
         self._drafts: dict[tuple[int, str], Draft] = {}
-        for path in self._drafts_folder.glob("*.json"):
-            draft = Draft(**json.loads(path.read_text(encoding="utf-8")))
+        self._drafts_folder = self.output / "drafts"
+        self._drafts_folder.mkdir(exist_ok=True)
+        for path in sorted(self._drafts_folder.glob("*.json")):
+            draft = _read_draft(path)
             key = draft.row, draft.annotator
             done = self._decisions.get(key)
             superseded = done and done["reason"] == EDITED and done["time"] >= draft.time
@@ -206,6 +206,7 @@ class AnnotationStore:
         """A row of the annotator, or by default the next one to do, and the progress. The row now belongs to this
         tab."""
         with self._lock:
+            _check_tab(tab)
             row = self._next(annotator) if row is None else self._own(annotator, row)
             shown = {"row": row, **self._neighbours(annotator, row), "progress": self.progress(annotator)}
             if row is None:
@@ -231,9 +232,9 @@ class AnnotationStore:
 
     def check(self, annotator: str, tab: str, row: int, text: str, take: bool = False) -> dict[str, Any]:
         """Stores the unsaved text and returns the result of the checks. `take` claims the row for this tab."""
-        _check_text(text)
         with self._lock:
             key = self._claim(annotator, tab, row, take)
+            self._check_text(row, text)
             saved = self._saved(key)
             if text == saved and key in self._decisions:
                 self._forget(key)
@@ -247,9 +248,9 @@ class AnnotationStore:
         Raises:
             `Refused`: if the checks refuse it.
         """
-        _check_text(text)
         with self._lock:
             self._claim(annotator, tab, row)
+            self._check_text(row, text)
         task = self.tasks[row]
         judged = self._judge(task, text)  # this may take a while, so it runs without the lock
         if judged["reason"] != EDITED:
@@ -263,13 +264,17 @@ class AnnotationStore:
 
     def skip(self, annotator: str, tab: str, row: int, reason: str, detail: str = "", text: str | None = None) -> None:
         """Writes down that there is no edit, and why. What was typed stays as a draft."""
-        _check_text(detail + (text or ""))
+        if problem := unicode_problem(detail):
+            raise Refused(f"The reason {problem}")
+        if len(detail) > _LONGEST_DETAIL:
+            raise Refused(f"The reason has {len(detail)} characters; it may have {_LONGEST_DETAIL}.")
         if reason not in SKIP_REASONS:
             raise Refused(f"There is no such reason as {reason!r}.")
         if reason == "other" and not detail.strip():
             raise Refused("Say what the reason is.")
         with self._lock:
             key = self._claim(annotator, tab, row)
+            self._check_text(row, text or "")
             self._decide(_record(self.tasks[row], annotator, reason, detail=detail.strip()))
             if text is None or text == self._saved(key):
                 self._forget(key)
@@ -346,11 +351,20 @@ class AnnotationStore:
     def _claim(self, annotator: str, tab: str, row: int, take: bool = False) -> tuple[int, str]:
         """The row's key, if it is the annotator's and no later tab has it."""
         key = self._own(annotator, row), annotator
+        _check_tab(tab)
         if take:
             self._tabs[key] = tab
         if self._tabs.setdefault(key, tab) != tab:
             raise OtherTab("This row is open in another tab of yours, which was opened later.")
         return key
+
+    def _check_text(self, row: int, text: str) -> None:
+        """Raises [`Refused`] for what cannot be kept: what is no text, and a text that takes long to align."""
+        if problem := unicode_problem(text):
+            raise Refused(f"The text {problem}")
+        most = round(len(self.tasks[row].answer) * (1 + self.checks.max_length_change)) + _ROOM
+        if len(text) > most:
+            raise Refused(f"The text has {len(text)} characters; it may have {most} here.")
 
     # What is written
 
@@ -388,19 +402,33 @@ class AnnotationStore:
         self._deciders[record["row"]].add(record["annotator"])
 
     def _draft_path(self, row: int, annotator: str) -> Path:
-        return self._drafts_folder / f"{row}-{hashlib.sha256(annotator.encode()).hexdigest()[:16]}.json"
+        return self._drafts_folder / _draft_name(row, annotator)
 
     def _keep(self, annotator: str, row: int, text: str | None) -> Draft:
         draft = Draft(row, annotator, text, time.time())
-        path = self._draft_path(row, annotator)
-        path.with_suffix(".new").write_text(json.dumps(asdict(draft)), encoding="utf-8")
-        os.replace(path.with_suffix(".new"), path)
+        write_text(self._draft_path(row, annotator), json.dumps(asdict(draft)))
         self._drafts[row, annotator] = draft
         return draft
 
     def _forget(self, key: tuple[int, str]) -> None:
         if self._drafts.pop(key, None) is not None:
             self._draft_path(*key).unlink(missing_ok=True)
+
+
+def _draft_name(row: int, annotator: str) -> str:
+    return f"{row}-{hashlib.sha256(annotator.encode()).hexdigest()[:16]}.json"
+
+
+def _read_draft(path: Path) -> Draft:
+    try:
+        draft = Draft(**parse_json(path.read_bytes()))
+        kinds: tuple[Any, ...] = (int, str, str | None, int | float)
+        types_fit = all(isinstance(value, kind) for value, kind in zip(asdict(draft).values(), kinds, strict=True))
+        if not types_fit or unicode_problem(asdict(draft)) or path.name != _draft_name(draft.row, draft.annotator):
+            raise ValueError("it is another file")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no draft of an annotator ({error}): move it out of the folder.") from error
+    return draft
 
 
 _COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
@@ -419,6 +447,11 @@ def _record(task: Task, annotator: str, reason: str, **more: Any) -> dict[str, A
     row = {"row": task.row, "hash": task.hash, "annotator": annotator, "reason": reason}
     outcome = {"detail": "", "edited": None, "edit_ratio": None, **more, "time": time.time()}
     return row | outcome | {"prompt": task.prompt, "answer": task.answer, "more": task.more}
+
+
+def _check_tab(tab: str) -> None:
+    if len(tab) > _LONGEST_TAB:
+        raise Refused(f"A tab's name has at most {_LONGEST_TAB} characters.")
 
 
 def annotator_name(text: str) -> str:
@@ -462,11 +495,6 @@ def _shown(answer: str) -> str:
 
 def _line_breaks(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _check_text(text: str) -> None:
-    if any(unicodedata.category(char) == "Cs" for char in text):
-        raise Refused("The text has half of a character in it (a surrogate), which cannot be saved.")
 
 
 def _edited(task: Task, text: str) -> str:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .options import say
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
@@ -34,4 +36,4 @@ def run(args: argparse.Namespace) -> None:
         dataset = annotations.save(args.save, agreement)
     Console().print(annotations.table(agreement))
     if args.save is not None:
-        print(f"{len(dataset)} edits are in {args.save}; see its README.md.")
+        say(f"{len(dataset)} edits are in {args.save}; see its README.md.")

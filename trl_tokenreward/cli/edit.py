@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .options import about, add_checks, add_split, read_checks
+from .options import about, add_checks, add_split, read_checks, read_text, say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from ..utils.loading import load_split
 
     checks, criteria = read_checks(args)
-    template = args.prompt_template.read_text(encoding="utf-8") if args.prompt_template else DEFAULT_TEMPLATE
+    template = read_text(args.prompt_template) if args.prompt_template else DEFAULT_TEMPLATE
     dataset = load_split(args.dataset, args.split, args.config)
     editor = _editor(args)
     if args.reward_model:
@@ -71,11 +71,11 @@ def run(args: argparse.Namespace) -> None:
         limit=args.limit,
         about=about(args, **{"reward model": args.reward_model}),
     )
-    print(result.describe())
+    say(result.describe())
     if all(reason in FAILURES for reason, number in result.counts.items() if number):
         last = json.loads(Path(args.output, "dropped.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         raise ValueError(f"No request was answered. The last, for row {last['row']}: {last['detail']}")
-    print(f"They are in {args.output}; see its README.md.")
+    say(f"They are in {args.output}; see its README.md.")
 
 
 def _editor(args: argparse.Namespace) -> Any:
@@ -90,7 +90,9 @@ def _editor(args: argparse.Namespace) -> Any:
     from ..utils.loading import check_source, load_tokenizer
 
     check_source(args.local, "model")
-    model = AutoModelForCausalLM.from_pretrained(args.local, dtype="auto", device_map="auto", use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
+    )
     return LocalEditor(
         model, load_tokenizer(args.local), batch_size=args.batch_size, max_new_tokens=args.max_new_tokens or 1024
     )

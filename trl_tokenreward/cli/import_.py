@@ -3,7 +3,7 @@
 import argparse
 
 from ..data.importers import FORMATS, NAMES
-from .options import add_split
+from .options import add_split, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -36,6 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.format, arguments.source, split=arguments.split, config=arguments.config, columns=columns
     )
     save_dataset(imported.dataset, arguments.output)
-    print(f"{arguments.source} as {arguments.format}:")
+    say(f"{arguments.source} as {arguments.format}:")
     Console().print(imported.table())
-    print(f"Saved to {arguments.output}.")
+    say(f"Saved to {arguments.output}.")

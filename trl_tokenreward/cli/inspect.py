@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_split
+from .options import add_split, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -45,4 +45,4 @@ def run(arguments: argparse.Namespace) -> None:
         write_page(inspection, arguments.output, title=arguments.dataset, limit=arguments.limit)
     print_inspection(inspection, title=arguments.dataset)
     if arguments.output is not None:
-        print(f"The rows to look through: {arguments.output}")
+        say(f"The rows to look through: {arguments.output}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from ..utils.text import unicode_problem, visible
 
 
 # Modules of `trl_tokenreward.cli`, in the order in which the help lists them. Each has `add_parser(subparsers)`, which
@@ -42,8 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     try:
+        for name, value in vars(parsed).items():
+            if problem := unicode_problem(value):
+                raise ValueError(f"{name.upper()} {problem}")
         parsed.run(parsed)
     except (ValueError, OSError) as error:  # what is wrong with a row or an option; files and the network
-        print(f"{parser.prog} {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        # What a data set or an endpoint says may be in it, and a terminal would obey an escape sequence.
+        line = visible(" ".join(str(error).split()))
+        print(f"{parser.prog} {parsed.command}: error: {line}", file=sys.stderr)
         return 2
     return 0

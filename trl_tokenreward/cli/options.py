@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.text import visible
+
 
 if TYPE_CHECKING:
     from ..editing.checks import EditChecks
@@ -28,8 +30,21 @@ def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
     """The checks, and the criteria."""
     from ..editing.checks import DEFAULT_CRITERIA, EditChecks
 
-    criteria = args.criteria.read_text(encoding="utf-8") if args.criteria else DEFAULT_CRITERIA
+    criteria = read_text(args.criteria) if args.criteria else DEFAULT_CRITERIA
     return EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change), criteria
+
+
+def say(line: str) -> None:
+    """Prints a line without what a terminal would obey: names of files may have escape sequences in them."""
+    print(visible(line))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. A `ValueError` names a file that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
 def about(args: argparse.Namespace, **more: Any) -> dict[str, Any]:

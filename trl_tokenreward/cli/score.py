@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         which = "first" if arguments.training_run is None else "last"
         console.print(f"\nThe {which} {len(shown)} of {len(rows)} rows. --show prints more, --output makes a page.")
     if arguments.output is not None:
-        console.print(f"\nThe page: {arguments.output}", soft_wrap=True, highlight=False)
+        console.print(f"\nThe page: {arguments.output}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -187,7 +187,15 @@ def _read(source: str | Path, split: str, config: str | None) -> Iterable[Row]:
         return _read_csv(Path(source), tabs=suffixes[-1] == ".tsv")
     from ..utils.loading import load_split
 
-    return load_split(source, split, config, streaming=True)
+    return _named(load_split(source, split, config, streaming=True), source)
+
+
+def _named(rows: Iterable[Row], source: str | Path) -> Iterator[Row]:
+    """The rows; errors of the reader, such as pyarrow's, name the source."""
+    try:
+        yield from rows
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{source} cannot be read: {error}") from error
 
 
 def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
@@ -200,7 +208,7 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
                 if None in row:  # a row may lack its last columns
                     raise ValueError(f"Row {index} of {path}: has more fields than the header.")
                 yield row
-        except csv.Error as error:
+        except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
 
 

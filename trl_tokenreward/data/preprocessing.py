@@ -19,7 +19,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized, blank_start, word_edit_ratio
-from ..utils.text import shorten
+from ..utils.text import shorten, unicode_problem
 from .dropped import DroppedRows
 from .formats import (
     SIDES,
@@ -283,6 +283,9 @@ class RowPreparer:
 
     def _prepare(self, row: Row) -> tuple[Row, dict[str, RenderedText] | None]:
         texts = None
+        for column in RAW_COLUMNS:
+            if problem := unicode_problem(row.get(column)):
+                raise ColumnError(column, problem)
         if self.format == "ids":
             prepared = complete_ids_row(row, self._vocabulary)
         elif self.format == "conversational":

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..edits.alignment import EditAlignment, align_words
 from ..utils.chat_endpoint import Prompt
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_list
 
 
 Score = Callable[[list[Prompt], list[str]], list[float]]
@@ -47,11 +47,13 @@ class EditChecks:
 
     def __call__(self, prompt: Prompt, original: str, edited: str) -> tuple[str, str]:
         """Returns `("edited", "")`, or the reason to drop the edit and a sentence that explains it."""
+        if problem := self.check_length(original, edited):
+            return "length", problem  # a long text is not aligned, which takes long
         reason, detail = self.check_size(original, edited, align_words(original, edited))
         if reason != EDITED or self.score is None:
             return reason, detail
         try:
-            new, old = self.score([prompt, prompt], [edited, original])
+            new, old = check_list(self.score([prompt, prompt], [edited, original]), "`score`", 2)
         except ValueError as error:
             return "not_scored", str(error)
         if not new > old:
@@ -60,17 +62,23 @@ class EditChecks:
 
     def check_size(self, original: str, edited: str, alignment: EditAlignment) -> tuple[str, str]:
         """As `__call__`, but without `score`. `alignment` is the result of [`align_words`] for the two texts."""
-        ratio, hunks, change = alignment.edit_ratio, len(alignment.operations), abs(length_change(original, edited))
+        ratio, hunks = alignment.edit_ratio, len(alignment.operations)
+        if problem := self.check_length(original, edited):
+            return "length", problem
         if not ratio:
             return "identical", "No word was changed."
-        if change > self.max_length_change:
-            limit = f"at most {self.max_length_change:.0%} is allowed"
-            return "length", f"The length went from {len(original)} to {len(edited)} characters; {limit}."
         if ratio > self.max_edit_ratio:
             return "edit_ratio", f"{ratio:.0%} of the words were changed; at most {self.max_edit_ratio:.0%} may be."
         if hunks > self.max_hunks:
             return "hunks", f"The answer was changed in {hunks} places; at most {self.max_hunks} may be."
         return EDITED, ""
+
+    def check_length(self, original: str, edited: str) -> str:
+        """A sentence on the change of length if it is too large, or `""`."""
+        if abs(length_change(original, edited)) <= self.max_length_change:
+            return ""
+        limit = f"at most {self.max_length_change:.0%} is allowed"
+        return f"The length went from {len(original)} to {len(edited)} characters; {limit}."
 
     def settings(self) -> dict[str, Any]:
         """The arguments as JSON-compatible values."""

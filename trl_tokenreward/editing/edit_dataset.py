@@ -2,8 +2,10 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.chat_endpoint import EndpointError, EndpointUsage, Unanswered, check_template, fill_template
-from ..utils.text import quoted_start
+from ..utils.files import check_own_folder, lock_folder, write_text
+from ..utils.text import quoted_start, unicode_problem, visible
 from ..utils.validation import check_least
 from .checks import DEFAULT_CRITERIA, EDITED, EditChecks
-from .editors import _EDITED, _RETRY, DEFAULT_TEMPLATE, Editor
+from .editors import _RETRY, DEFAULT_TEMPLATE, Editor
 from .log import EditLog
 from .output import edit_card, edited_features, edited_row, quoted, save_edits
 from .tasks import Task, read_tasks
@@ -22,7 +25,10 @@ from .tasks import Task, read_tasks
 
 # Failures that do not depend on the row: the next run tries these rows again.
 FAILURES = ("request_failed", "not_scored")
-REASONS = ("several_turns", "empty", "unparsed", "identical", "length", "edit_ratio", "hunks", "not_better", *FAILURES)
+REASONS = (
+    *("several_turns", "empty", "unparsed", "not_unicode", "identical", "length", "edit_ratio", "hunks", "not_better"),
+    *FAILURES,
+)
 # After this many failures in a row, the cause is not the rows.
 _MOST_FAILURES = 20
 
@@ -62,7 +68,7 @@ class _Log(EditLog):
     """The log of finished rows. Each row is written as soon as it is finished."""
 
     def __init__(self, path: Path, settings: dict[str, Any], usage: EndpointUsage):
-        super().__init__(path, settings, names=("row", "hash", "reason", "used"))
+        super().__init__(path, settings, names=("row", "hash", "reason", "detail", "edited", "answer", "used"))
         self._usage, self._counted = usage, asdict(usage)
         self._lock, self._failures = threading.Lock(), 0
         self.records = {(record["row"], record["hash"]): record for record in self.lines}
@@ -71,7 +77,9 @@ class _Log(EditLog):
             self.used.update(record["used"])
 
     def done(self, task: Task) -> bool:
-        return task.key in self.records and self.records[task.key]["reason"] not in FAILURES
+        record = self.records.get(task.key)
+        # Earlier versions logged edits that are not Unicode text, which no data set can hold.
+        return record is not None and record["reason"] not in FAILURES and not unicode_problem(record["edited"])
 
     def add(self, task: Task, **record: Any) -> None:
         """Appends a row, with the usage since the last line. The sum over the lines is the total usage."""
@@ -111,6 +119,7 @@ def edit_dataset(
     `EditChecks`'s, or
 
     - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
+    - `"not_unicode"`: it has half of a character in it;
     - `"several_turns"` or `"empty"`: the row has no single answer to edit, so nothing was requested;
     - `"request_failed"` or `"not_scored"`: the next run tries these rows again.
 
@@ -130,7 +139,7 @@ def edit_dataset(
         editor ([`Editor`]):
             Such as [`~editing.editors.EndpointEditor`] or [`~editing.editors.LocalEditor`].
         output (`str` or `Path`):
-            A folder.
+            A folder. Only one call at a time may write to it.
         criteria (`str`, *optional*):
             What the edited answers must meet.
         template (`str`, *optional*):
@@ -151,44 +160,56 @@ def edit_dataset(
         [`EditResult`].
 
     Raises:
-        `ValueError`: for a bad argument or row, before anything is asked.
+        `ValueError`: for a bad argument or row, or if another call writes to `output`; before anything is asked.
         `EndpointError`: if the endpoint refuses us, or if 20 rows fail one after the other.
     """
     check_template(template, ("{prompt}", "{answer}", "{criteria}", "<edited>", "</edited>"))
     if not criteria.strip():
         raise ValueError("`criteria` is empty.")
+    for name, text in (("criteria", criteria), ("template", template), ("about", about)):
+        if problem := unicode_problem(text):
+            raise ValueError(f"`{name}` {problem}")
     check_least(retries=(retries, 0))
     tasks = read_tasks(dataset, limit)
     checks, output = checks or EditChecks(), Path(output)
-    if output.exists() and any(output.iterdir()) and not (output / "log.jsonl").exists():
-        raise ValueError(f"`output` is a folder with other things in it, {output}: name a new one.")
+    check_own_folder(output, "log.jsonl")
     settings = {"about": about or {}, "editor": editor.settings, "retries": retries, "checks": checks.settings()}
     settings |= {"criteria": criteria, "template": template}
-    log = _Log(output / "log.jsonl", settings, editor.usage)
+    lock = lock_folder(output)
+    try:
+        log = _Log(output / "log.jsonl", settings, editor.usage)
+        how: dict[str, Any] = {"checks": checks, "criteria": criteria, "template": template, "retries": retries}
+        edit = partial(_edit_rows, editor=editor, log=log, **how)
+        _edit_tasks([task for task in tasks if not task.unfit], editor, log, edit, progress)
+        kept, counts = _write_rows(output, tasks, log, dataset)
+        usage = EndpointUsage(**{field.name: log.used[field.name] for field in fields(EndpointUsage)})
+        result = EditResult(kept, counts, usage, usage.cost(editor.prices))
+        write_text(output / "README.md", _card(result, settings))
+        return result
+    finally:
+        lock.release()
 
-    def edit(chunk: list[Task]) -> int:
-        _edit_rows(chunk, editor, checks, log, criteria, template, retries)
-        return len(chunk)
 
-    left = [task for task in tasks if not task.unfit and not log.done(task)]
+def _edit_tasks(
+    tasks: list[Task], editor: Editor, log: _Log, edit: Callable[[list[Task]], None], progress: bool
+) -> None:
+    """Has `edit` do what the log does not have yet, in as many threads as the editor allows."""
+    left = [task for task in tasks if not log.done(task)]
     chunks = [left[start : start + editor.batch_size] for start in range(0, len(left), editor.batch_size)]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="Editing answers", disable=not progress)
     executor = ThreadPoolExecutor(editor.concurrency)
     try:
         with bar:
-            for future in as_completed([executor.submit(edit, chunk) for chunk in chunks]):
-                bar.update(future.result())
+            futures = {executor.submit(edit, chunk): len(chunk) for chunk in chunks}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(futures[future])
     finally:  # also after an error: requests that still wait are cancelled
         executor.shutdown(cancel_futures=True)
-    kept, counts = _write_rows(output, tasks, log, dataset)
-    usage = EndpointUsage(**{field.name: log.used[field.name] for field in fields(EndpointUsage)})
-    result = EditResult(kept, counts, usage, usage.cost(editor.prices))
-    (output / "README.md").write_text(_card(result, settings), encoding="utf-8")
-    return result
 
 
 def _edit_rows(
-    tasks: list[Task], editor: Editor, checks: EditChecks, log: _Log, criteria: str, template: str, retries: int
+    tasks: list[Task], *, editor: Editor, log: _Log, checks: EditChecks, criteria: str, template: str, retries: int
 ) -> None:
     """Edits rows and logs each as soon as it is edited, or dropped."""
     problems = [""] * len(tasks)
@@ -203,12 +224,21 @@ def _edit_rows(
             edited, reason, detail = _check_answer(task, answer, checks)
             if reason == EDITED or reason in FAILURES or attempt == retries:
                 said = None if isinstance(answer, Unanswered) else answer
+                if said is not None and unicode_problem(said):  # `dropped.jsonl` has it, and must load
+                    said = visible(said)
                 log.add(task, reason=reason, detail=detail, edited=edited, answer=said, attempts=attempt + 1)
             else:
                 refused.append((task, detail))
         if not refused:
             return
         tasks, problems = zip(*refused, strict=True)
+
+
+def _edited_words(answer: str) -> str | None:
+    """What stands between the last `<edited>` that is closed and its `</edited>`. A regular expression would take a
+    time that grows with the square of the number of tags."""
+    start = answer.rfind("<edited>", 0, max(answer.rfind("</edited>"), 0))
+    return None if start < 0 else answer[start + len("<edited>") :].partition("</edited>")[0]
 
 
 _score_lock = threading.Lock()
@@ -218,10 +248,12 @@ def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> t
     """The edited answer or `None`, `"edited"` or the reason to drop it, and a sentence that explains it."""
     if isinstance(answer, Unanswered):
         return None, "request_failed", str(answer)
-    found = _EDITED.findall(answer)
-    if not found:
+    if problem := unicode_problem(answer):
+        return None, "not_unicode", f"The answer {problem}"
+    words = _edited_words(answer)
+    if words is None:
         return None, "unparsed", f"Nothing stands between <edited> and </edited>: {quoted_start(answer)}."
-    edited = task.with_words(found[-1])
+    edited = task.with_words(words)
     with _score_lock:  # a reward model may not be thread-safe
         return edited, *checks(task.prompt, task.answer, edited)
 

@@ -1,6 +1,5 @@
 """Editors: language models that minimally edit answers."""
 
-import re
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ _RETRY = """
 
 An earlier attempt at this was refused: {problem} Try again, and write the whole edited answer between <edited> and \
 </edited>."""
-_EDITED = re.compile(r"<edited>(.*?)</edited>", re.DOTALL)
 
 
 class Editor:
@@ -80,7 +78,7 @@ class EndpointEditor(Editor):
         concurrency (`int`, *optional*, defaults to `8`):
             Most requests at a time.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds that the endpoint may be silent, which it is until the whole answer is there.
+            Seconds that a request may take, from the connection to the end of the answer.
         kwargs:
             `api_key`, `settings`, `retries` (of requests that fail), `backoff` and `prices`, as of the client.
 

@@ -1,16 +1,16 @@
 """The append-only log of edits, one line for each row."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.jsonl import read_jsonl
+from ..utils.jsonl import append_jsonl, read_jsonl
 
 
 class EditLog:
-    """A JSON Lines file that is only appended to. Its first line holds the settings.
+    """A JSON Lines file that is only appended to. Its first line holds the settings. Who opens one has locked its
+    folder (see [`~utils.files.lock_folder`]), for two writers would each begin it.
 
     Args:
         path (`Path`):
@@ -37,7 +37,7 @@ class EditLog:
         if not lines:
             self.append({"settings": settings, **more})
         else:
-            before = lines[0].get("settings", {})
+            before = lines[0]["settings"]
             changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
             if changed:
                 raise ValueError(
@@ -48,21 +48,11 @@ class EditLog:
 
     def append(self, *lines: dict[str, Any]) -> None:
         """Writes lines. When this returns, they are on the disk; when it raises, none of them is in the file."""
-        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with self.path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                while data:
-                    data = data[file.write(data) :]
-                os.fsync(file.fileno())
-            except OSError:  # for example a full disk: the next line must not follow half a line
-                file.truncate(end)
-                raise
+        append_jsonl(self.path, *lines)
 
 
 def read_log(path: Path, names: Sequence[str], repair: bool = True) -> list[dict[str, Any]]:
     """The lines of an [`EditLog`], the one with the settings first; none if there is no file. `repair` as of
     [`read_jsonl`]."""
-    return read_jsonl(
-        path, "the log", "row", lambda line: "settings" in line or [line[name] for name in names], repair=repair
-    )
+    head = iter([("settings",)])
+    return read_jsonl(path, "the log", "row", lambda line: [line[name] for name in next(head, names)], repair=repair)

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value
 
+from ..utils.files import write_text
 from ..utils.statistics import markdown
 from .tasks import Task
 
@@ -27,13 +28,15 @@ def edited_features(features: Features, task: Task) -> Features:
 
 def save_edits(output: Path, rows: list[dict[str, Any]], dropped: list[dict[str, Any]], features: Features) -> Dataset:
     """Writes the edited rows as `save_to_disk` does, and those dropped to `dropped.jsonl`."""
+    # `load_from_disk` needs this file, which is written last: half a data set does not load as a small one.
+    (output / "state.json").unlink(missing_ok=True)
     for shard in output.glob("data-*.arrow"):  # an earlier result may have had more of them
         shard.unlink()
     columns = {column: [row[column] for row in rows] for column in features}  # there may be no rows
     dataset = Dataset.from_dict(columns, features=features)
     dataset.save_to_disk(str(output), num_shards=None if rows else 1)  # without a shard it could not be loaded
     lines = "".join(json.dumps(row) + "\n" for row in dropped)
-    (output / "dropped.jsonl").write_text(lines, encoding="utf-8")
+    write_text(output / "dropped.jsonl", lines)
     return dataset
 
 

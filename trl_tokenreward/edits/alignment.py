@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import regex
 from rapidfuzz.distance import Indel
 
+from ..utils.text import unicode_problem
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -107,7 +109,7 @@ def align_edits(original: str, edited: str, tokenizer: "PreTrainedTokenizerFast"
 
     Raises:
         TypeError: If a text is not a `str`.
-        ValueError: If the tokenizer gives no character offsets.
+        ValueError: If a text is not Unicode text, or the tokenizer gives no character offsets.
     """
     _check_texts(original, edited)
     if not getattr(tokenizer, "is_fast", False):
@@ -139,7 +141,8 @@ def align_tokenized(
 
     Raises:
         TypeError: If a text is not a `str`.
-        ValueError: If there are not as many offsets as ids, or an offset lies outside its text.
+        ValueError: If a text is not Unicode text, there are not as many offsets as ids, or an offset lies outside its
+            text.
     """
     _check_texts(original, edited)
     original_side = _side(original, original_tokens, "original_tokens")
@@ -164,6 +167,7 @@ def align_words(original: str, edited: str) -> EditAlignment:
 
     Raises:
         TypeError: If a text is not a `str`.
+        ValueError: If a text is not Unicode text.
     """
     _check_texts(original, edited)
     numbers: dict[str, int] = {}
@@ -239,6 +243,8 @@ def _check_texts(original: str, edited: str) -> None:
     for name, text in (("original", original), ("edited", edited)):
         if not isinstance(text, str):
             raise TypeError(f"`{name}` must be a str, but is a {type(text).__name__}.")
+        if problem := unicode_problem(text):
+            raise ValueError(f"`{name}` {problem}")
 
 
 def _check_ids(ids: Sequence[int], name: str) -> list[int]:

@@ -25,10 +25,10 @@ from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
-from ..utils.jsonl import read_jsonl
+from ..utils.jsonl import append_jsonl, read_jsonl
 from ..utils.statistics import pairwise_outcomes
 from ..utils.text import quoted_start
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_list
 
 
 logger = logging.get_logger(__name__)
@@ -57,7 +57,10 @@ class ScoringJudge:
         self.scores = function
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
-        return pairwise_outcomes(self.scores(prompts, answers_a), self.scores(prompts, answers_b))
+        sides = (
+            check_list(self.scores(prompts, side), "The judge's function", len(side)) for side in (answers_a, answers_b)
+        )
+        return pairwise_outcomes(*sides)
 
 
 class RewardModelJudge(ScoringJudge):
@@ -173,7 +176,7 @@ class EndpointJudge:
         concurrency (`int`, *optional*, defaults to `8`):
             Most requests at a time.
         timeout (`float`, *optional*, defaults to `60.0`):
-            Seconds that the endpoint may be silent.
+            Seconds that a request may take, from the connection to the end of the answer.
         retries (`int`, *optional*, defaults to `5`):
             How often a request is repeated.
         backoff (`float`, *optional*, defaults to `1.0`):
@@ -278,8 +281,7 @@ class EndpointJudge:
         with self._lock:
             self._cache[key] = answer
             if self._cache_path is not None:
-                with self._cache_path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "model": self.client.model, "answer": answer}) + "\n")
+                append_jsonl(self._cache_path, {"key": key, "model": self.client.model, "answer": answer})
         return _verdict(answer)
 
 

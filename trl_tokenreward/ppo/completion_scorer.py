@@ -24,6 +24,7 @@ from ..reward_model.readout import (
     prefix_scores,
     token_scores,
 )
+from ..utils.validation import check_list
 from .config import FineGrainedPPOConfig, check_density
 from .functional import place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
@@ -235,8 +236,7 @@ class CompletionScorer:
             completions = [[{"role": "assistant", "content": text}] for text in completions]
         reward: Any = self.reward
         returned = reward(prompts=texts, completions=completions, completion_ids=ids, **columns)
-        if len(returned) != len(ids):
-            raise ValueError(f"The reward function returned {len(returned)} scores for {len(ids)} completions.")
+        check_list(returned, "The reward function", len(ids))
         returned = [_returned_scores(scores, row) for row, scores in enumerate(returned)]
         if len({scores.ndim for scores in returned}) > 1:
             raise ValueError("The reward function returned floats and lists of floats; return one kind.")

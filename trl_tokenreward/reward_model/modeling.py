@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput, is_peft_available, logging
 
 from ..data.tokens import TextTokenizer
 from ..nn.modules import backbone_of
+from ..utils.text import unicode_problem
 from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
 from .text_scores import TextScores, columns_of_text, scores_of_ids
@@ -409,8 +410,8 @@ class TokenRewardModel(PreTrainedModel):
 
         Raises:
             `TypeError`: if `texts` or `prompts` is a single string or holds something else than strings.
-            `ValueError`: if the tokenizer is not a fast one, if a text has no tokens at all or more than `max_length`,
-                or if there are not as many prompts as texts.
+            `ValueError`: if the tokenizer is not a fast one, if a text is not Unicode text, has no tokens at all or
+                more than `max_length`, or if there are not as many prompts as texts.
         """
         _check_strings("texts", texts)
         if prompts is None:
@@ -595,3 +596,5 @@ def _check_strings(name: str, values: Sequence[str]) -> None:
     for index, value in enumerate(values):
         if not isinstance(value, str):
             raise TypeError(f"`{name}` must hold strings, but number {index} is a {type(value).__name__}.")
+        if problem := unicode_problem(value):
+            raise ValueError(f"Number {index} of `{name}` {problem}")

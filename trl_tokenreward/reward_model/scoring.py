@@ -19,6 +19,7 @@ from ..data.formats import SIDES, ColumnError, check_row, plain_rows, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
+from ..utils.text import unicode_problem
 from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
@@ -105,15 +106,16 @@ class TokenScorer:
             signal (`str`, *optional*):
                 See [`TokenScorer`].
             kwargs:
-                Arguments of [`TokenRewardModel.from_pretrained`].
+                Arguments of [`TokenRewardModel.from_pretrained`]. `trust_remote_code` is the tokenizer's too.
         """
         check_source(name_or_path, "model")
         model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
-        config = AutoConfig.from_pretrained(name_or_path)
+        trust_remote_code = kwargs.get("trust_remote_code", False)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
         return cls(
             model,
-            load_tokenizer(name_or_path if tokenizer is None else tokenizer),
+            load_tokenizer(name_or_path if tokenizer is None else tokenizer, trust_remote_code),
             name=str(name_or_path),
             signal=signal,
             has_sequence_score=isinstance(config, TokenRewardModelConfig) or classifies_sequences,
@@ -298,6 +300,9 @@ def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
         raise ValueError(f"Row {index}: `{columns[0]}` must be a text or messages, but is a {type(text).__name__}.")
     if prompt is not None and type(prompt) is not type(text):
         raise ValueError(f"Row {index}: `prompt` and `{columns[0]}` must both be texts, or both messages.")
+    for name, value in ((columns[0], text), ("prompt", prompt)):
+        if problem := unicode_problem(value):
+            raise ValueError(f"Row {index}: `{name}` {problem}")
     pair = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
     if prompt is not None or isinstance(text, str):
         pair["prompt"] = prompt or ""

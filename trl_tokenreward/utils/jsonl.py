@@ -1,6 +1,7 @@
-"""JSON Lines files that are appended to."""
+"""JSON that others wrote, and JSON Lines files that are appended to."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,18 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text, whoever wrote it.
+
+    Raises:
+        `ValueError`: if it is no JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any], *, repair: bool = True) -> list[Any]:
@@ -35,7 +48,7 @@ def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any],
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
             check(records[-1])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -46,3 +59,20 @@ def read_jsonl(path: Path, name: str, content: str, check: Callable[[Any], Any],
         with path.open("r+b") as file:
             file.truncate(len(data) - len(rest))
     return records
+
+
+def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
+    """Appends lines to a JSON Lines file. When this returns, they are on the disk; when it raises, none of them is in
+    the file."""
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except BaseException as error:  # for example a full disk: the next line must not follow half a line
+            file.truncate(end)
+            if isinstance(error, OSError) and error.errno is not None:
+                error.filename = str(path)
+            raise

@@ -17,6 +17,8 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from .files import new_path
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,8 +50,9 @@ def check_source(name: str | os.PathLike, what: str) -> None:
         raise ValueError(f"There is no {what} at {name}.")
 
 
-def load_tokenizer(name: str | os.PathLike) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder, or of a name on the Hub.
+def load_tokenizer(name: str | os.PathLike, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder, or of a name on the Hub. Code that is there runs only with `trust_remote_code`; if it
+    were unset, transformers would ask on standard input, which may be a pipe that says yes.
 
     Raises:
         ValueError: If there is none, or it cannot be loaded. The error names it.
@@ -58,7 +61,7 @@ def load_tokenizer(name: str | os.PathLike) -> "PreTrainedTokenizerBase":
 
     check_source(name, "tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:  # which may be about a connection, or a package, and name nothing
         raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
 
@@ -166,9 +169,10 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
     check_output(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
-        dataset.to_json(path, force_ascii=False)
-    elif path.suffix == ".parquet":
-        dataset.to_parquet(path)
-    else:
-        dataset.save_to_disk(str(path))
+    with new_path(path) as new:
+        if path.suffix == ".jsonl":
+            dataset.to_json(new, force_ascii=False)
+        elif path.suffix == ".parquet":
+            dataset.to_parquet(new)
+        else:
+            dataset.save_to_disk(str(new))

@@ -1,7 +1,33 @@
-"""Texts as errors and views quote them."""
+"""Texts as errors and views quote them, and what is no text."""
 
+import re
 import unicodedata
 from typing import Any
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def unicode_problem(value: Any) -> str | None:
+    """Why a text, or one of the texts in lists and dictionaries, is not Unicode text; `None` if all are.
+
+    A Python `str` may hold half of a surrogate pair, which no encoding, tokenizer or Arrow column takes. It comes from
+    JSON with an escape such as `"\\ud83d"` and from bytes that are not UTF-8.
+    """
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if found := _SURROGATE.search(value):
+                return (
+                    f"has half of a character, {found[0]!r} (a lone surrogate, at character {found.start()}), so it is "
+                    "not Unicode text. Remove it, or write the text as UTF-8 again."
+                )
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return None
 
 
 def visible(text: str) -> str:

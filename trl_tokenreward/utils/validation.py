@@ -1,6 +1,8 @@
-"""Checks of arguments."""
+"""Checks of arguments, and of what functions of the user's return."""
 
+import inspect
 import math
+from collections.abc import Mapping, Set
 from typing import Any
 
 
@@ -16,3 +18,34 @@ def check_no_nan(config: Any) -> None:
     for name, value in vars(config).items():
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"`{name}` is NaN.")
+
+
+def check_list(returned: Any, what: str, number: int) -> Any:
+    """What a function of the user's returned, if that is a list, a tuple, a tensor, an array or the like, of `number`
+    entries.
+
+    Args:
+        returned (`Any`):
+            What it returned.
+        what (`str`):
+            The function, as the beginning of the error: `"The reward function"`.
+        number (`int`):
+            How many entries are due.
+
+    Raises:
+        TypeError: If it is something else. The keys of a dictionary, the characters of a text and the members of a set
+            would count as entries, and a generator or a coroutine has none yet.
+        ValueError: If it has more or fewer entries.
+    """
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise TypeError(f"{what} is an `async` function, which returned a coroutine: make it return a list.")
+    if isinstance(returned, (str, bytes, Mapping, Set)) or not hasattr(returned, "__getitem__"):
+        raise TypeError(f"{what} returned a {type(returned).__name__}, where a list of {number} entries is due.")
+    try:
+        length = len(returned)
+    except TypeError as error:  # a tensor or an array of no dimension
+        raise TypeError(f"{what} returned {returned!r}, where a list of {number} entries is due.") from error
+    if length != number:
+        raise ValueError(f"{what} returned {length} scores for {number} completions.")
+    return returned

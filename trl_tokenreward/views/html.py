@@ -5,6 +5,7 @@ import hashlib
 import html
 from pathlib import Path
 
+from ..utils.files import write_text
 from ..utils.text import visible
 from .colours import BAD_RGB, GOOD_RGB, LOW, STRONGEST, number, rgba
 
@@ -70,7 +71,7 @@ def write(path: str | Path, page: str) -> Path:
     check_page(path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

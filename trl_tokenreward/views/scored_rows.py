@@ -61,7 +61,7 @@ class ScoredRows(Sequence):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(visible(self.title), style="bold")
         for sentence in self.dropped:
-            yield Text(sentence)
+            yield Text(visible(sentence))
         for series, limit in islice(self.limits.items(), 1):
             yield legend_line(series, limit)
             for row in self.rows:

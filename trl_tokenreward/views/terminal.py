@@ -45,7 +45,7 @@ def _style(value: float, limit: float) -> Style:
 
 
 def legend_line(series: str, limit: float) -> Text:
-    text = Text(f"{series}: ")
+    text = Text(f"{visible(series)}: ")
     for share in (-1, -0.5, -0.25, 0, 0.25, 0.5, 1):
         sign = "-" if share < 0 else "+" if share else ""
         text.append(f" {sign}{number(abs(share) * limit)} ", style=_style(share * limit, limit))
@@ -53,7 +53,7 @@ def legend_line(series: str, limit: float) -> Text:
 
 
 def row_lines(row: ScoredRow, series: str, limit: float, console: Console, width: int) -> Iterator[Any]:
-    yield Text(row.name, style="bold")
+    yield Text(visible(row.name), style="bold")
     if prompt := visible(compact(row.prompt)):
         yield from _indented(Text(prompt, style="dim"), console, width)
     cells = [_text_cell(text, series, limit) for text in row.texts]
@@ -76,7 +76,7 @@ def _indented(text: Text, console: Console, width: int) -> Iterator[Text]:
 
 
 def _text_cell(text: ScoredText, series: str, limit: float) -> Text:
-    head = ", ".join([*filter(None, [visible(text.name)]), *numbers_text(text.numbers)])
+    head = visible(", ".join([*filter(None, [text.name]), *numbers_text(text.numbers)]))
     cell = Text(f"{head}\n" if head else "", style="")
     cell.stylize("bold", 0, len(head))
     opening, closing, line = ("[-", "-]", "strike") if text.edit == "delete" else ("{+", "+}", "underline")
