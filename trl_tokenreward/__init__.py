@@ -25,6 +25,8 @@ _MODULE_OF = {
     "TokenRewardTrainer": "reward_model.trainer",
     "FineGrainedPPOConfig": "ppo.config",
     "FineGrainedPPOTrainer": "ppo.trainer",
+    "FineGrainedGRPOConfig": "grpo.config",
+    "FineGrainedGRPOTrainer": "grpo.trainer",
     "RewardHackingCallback": "ppo.reward_hacking",
     "AgreementReport": "annotation.agreement",
     "EditedAnswer": "annotation.agreement",
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from .edits.alignment import EditAlignment, EditOperation, align_edits, align_ids
     from .evaluation.judges import EndpointJudge, Judge, RewardModelJudge, ScoringJudge
     from .evaluation.win_rate import WinRate, WinRateCallback, evaluate_win_rate
+    from .grpo.config import FineGrainedGRPOConfig
+    from .grpo.trainer import FineGrainedGRPOTrainer
     from .ppo.completion_log import read_completions
     from .ppo.config import FineGrainedPPOConfig
     from .ppo.reward_hacking import RewardHackingCallback

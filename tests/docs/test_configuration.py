@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from trl import RewardConfig
+from trl import GRPOConfig, RewardConfig
 
-from trl_tokenreward import FineGrainedPPOConfig, TokenRewardConfig
+from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedPPOConfig, TokenRewardConfig
 from trl_tokenreward._trl_ppo_config import PPOConfig
 
 
@@ -22,7 +22,11 @@ def own_fields(config: type, base: type) -> dict[str, object]:
     return {field.name: field.default for field in fields(config) if field.name not in inherited}
 
 
-OWN = own_fields(FineGrainedPPOConfig, PPOConfig) | own_fields(TokenRewardConfig, RewardConfig)
+OWN = {
+    **own_fields(FineGrainedGRPOConfig, GRPOConfig),
+    **own_fields(FineGrainedPPOConfig, PPOConfig),
+    **own_fields(TokenRewardConfig, RewardConfig),
+}
 
 
 def test_the_page_lists_exactly_the_fields_beyond_trls():

@@ -71,6 +71,7 @@ SHORTER = {
     "--local": ["--max-new-tokens", "8", "--limit", "2"],
 }
 CPU = 'use_cpu=True, bf16=False, report_to="none"'
+GRPO = "max_steps=1, max_completion_length=8"
 
 
 # --- commands and Python ----------------------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ class Reader:
     def shortened(self, code: str) -> str:
         code = code.replace("TokenRewardConfig(", f"TokenRewardConfig({CPU}, max_steps=2, ")
         code = code.replace("FineGrainedPPOConfig(", f"FineGrainedPPOConfig({CPU}, response_length=8, ")
+        code = code.replace("FineGrainedGRPOConfig(", f"FineGrainedGRPOConfig({CPU}, {GRPO}, ")
         return re.sub(r"total_episodes=\d+", "total_episodes=16", code)
 
     def run(self, line: str) -> None:

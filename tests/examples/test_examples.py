@@ -93,6 +93,17 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
     assert (tmp_path / "policy" / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
     assert (tmp_path / "policy" / "value_model" / "model.safetensors").exists()
 
+    run(
+        "train_fine_grained_grpo.py",
+        *("--model_name_or_path", policy_folder, "--reward_model_path", reward_folder, "--dataset_name", dialogues),
+        *("--output_dir", tmp_path / "grpo", "--max_steps", "2", "--num_generations", "2"),
+        *("--max_completion_length", "8", "--eval_strategy", "steps", "--eval_steps", "2"),
+        *("--advantage_estimator", "leave_one_out", "--hold_length", "False"),
+        *COMMON,
+        *peft,
+    )
+    assert (tmp_path / "grpo" / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
+
 
 @pytest.mark.any_trl
 def test_the_demo_on_its_own_corpus_and_on_a_file(tmp_path):

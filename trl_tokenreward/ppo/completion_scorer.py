@@ -153,11 +153,24 @@ class CompletionScorer:
             `Tensor`: Shape (B, T).
         """
         shaped = shape_scores(scores.values, completion_mask, signal=scores.signal, **shaping)
-        density = self.density or ("token" if scores.signal == "token_scores" else "sequence")
+        density = self._density_of(scores.signal)
         if density == "potential":  # the raw scores are where they belong
             return shaped
         ends = self._sentence_ends(completion_ids) if density == "sentence" else None
         return redistribute(shaped, completion_mask, density, ends)
+
+    def places(self, signal: str, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+        """Where [`~CompletionScorer.spread`] puts rewards: shape (B, T), 1 at tokens that carry one."""
+        density = self._density_of(signal)
+        if density in ("token", "potential"):
+            return completion_mask.bool()
+        last = place_at_last(torch.ones_like(completion_mask[:, 0]), completion_mask).bool()
+        if density == "sequence":
+            return last
+        return last | (self._sentence_ends(completion_ids) & completion_mask.bool())
+
+    def _density_of(self, signal: str) -> str:
+        return self.density or ("token" if signal == "token_scores" else "sequence")
 
     def _score_ids(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]

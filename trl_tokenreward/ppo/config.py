@@ -328,13 +328,13 @@ class FineGrainedPPOConfig(PPOConfig):
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
             if getattr(self, name) == "epoch":
                 raise ValueError(f"`{name}='epoch'`: PPO's loop has one epoch, the whole run. Use 'steps'.")
-        _check_choice("kl_estimator", self.kl_estimator, ("k1", "k3"))
-        _check_choice("stop_token", self.stop_token, (None, "eos"))
-        _check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
-        _check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
+        check_choice("kl_estimator", self.kl_estimator, ("k1", "k3"))
+        check_choice("stop_token", self.stop_token, (None, "eos"))
+        check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
+        check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
         if self.token_score_transform == "log_sigmoid" and self.reward_signal == "sequence_score":
             raise ValueError("`token_score_transform` has no effect on `reward_signal='sequence_score'`.")
-        _check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
+        check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
         check_density(self.reward_signal, self.reward_density)
         for name in (
             "num_mini_batches",
@@ -416,13 +416,8 @@ class FineGrainedPPOConfig(PPOConfig):
                 "`hold_length` is off: without a stop token every completion has `response_length` tokens. Set "
                 "`hold_length=False` to say so, or a `stop_token`."
             )
-        defaults = {
-            "token_score_transform": "log_sigmoid" if scores_tokens else "none",
-            "reward_scale": 0.2 if scores_tokens else 1.0,
-            "center_rewards": scores_tokens,
-            "reward_clip": 1.0 if scores_tokens else math.inf,
-            "hold_length": scores_tokens and self.has_stop_token,
-        }
+        defaults = reward_defaults(scores_tokens)
+        defaults["hold_length"] = defaults["hold_length"] and self.has_stop_token
         args = copy.copy(self)
         for name, value in defaults.items():
             if getattr(args, name) is None:
@@ -430,8 +425,8 @@ class FineGrainedPPOConfig(PPOConfig):
         return args
 
     def _check_vllm(self) -> None:
-        _check_choice("vllm_mode", self.vllm_mode, tuple(_VLLM_FIELDS))
-        _check_choice("vllm_model_impl", self.vllm_model_impl, ("vllm", "transformers"))
+        check_choice("vllm_mode", self.vllm_mode, tuple(_VLLM_FIELDS))
+        check_choice("vllm_model_impl", self.vllm_model_impl, ("vllm", "transformers"))
         changed = {f.name for f in fields(self) if f.name.startswith("vllm_") and getattr(self, f.name) != f.default}
         if changed and not self.use_vllm:
             raise ValueError(f"`{min(changed)}` has no effect without `use_vllm=True`.")
@@ -447,6 +442,22 @@ class FineGrainedPPOConfig(PPOConfig):
                 raise ValueError(
                     f"`{name}={getattr(self, name)}`: vLLM samples at {_VLLM_LOWEST_TEMPERATURE} instead of at less."
                 )
+
+
+def reward_defaults(scores_tokens: bool) -> dict[str, Any]:
+    """What settings of rewards that are `None` stand for.
+
+    Args:
+        scores_tokens (`bool`):
+            Whether the rewards are the token scores of a reward model.
+    """
+    return {
+        "token_score_transform": "log_sigmoid" if scores_tokens else "none",
+        "reward_scale": 0.2 if scores_tokens else 1.0,
+        "center_rewards": scores_tokens,
+        "reward_clip": 1.0 if scores_tokens else math.inf,
+        "hold_length": scores_tokens,
+    }
 
 
 def check_density(signal: str | None, density: str | None) -> None:
@@ -468,6 +479,7 @@ def _signal_of(density: str | None) -> str | None:
     return "sequence_score" if density == "potential" else None
 
 
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Raise a `ValueError` unless a setting has one of the values that it may have."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")

@@ -1,0 +1,403 @@
+"""FineGrainedGRPOTrainer: TRL's GRPO where rewards are of completions, an advantage for every token where they are not."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+import tiny
+from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
+
+PROMPTS = Dataset.from_dict({"prompt": ["a b", "c", "d e f", "a a b"] * 2, "wish": ["a", "b", "c", "d"] * 2})
+
+
+def settings(tmp_path, **kwargs):
+    return {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "beta": 0.04,
+        **kwargs,
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def policy_folder(tmp_path_factory):
+    """TRL makes its reference of the policy's name, so the policy has one."""
+    global POLICY
+    POLICY = str(tmp_path_factory.mktemp("policy"))
+    tiny.causal_lm(vocab_size=16, initializer_range=0.5).save_pretrained(POLICY)
+
+
+def policy():
+    return AutoModelForCausalLM.from_pretrained(POLICY)
+
+
+def count_a(completions, **kwargs):
+    return [float(text.count("a")) for text in completions]
+
+
+def length(completions, **kwargs):
+    return [len(text) / 10 for text in completions]
+
+
+SCORES = {i: float(i % 3) - 1 for i in range(16)}
+
+
+def by_token(completion_ids, **kwargs):
+    return [[SCORES[i] for i in ids] for ids in completion_ids]
+
+
+def rollout_of(ids, own=None):
+    """A rollout function that gives these completions; `own` marks tokens that are not a tool's."""
+
+    def rollout(prompts, trainer):
+        given = {"prompt_ids": [[tiny.C]] * len(ids), "completion_ids": ids}
+        given["logprobs"] = [[-1.0] * len(completion) for completion in ids]
+        return given if own is None else {**given, "env_mask": own}
+
+    return rollout
+
+
+def trainer_for(tmp_path, reward_funcs, processing_classes=None, dataset=PROMPTS, rollout_func=None, **kwargs):
+    return FineGrainedGRPOTrainer(
+        policy(),
+        reward_funcs,
+        FineGrainedGRPOConfig(**settings(tmp_path, **kwargs)),
+        dataset,
+        processing_class=tiny.word_tokenizer(),
+        reward_processing_classes=processing_classes,
+        rollout_func=rollout_func,
+    )
+
+
+def logs(trainer):
+    timed = ("step_time", "runtime", "per_second", "profiling")
+    return [
+        {name: value for name, value in entry.items() if not any(word in name for word in timed)}
+        for entry in trainer.state.log_history
+    ]
+
+
+def reward_model():
+    return tiny.unigram_reward_model({i: 2 * score for i, score in SCORES.items()})
+
+
+def trained(*args, **kwargs):
+    """What each rollout of a whole training gave. (The next trainer starts the random numbers anew.)"""
+    trainer = trainer_for(*args, **kwargs)
+    kept = kept_batches(trainer)
+    trainer.train()
+    return kept
+
+
+def kept_batches(trainer):
+    """What each rollout gives."""
+    kept, original = [], trainer._generate_and_score_completions
+
+    def keep(inputs):
+        output = original(inputs)
+        kept.append({name: value.clone() if torch.is_tensor(value) else value for name, value in output.items()})
+        return output
+
+    trainer._generate_and_score_completions = keep
+    return kept
+
+
+class TestRewardsOfCompletions:
+    @pytest.mark.parametrize("more", [{}, {"scale_rewards": "batch", "loss_type": "bnpo"}], ids=["default", "batch"])
+    def test_it_is_grpo_bit_for_bit(self, tmp_path, more):
+        kwargs = settings(tmp_path, reward_weights=[1.0, 0.5], **more)
+        runs = []
+        for trainer_class, config_class in (
+            (GRPOTrainer, GRPOConfig),
+            (FineGrainedGRPOTrainer, FineGrainedGRPOConfig),
+            (FineGrainedGRPOTrainer, GRPOConfig),
+        ):
+            trainer = trainer_class(
+                policy(),
+                [count_a, length],
+                config_class(**kwargs),
+                PROMPTS,
+                processing_class=tiny.word_tokenizer(),
+            )
+            trainer.train()
+            runs.append((logs(trainer), trainer.model.state_dict()))
+        assert any(abs(entry.get("grad_norm", 0)) > 0 for entry in runs[0][0])
+        for other in runs[1:]:
+            assert str(other[0]) == str(runs[0][0])  # NaN among them
+            for name, weight in runs[0][1].items():
+                assert torch.equal(weight, other[1][name]), name
+
+    def test_a_sequence_classifier_is_read_by_trl(self, tmp_path):
+        trainer = trainer_for(
+            tmp_path, tiny.unigram_classifier({tiny.A: 1.0}), processing_classes=tiny.word_tokenizer()
+        )
+        kept = kept_batches(trainer)
+        trainer.train()
+        assert kept[0]["advantages"].ndim == 1
+
+    @pytest.mark.parametrize(
+        "name, value", [("advantage_estimator", "leave_one_out"), ("reward_scale", 2.0), ("hold_length", True)]
+    )
+    def test_settings_of_token_rewards_are_refused(self, tmp_path, name, value):
+        with pytest.raises(ValueError, match=f"`{name}` is about rewards of tokens"):
+            trainer_for(tmp_path, count_a, **{name: value}).train()
+
+
+class TestTokenRewards:
+    def test_a_function(self, tmp_path):
+        trainer = trainer_for(tmp_path, by_token, scale_rewards="none", advantage_estimator="leave_one_out")
+        kept = kept_batches(trainer)
+        trainer.train()
+        batch = kept[0]
+        mask, ids = batch["completion_mask"], batch["completion_ids"]
+        rewards = torch.tensor(list(SCORES.values()))[ids] * mask
+        returns = rewards.flip(1).cumsum(1).flip(1)
+        assert batch["advantages"].shape == ids.shape
+        for row in range(4):
+            for t in range(int(mask[row].sum())):
+                others = [j for j in range(4) if j != row and mask[j, t]]
+                if others:
+                    expected = returns[row, t] - returns[others, t].mean()
+                    assert batch["advantages"][row, t] == pytest.approx(float(expected), abs=1e-5)
+        assert (batch["advantages"][mask == 0] == 0).all()
+
+    @pytest.mark.parametrize("kind", ["model", "folder"])
+    def test_a_token_reward_model(self, tmp_path, kind):
+        reward, classes = reward_model(), None
+        if kind == "folder":
+            reward.save_pretrained(tmp_path / "reward")
+            tiny.word_tokenizer().save_pretrained(tmp_path / "reward")
+            reward = str(tmp_path / "reward")
+        trainer = trainer_for(
+            tmp_path, reward, processing_classes=classes, scale_rewards="none", hold_length=False, reward_clip=math.inf
+        )
+        kept = kept_batches(trainer)
+        trainer.train()
+        batch = kept[0]
+        mask, ids = batch["completion_mask"].bool(), batch["completion_ids"]
+        raw = 2 * torch.tensor(list(SCORES.values()))[ids]
+        rewards = 0.2 * torch.nn.functional.logsigmoid(raw)
+        rewards = (rewards - rewards[mask].mean()) * mask
+        expected = rewards.flip(1).cumsum(1).flip(1) * mask
+        torch.testing.assert_close(batch["advantages"], expected, atol=1e-5, rtol=1e-5)
+        entry = next(entry for entry in trainer.state.log_history if "reward" in entry)
+        # Logged are the raw scores.
+        assert entry["reward"] == pytest.approx(float((raw * mask).sum(1).mean()), abs=1e-5)
+
+    def test_all_on_the_last_token_is_grpo(self, tmp_path):
+        """Of the sums of the token rewards, that is."""
+
+        def totals(completion_ids, **kwargs):
+            return [sum(row) for row in by_token(completion_ids)]
+
+        dense = trained(tmp_path, by_token, reward_density="sequence")
+        for ours, theirs in zip(dense, trained(tmp_path, totals), strict=True):
+            assert theirs["advantages"].abs().max() > 0
+            torch.testing.assert_close(ours["completion_ids"], theirs["completion_ids"])
+            expected = theirs["advantages"].unsqueeze(1) * ours["completion_mask"]
+            torch.testing.assert_close(ours["advantages"], expected, atol=1e-5, rtol=1e-5)
+
+    def test_rewards_of_both_kinds_add_up(self, tmp_path):
+        kwargs = {"scale_rewards": "none", "advantage_estimator": "leave_one_out"}
+        dense, whole, both = (
+            trained(tmp_path, [by_token, length], reward_weights=weights, max_steps=1, **kwargs)[0]["advantages"]
+            for weights in ([1.0, 0.0], [0.0, 2.0], [1.0, 2.0])
+        )
+        assert whole.abs().max() > 0
+        torch.testing.assert_close(both, dense + whole, atol=1e-5, rtol=1e-5)
+
+    def test_no_opinion(self, tmp_path):
+        """`None` for a completion: it gets no advantage, and the others are compared among themselves."""
+
+        def sometimes(completion_ids, **kwargs):
+            rewards = by_token(completion_ids)
+            return [None, *rewards[1:]]
+
+        trainer = trainer_for(tmp_path, sometimes)
+        kept = kept_batches(trainer)
+        trainer.train()
+        assert any((batch["advantages"] == 0).all(1).any() for batch in kept)
+        assert all(batch["advantages"].isfinite().all() for batch in kept)
+
+    def test_an_async_function(self, tmp_path):
+        async def later(completion_ids, **kwargs):
+            return by_token(completion_ids)
+
+        now, then = (trained(tmp_path, reward, max_steps=1)[0]["advantages"] for reward in (by_token, later))
+        torch.testing.assert_close(now, then)
+
+    def test_another_tokenizer(self, tmp_path):
+        """The reward model has the same words under other ids."""
+        own, other = tiny.word_tokenizer(), tiny.word_tokenizer(words="lkjihgfedcba.")
+        scores = {other.convert_tokens_to_ids(own.convert_ids_to_tokens(i)): score for i, score in SCORES.items()}
+        ids = [[tiny.A, tiny.F, tiny.C], [tiny.B], [tiny.D, tiny.E, tiny.EOS], [tiny.C, tiny.B]]
+        ours, theirs = (
+            trained(
+                tmp_path,
+                tiny.unigram_reward_model(by_id),
+                processing_classes=tokenizer,
+                max_steps=1,
+                rollout_func=rollout_of(ids),
+            )[0]["advantages"]
+            for by_id, tokenizer in ((SCORES, None), (scores, other))
+        )
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+    def test_it_learns(self, tmp_path):
+        trainer = trainer_for(
+            tmp_path,
+            reward_model(),
+            max_steps=12,
+            per_device_train_batch_size=16,
+            num_generations=8,
+            beta=0.0,
+            learning_rate=2e-2,
+        )
+        trainer.train()
+        rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        assert sum(rewards[-3:]) > sum(rewards[:3]) + 3
+
+    @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo"])
+    def test_loss_types(self, tmp_path, loss_type):
+        """At the first step every loss is minus a weighted mean of the advantages, and its gradient follows them."""
+        trainer = trainer_for(tmp_path, by_token, loss_type=loss_type, beta=0.0, max_steps=1, scale_rewards="none")
+        kept = kept_batches(trainer)
+        trainer.train()
+        batch = kept[0]
+        advantages, mask = batch["advantages"], batch["completion_mask"]
+        logged = trainer.state.log_history[0]
+        sums = (advantages * mask).sum(1)
+        expected = {
+            "grpo": (sums / mask.sum(1)).mean(),
+            "bnpo": sums.sum() / mask.sum(),
+            "dr_grpo": sums.sum() / (len(mask) * 6),
+            "dapo": sums.sum() / mask.sum(),
+            "luspo": sums.mean(),
+        }
+        if loss_type in expected:
+            assert logged["loss"] == pytest.approx(-float(expected[loss_type]), abs=2e-4)
+        assert logged["grad_norm"] > 0
+
+    def test_steps_per_generation(self, tmp_path):
+        """The rollout is larger than a batch; each batch has its own rows' advantages."""
+        trainer = trainer_for(tmp_path, reward_model(), steps_per_generation=2, max_steps=4, num_iterations=2)
+        trainer.train()
+        assert trainer.state.global_step == 4
+        assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+
+    def test_evaluation(self, tmp_path):
+        trainer = FineGrainedGRPOTrainer(
+            policy(),
+            reward_model(),
+            FineGrainedGRPOConfig(
+                **settings(tmp_path, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=4)
+            ),
+            PROMPTS,
+            PROMPTS,
+            processing_class=tiny.word_tokenizer(),
+        )
+        trainer.train()
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+    def test_the_table_has_the_mean_advantages(self, tmp_path):
+        trainer = trainer_for(tmp_path, by_token, max_steps=1)
+        kept = kept_batches(trainer)
+        trainer.train()
+        batch = kept[0]
+        means = (batch["advantages"].sum(1) / batch["completion_mask"].sum(1)).tolist()
+        assert sorted(trainer._logs["advantages"]) == pytest.approx(sorted(means))
+
+
+class TestTools:
+    def test_tokens_of_tools_get_neither_reward_nor_advantage(self, tmp_path):
+        """A rollout function whose completions are two tokens, two of a tool, and one more."""
+        ids = [[tiny.A, tiny.C, tiny.A, tiny.A, tiny.B], [tiny.B, tiny.C, tiny.A, tiny.A, tiny.EOS]] * 2
+
+        own = [[1, 1, 0, 0, 1]] * 4
+        kept = trained(tmp_path, by_token, scale_rewards="none", max_steps=1, rollout_func=rollout_of(ids, own))
+        # Tokens a to e are 3 to 7, whose rewards are -1, 0, 1, -1, 0; that of EOS is 0.
+        # The rewards are -1 1 . . 0 and 0 1 . . 0. The mean of these, twice over, is 1/6.
+        m = 1 / 6
+        first, second = (0 - 3 * m, 1 - 2 * m, 0, 0, -m), (1 - 3 * m, 1 - 2 * m, 0, 0, -m)
+        expected = torch.tensor([first, second, first, second])
+        torch.testing.assert_close(kept[0]["advantages"], expected)
+
+
+class TestHeldLength:
+    def test_the_target_is_kept_in_the_checkpoint(self, tmp_path):
+        kwargs = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+        trainer = trainer_for(tmp_path, reward_model(), **kwargs)
+        trainer.train()
+        target = trainer._target_length
+        assert 1 <= target <= 6
+        resumed = trainer_for(tmp_path, reward_model(), **{**kwargs, "max_steps": 3})
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed._target_length == target and resumed.state.global_step == 3
+
+    def test_it_can_be_given(self, tmp_path):
+        trainer = trainer_for(tmp_path, reward_model(), target_length=3.0, max_steps=1)
+        trainer.train()
+        assert trainer._target_length == 3.0
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "name, value",
+        [
+            ("importance_sampling_level", "sequence"),
+            ("loss_type", "vespo"),
+            ("off_policy_mask_threshold", 0.5),
+            ("multi_objective_aggregation", "normalize_then_sum"),
+        ],
+    )
+    def test_settings_that_cannot_be_right(self, tmp_path, name, value):
+        with pytest.raises(ValueError, match=f"`{name}=.*does not go with token rewards"):
+            trainer_for(tmp_path, reward_model(), **{name: value})
+
+    def test_an_untrained_token_head(self, tmp_path):
+        with pytest.raises(ValueError, match="token head is untrained"):
+            trainer_for(tmp_path, tiny.unigram_reward_model())
+
+    def test_data_without_prompts(self, tmp_path):
+        with pytest.raises(ValueError, match="need a column 'prompt'; they have \\['text'\\]"):
+            trainer_for(tmp_path, by_token, dataset=Dataset.from_dict({"text": ["a"]}))
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (lambda rewards: rewards[:-1], "returned 3 rewards for 4 completions"),
+            (lambda rewards: [rewards[0][:-1], *rewards[1:]], "token rewards for completion 0, which has"),
+            (
+                lambda rewards: [*rewards[:2], [math.nan] * len(rewards[2]), rewards[3]],
+                "nan for token 0 of completion 2",
+            ),
+            (lambda rewards: [*rewards[:3], [math.inf] * len(rewards[3])], "inf for token 0 of completion 3"),
+            (lambda rewards: [1.0, *rewards[1:]], "single number 1.0 for completion 0"),
+            (lambda rewards: [["x"] * len(rewards[0]), *rewards[1:]], "where one float for each token is due"),
+        ],
+        ids=["completions", "tokens", "nan", "inf", "mixed", "strings"],
+    )
+    def test_what_functions_return(self, tmp_path, change, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            trainer_for(tmp_path, lambda completion_ids, **_: change(by_token(completion_ids))).train()
+
+    def test_choices(self, tmp_path):
+        with pytest.raises(ValueError, match="`advantage_estimator` must be one of"):
+            FineGrainedGRPOConfig(**settings(tmp_path, advantage_estimator="gae"))

@@ -1,0 +1,1 @@
+"""GRPO with a reward for every token."""

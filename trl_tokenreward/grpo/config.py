@@ -1,0 +1,201 @@
+"""Configuration of [`FineGrainedGRPOTrainer`]."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from trl import GRPOConfig, GRPOTrainer
+
+from ..ppo.config import check_choice, check_density, reward_defaults
+
+
+# What spreads and shapes token rewards, and has no effect on one reward for each completion.
+_OF_TOKEN_REWARDS = (
+    "advantage_estimator",
+    "reward_density",
+    "token_score_transform",
+    "reward_scale",
+    "center_rewards",
+    "reward_clip",
+    "hold_length",
+    "target_length",
+)
+
+
+@dataclass
+class FineGrainedGRPOConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`FineGrainedGRPOTrainer`].
+
+    It has every field of TRL's `GRPOConfig`, with its defaults, and the fields that are listed here. They are about
+    rewards that stand at single tokens. With one reward for each completion they must be left as they are.
+
+    Parameters:
+        advantage_estimator (`str`, *optional*, defaults to `"process"`):
+            How a group's token rewards become advantages. `"process"`: each reward less the group's mean, over its
+            standard deviation; a token's advantage is the sum of those from it on (DeepSeekMath, section 4.1.3,
+            [`~grpo.functional.process_advantages`]). `"leave_one_out"`: the return from a token on, less the mean
+            return of the group's other completions from there on ([`~grpo.functional.leave_one_out_advantages`]).
+            `scale_rewards` says what both divide by.
+        reward_signal (`str`, *optional*):
+            What a [`TokenRewardModel`] gives. `"token_scores"`, which `None` selects unless `reward_density` is
+            `"potential"`; or `"sequence_score"`, one reward for each completion.
+        reward_density (`str`, *optional*):
+            Where token rewards stand, at equal total: `"token"`, at their tokens; `"sentence"`, each sentence's sum on
+            its last token; `"sequence"`, their sum on the completion's last token; `"potential"`, the sequence score of
+            a [`TokenRewardModel`] as differences between prefixes. `None` selects `"token"`.
+        token_score_transform (`str`, *optional*):
+            As in [`FineGrainedPPOConfig`]: `"log_sigmoid"` or `"none"`. `None` selects `"log_sigmoid"` for the token
+            scores of a reward model, else `"none"`.
+        reward_scale (`float`, *optional*):
+            Factor on token rewards. `None` selects .2 for the token scores of a reward model, and 1 for a function's.
+            With one reward and `scale_rewards` it matters for `reward_clip` alone.
+        center_rewards (`bool`, *optional*):
+            Whether to subtract the batch's mean token reward before clipping. `None` selects `True` for the token
+            scores of a reward model.
+        reward_clip (`float`, *optional*):
+            Bound on each token reward, after scaling and centring. `None` selects 1 for the token scores of a reward
+            model, else no bound.
+        hold_length (`bool`, *optional*):
+            Whether to keep the mean length of completions ([`~ppo.functional.hold_mean_length`]). `None` selects `True`
+            for the token scores of a reward model.
+        target_length (`float`, *optional*):
+            The mean length that `hold_length` keeps, in tokens. `None` selects that of the first batch.
+    """
+
+    advantage_estimator: Literal["process", "leave_one_out"] = field(
+        default="process",
+        metadata={
+            "help": "How a group's token rewards become advantages: 'process' (DeepSeekMath, section 4.1.3) or "
+            "'leave_one_out' (the return from a token on, less that of the group's others)."
+        },
+    )
+    reward_signal: Literal["token_scores", "sequence_score"] | None = field(
+        default=None,
+        metadata={"help": "What a token reward model gives. If unset, its token scores."},
+    )
+    reward_density: Literal["token", "sentence", "sequence", "potential"] | None = field(
+        default=None,
+        metadata={"help": "Where token rewards stand, at equal total. If unset, at their tokens."},
+    )
+    token_score_transform: Literal["none", "log_sigmoid"] | None = field(
+        default=None,
+        metadata={
+            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model "
+            "alone."
+        },
+    )
+    reward_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor on token rewards. If unset, 0.2 for the token scores of a reward model, 1 otherwise."
+        },
+    )
+    center_rewards: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to subtract the batch's mean token reward before clipping. If unset, for the token scores "
+            "of a reward model alone."
+        },
+    )
+    reward_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on each token reward. If unset, 1 for the token scores of a reward model, none otherwise."
+        },
+    )
+    hold_length: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token "
+            "scores of a reward model alone."
+        },
+    )
+    target_length: float | None = field(
+        default=None,
+        metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first batch."},
+    )
+
+    @classmethod
+    def from_grpo_config(cls, config: GRPOConfig) -> "FineGrainedGRPOConfig":
+        """A copy of one of TRL's `GRPOConfig` in this class."""
+        values = {f.name: getattr(config, f.name) for f in fields(config) if f.init}
+        if values["generation_batch_size"] is not None:  # each was computed from the other
+            values["steps_per_generation"] = None
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("advantage_estimator", self.advantage_estimator, ("process", "leave_one_out"))
+        check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
+        check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
+        check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
+        check_density(self.reward_signal, self.reward_density)
+        for name in ("reward_clip", "target_length"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.target_length is not None and self.hold_length is False:
+            raise ValueError("`target_length` has no effect with `hold_length=False`.")
+
+    def shaping(self, scores_tokens: bool) -> dict[str, Any]:
+        """How token rewards are shaped: arguments of [`~ppo.completion_scorer.CompletionScorer.spread`].
+
+        Args:
+            scores_tokens (`bool`):
+                Whether they are the token scores of a reward model.
+        """
+        values = reward_defaults(scores_tokens)
+        values.update({name: getattr(self, name) for name in values if getattr(self, name) is not None})
+        return {
+            "scale": values["reward_scale"],
+            "center": values["center_rewards"],
+            "clip": values["reward_clip"],
+            "log_sigmoid": values["token_score_transform"] == "log_sigmoid",
+        }
+
+    def check_token_rewards(self) -> None:
+        """Check that the settings of TRL can be right with advantages of single tokens.
+
+        Raises:
+            ValueError: Where one cannot.
+        """
+        reasons = {
+            "importance_sampling_level": (
+                self.importance_sampling_level == "sequence",
+                "it weights whole completions, so the credit of single tokens would be lost; use 'token'",
+            ),
+            "use_liger_kernel": (
+                self.use_liger_kernel and hasattr(GRPOTrainer, "compute_liger_loss"),
+                "its kernel takes one advantage for each completion",
+            ),
+            "loss_type": (
+                self.loss_type == "vespo",
+                "it weights a whole completion by the sign of its one advantage",
+            ),
+            "off_policy_mask_threshold": (
+                getattr(self, "off_policy_mask_threshold", None) is not None,
+                "it drops whole completions by the sign of their one advantage",
+            ),
+            "multi_objective_aggregation": (
+                getattr(self, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize",
+                "it normalises one reward for each completion; use 'sum_then_normalize'",
+            ),
+            "num_generations_eval": (
+                self.eval_strategy != "no" and (self.num_generations_eval or self.num_generations) < 2,
+                "a group needs 2 completions or more to compare",
+            ),
+        }
+        for name, (wrong, reason) in reasons.items():
+            if wrong:
+                raise ValueError(f"`{name}={getattr(self, name)!r}` does not go with token rewards: {reason}.")
+
+    def check_no_token_settings(self) -> None:
+        """Check that no setting of token rewards was changed, where there are none.
+
+        Raises:
+            ValueError: Where one was.
+        """
+        for name in _OF_TOKEN_REWARDS:
+            if getattr(self, name) != getattr(FineGrainedGRPOConfig, name):
+                raise ValueError(
+                    f"`{name}` is about rewards of tokens and has no effect: every reward is of a whole completion."
+                )

@@ -1,0 +1,230 @@
+"""Sources of rewards in the form that TRL's GRPOTrainer calls: functions that return one float for each completion.
+
+What a source says of single tokens, it keeps until the advantages are made of it.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from .._trl import get_config_model_id
+from ..nn.modules import without_peft
+from ..nn.unpadding import padded
+from ..ppo.completion_scorer import CompletionScorer
+from ..ppo.prompts import Prompts
+from ..reward_model.configuration import TokenRewardModelConfig
+from ..reward_model.modeling import TokenRewardModel
+from ..reward_model.readout import has_token_scores
+
+
+class BatchIds(NamedTuple):
+    """The tokens of a batch of completions, one list of each kind for each completion.
+
+    Attributes:
+        prompts (`list[list[int]]`):
+            The prompt's ids.
+        completions (`list[list[int]]`):
+            The completion's ids, those of tools included.
+        own (`list[list[int]]`):
+            1 for tokens that the policy wrote, 0 for those of tools.
+    """
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    own: list[list[int]]
+
+
+class RewardSource:
+    """A reward that may stand at tokens.
+
+    Attributes:
+        name (`str`):
+            What logs and errors call it.
+        scorer ([`~ppo.completion_scorer.CompletionScorer`]):
+            Spreads the token rewards.
+        token_rewards (`list[Tensor | None]` or `None`):
+            What it said of the last batch: for each completion one number for each of its tokens, or `None` where it
+            has no opinion. `None` if it gave one number for each completion.
+        scores_tokens (`bool`):
+            Whether it is a reward model that scores tokens.
+    """
+
+    name: str
+    scorer: CompletionScorer
+
+    @property
+    def scores_tokens(self) -> bool:
+        return False
+
+    def __init__(self) -> None:
+        self.token_rewards: list[Tensor | None] | None = None
+
+    def function(self) -> Callable[..., Any]:
+        """What TRL calls in its place."""
+        raise NotImplementedError
+
+
+class FunctionSource(RewardSource):
+    """A function that returns, for each completion, a float, `None`, or one float for each of its tokens."""
+
+    def __init__(self, call: Callable[..., Any]):
+        super().__init__()
+        self.call = call
+        while isinstance(call, partial):
+            call = call.func
+        self.name = getattr(call, "__name__", type(call).__name__)
+        self._is_async = any(map(inspect.iscoroutinefunction, (call, type(call).__call__)))
+
+    def function(self) -> Callable[..., Any]:
+        async def later(**kwargs: Any) -> Any:
+            return self._read(await self.call(**kwargs), kwargs["completion_ids"])
+
+        def now(**kwargs: Any) -> Any:
+            return self._read(self.call(**kwargs), kwargs["completion_ids"])
+
+        reward: Callable[..., Any] = later if self._is_async else now
+        reward.__name__ = self.name
+        return reward
+
+    def _read(self, returned: Any, completion_ids: list[list[int]]) -> Any:
+        """One float or `None` for each completion; what was said of tokens is kept."""
+        self.token_rewards = None
+        if not isinstance(returned, (list, tuple)) or not any(_is_sequence(item) for item in returned):
+            return returned  # TRL's own checks are next
+        if len(returned) != len(completion_ids):
+            raise ValueError(
+                f"The reward function '{self.name}' returned {len(returned)} rewards for {len(completion_ids)} "
+                "completions."
+            )
+        self.token_rewards = [
+            None if item is None else self._of_tokens(item, row, len(ids))
+            for row, (item, ids) in enumerate(zip(returned, completion_ids, strict=True))
+        ]
+        return [None if rewards is None else float(rewards.sum()) for rewards in self.token_rewards]
+
+    def _of_tokens(self, item: Any, row: int, length: int) -> Tensor:
+        said = f"The reward function '{self.name}' returned"
+        if not _is_sequence(item):
+            raise ValueError(
+                f"{said} the single number {item!r} for completion {row} and one for each token of others: return one "
+                "kind."
+            )
+        try:
+            rewards = torch.as_tensor(item, dtype=torch.float32, device="cpu")
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"{said} {item!r} for completion {row}, where one float for each token is due.") from error
+        if rewards.shape != (length,):
+            raise ValueError(
+                f"{said} {len(rewards)} token rewards for completion {row}, which has {length} tokens (its EOS and the "
+                "tokens of tools count)."
+            )
+        if not rewards.isfinite().all():
+            token = int((~rewards.isfinite()).nonzero()[0])
+            raise ValueError(f"{said} {float(rewards[token])} for token {token} of completion {row}.")
+        return rewards
+
+
+class ModelSource(RewardSource):
+    """A reward model that scores tokens, or prefixes.
+
+    Args:
+        model (`nn.Module`):
+            A [`TokenRewardModel`] or a token classifier with one label, on the device that it is to be read on.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            Its tokenizer, where that is not the policy's.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None):
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.name = get_config_model_id(without_peft(model).config).split("/")[-1] or type(without_peft(model)).__name__
+        self.ids: BatchIds | None = None  # the trainer says which, before TRL calls
+
+    @property
+    def scores_tokens(self) -> bool:
+        return self.scorer.scores_tokens
+
+    def function(self) -> Callable[..., Any]:
+        def reward(prompts: list[Any], **kwargs: Any) -> list[float]:
+            return self._score(prompts)
+
+        reward.__name__ = self.name
+        return reward
+
+    def _score(self, prompts: list[Any]) -> list[float]:
+        assert self.ids is not None
+        if self.scorer.reward_processing_class is not None and not all(map(all, self.ids.own)):
+            raise ValueError(
+                f"The reward model '{self.name}' has another tokenizer than the policy, and reads completions as text. "
+                "A text with the turns of tools has lost its roles: use a reward model with the policy's tokenizer."
+            )
+        device = next(self.model.parameters()).device
+        ids, mask = padded(self.ids.prompts, device)
+        ids, mask = _to_the_right(ids, mask)
+        completion_ids, completion_mask = padded(self.ids.completions, device)
+        rows = [{"prompt": prompt} for prompt in prompts]
+        scores = self.scorer.raw_scores(Prompts(ids, mask), completion_ids, completion_mask, rows).values
+        rewards = [row[: len(own)].cpu() * torch.tensor(own) for row, own in zip(scores, self.ids.own, strict=True)]
+        self.token_rewards = [*rewards]
+        return [float(of_tokens.sum()) for of_tokens in rewards]
+
+
+def load_source(
+    reward: Any, tokenizer: PreTrainedTokenizerBase | None, signal: str | None, init_kwargs: dict[str, Any] | None
+) -> "RewardSource | None":
+    """The source of token rewards that a `reward_funcs` entry is, or `None` for those that TRL reads itself: reward
+    models with one score for each completion.
+
+    Args:
+        reward (`str`, `nn.Module` or `Callable`):
+            The entry. A name or folder is loaded if its model scores tokens.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The entry of `reward_processing_classes`.
+        signal (`str`, *optional*):
+            The setting `reward_signal`.
+        init_kwargs (`dict`, *optional*):
+            What to load with.
+    """
+    if isinstance(reward, str):
+        loaded = _load(reward, {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True})
+        if loaded is None:
+            return None
+        return load_source(loaded, tokenizer or AutoTokenizer.from_pretrained(reward), signal, None)
+    if isinstance(reward, nn.Module):
+        scores_tokens = hasattr(reward, "config") and has_token_scores(reward)
+        return ModelSource(reward, tokenizer) if scores_tokens and signal != "sequence_score" else None
+    return FunctionSource(reward)
+
+
+def _load(path: str, kwargs: dict[str, Any]) -> nn.Module | None:
+    """The model at a path, or `None` if it has no token scores. The adapter of a token reward model is merged."""
+    if Path(path, "adapter_config.json").exists():
+        from peft import PeftConfig, PeftModel
+
+        adapter = PeftConfig.from_pretrained(path)
+        if "token_score" not in (getattr(adapter, "modules_to_save", None) or ()):
+            return None
+        base = TokenRewardModel.from_pretrained(adapter.base_model_name_or_path, **kwargs)
+        return PeftModel.from_pretrained(base, path).merge_and_unload()
+    config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"])
+    if isinstance(config, TokenRewardModelConfig):
+        return TokenRewardModel.from_pretrained(path, **kwargs)
+    if any(name.endswith("ForTokenClassification") for name in config.architectures or ()):
+        return AutoModelForTokenClassification.from_pretrained(path, **kwargs)
+    return None
+
+
+def _is_sequence(item: Any) -> bool:
+    return isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0
+
+
+def _to_the_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that are padded on the right, padded on the left."""
+    columns = mask.sort(dim=1, stable=True).indices
+    return ids.gather(1, columns), mask.gather(1, columns)

@@ -1,0 +1,253 @@
+"""GRPO whose rewards, and advantages, are of single tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from .._trl import get_config_model_id, get_dataset_column_names
+from ..nn.unpadding import padded, right_packed
+from ..ppo.completion_scorer import CompletionScorer, RawScores
+from ..ppo.functional import hold_mean_length, mean_length, place_at_last
+from ..utils.paper import PAPER
+from .config import FineGrainedGRPOConfig
+from .functional import group_advantages
+from .sources import BatchIds, FunctionSource, ModelSource, RewardSource, load_source
+
+
+_STATE_FILE = "held_length.json"
+
+
+class FineGrainedGRPOTrainer(GRPOTrainer):
+    """
+    Trainer for Group Relative Policy Optimization with rewards, and advantages, of single tokens.
+
+    It replaces TRL's `GRPOTrainer` in a script. With rewards of whole completions alone it does what `GRPOTrainer`
+    does. Where a reward is of single tokens, each token gets an advantage of its own, as `advantage_estimator` says;
+    rewards of whole completions among them stand on the last token.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        reward_funcs (`str`, `nn.Module`, `Callable`, or a list of them):
+            All that `GRPOTrainer` takes, and: a [`TokenRewardModel`] or a token classifier with one label, as a model,
+            a name on the Hub or a folder; and functions that return a list of floats for each completion, one for each
+            token of its `completion_ids`, instead of one float.
+        args ([`FineGrainedGRPOConfig`], *optional*):
+            Configuration. TRL's own `GRPOConfig` is taken too.
+        train_dataset, eval_dataset, processing_class, callbacks, optimizers, quantization_config, peft_config, tools,
+        rollout_func, environment_factory:
+            As in `GRPOTrainer`.
+        reward_processing_classes ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
+            As in `GRPOTrainer`. For a model that scores tokens: its tokenizer, where that is not the policy's.
+
+    Raises:
+        ValueError: If a token head is untrained, if a setting does not go with token rewards or has no effect, or if
+            the training data have no prompts.
+    """
+
+    args: FineGrainedGRPOConfig
+
+    _tag_names = ["trl", "grpo", "fine-grained-grpo"]
+    _name = "FineGrainedGRPO"
+    _paper = PAPER
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | nn.Module",
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        **kwargs: Any,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = FineGrainedGRPOConfig(f"{name.split('/')[-1]}-FineGrainedGRPO")
+        elif not isinstance(args, FineGrainedGRPOConfig):
+            args = FineGrainedGRPOConfig.from_grpo_config(args)
+        if train_dataset is not None and kwargs.get("environment_factory") is None:
+            columns = get_dataset_column_names(train_dataset)
+            if "prompt" not in columns:
+                raise ValueError(f"The training data need a column 'prompt'; they have {sorted(columns)}.")
+        rewards = [] if reward_funcs is None else reward_funcs
+        rewards = list(rewards) if isinstance(rewards, (list, tuple)) else [rewards]
+        tokenizers = reward_processing_classes
+        tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * max(len(rewards), 1)
+        if len(tokenizers) != len(rewards) and rewards:
+            raise ValueError(f"There are {len(rewards)} `reward_funcs`, but {len(tokenizers)} processing classes.")
+        self.sources: list[RewardSource | None] = [
+            load_source(reward, tokenizer, args.reward_signal, args.model_init_kwargs)
+            for reward, tokenizer in zip(rewards, tokenizers, strict=False)
+        ]
+        given = zip(rewards, self.sources, strict=True)
+        super().__init__(
+            model=model,
+            reward_funcs=[reward if source is None else source.function() for reward, source in given],
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=[
+                tokenizer if source is None else None
+                for tokenizer, source in zip(tokenizers, self.sources, strict=False)
+            ],
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **kwargs,
+        )
+        self._target_length = args.target_length
+        for source in self.sources:
+            self._prepare_source(source)
+        if any(isinstance(source, ModelSource) for source in self.sources):
+            args.check_token_rewards()
+
+    def _prepare_source(self, source: RewardSource | None) -> None:
+        if source is None:
+            return
+        args, batch_size = self.args, self.args.per_device_train_batch_size
+        if isinstance(source, ModelSource):
+            # As TRL prepares the reward models that it reads itself.
+            if self.is_deepspeed_enabled:
+                from trl.models import prepare_deepspeed
+
+                source.model = prepare_deepspeed(source.model, self.accelerator)
+            else:
+                source.model = self.accelerator.prepare_model(source.model, evaluation_mode=True, device_placement=True)
+            given = source.model, self._tokenizer, source.tokenizer, args.reward_signal, args.reward_density
+            source.scorer = CompletionScorer(*given, batch_size)
+        elif isinstance(source, FunctionSource):
+            source.scorer = CompletionScorer(source.call, self._tokenizer, None, None, args.reward_density, batch_size)
+
+    # TRL's method makes the completions, reads the rewards and makes advantages of whole completions. These three take
+    # hold of what passes, and put advantages of tokens in their place.
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        for source in self.sources:
+            if source is not None:
+                source.token_rewards = None
+        output = super()._generate_and_score_completions(inputs)
+        if any(source is not None and source.token_rewards is not None for source in self.sources):
+            self.args.check_token_rewards()
+            output["advantages"] = self._token_advantages(output["completion_ids"].shape[1])
+        else:
+            self.args.check_no_token_settings()
+        return output
+
+    def _generate(self, prompts: list) -> Any:
+        generated = super()._generate(prompts)
+        prompt_ids, completion_ids, tool_mask = generated[:3]
+        own = [[1] * len(ids) for ids in completion_ids] if tool_mask is None else tool_mask
+        self._batch_ids = BatchIds(prompt_ids, completion_ids, own)
+        for source in self.sources:
+            if isinstance(source, ModelSource):
+                source.ids = self._batch_ids
+        return generated
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards_per_func
+
+    def _token_advantages(self, width: int) -> Tensor:
+        """Advantages of this process's completions, shape (B, width), from the rewards of all processes."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        # Tokens of tools are taken out, so that the policy's own stand side by side, and are put back at the end.
+        ids, _ = padded(self._batch_ids.completions, device)
+        own, _ = padded(self._batch_ids.own, device)
+        packed_ids, columns = right_packed(ids, own)
+        packed = own.gather(1, columns)
+
+        def gather(x: Tensor) -> Tensor:
+            return accelerator.gather(accelerator.pad_across_processes(x, dim=1).contiguous())
+
+        mask = gather(packed)
+        of_tokens = [
+            None
+            if source is None or source.token_rewards is None
+            else gather(_stacked(source.token_rewards, own.shape, device).gather(1, columns))
+            for source in [*self.sources, *[None] * (len(self.reward_funcs) - len(self.sources))]
+        ]
+        rewards, places = self._spread(of_tokens, gather(packed_ids), mask)
+        num_generations = self.num_generations if self.model.training else self.num_generations_eval
+        advantages = group_advantages(
+            rewards, places, mask, num_generations, self.args.advantage_estimator, self.args.scale_rewards
+        )
+        if self._holds_length:
+            if self._target_length is None:
+                self._target_length = mean_length(mask)
+            advantages, bonus = hold_mean_length(advantages, mask, self._target_length)
+            self._metrics["train" if self.model.training else "eval"]["length_bonus"].append(bonus)
+        self._log_advantages(advantages.sum(1) / mask.sum(1).clamp(min=1))
+        first = accelerator.process_index * len(ids)
+        local = advantages[first : first + len(ids), : columns.shape[1]]
+        return torch.zeros(len(ids), width, device=device).scatter(1, columns, local)
+
+    def _spread(self, of_tokens: list[Tensor | None], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of all rewards, and where rewards stand; both of shape (B, T), of all processes."""
+        rewards, places = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask, dtype=torch.bool)
+        for source, values, totals, weight in zip(
+            [*self.sources, *[None] * (len(of_tokens) - len(self.sources))],
+            of_tokens,
+            self._rewards_per_func.unbind(1),
+            self.reward_weights.to(mask.device),
+            strict=True,
+        ):
+            rows = (~totals.isnan() & mask.any(1)).nonzero().squeeze(1)  # the others: the source has no opinion
+            if len(rows) == 0:
+                continue
+            if values is None or source is None:
+                spread = place_at_last(totals[rows], mask[rows])
+                stands = place_at_last(torch.ones_like(totals[rows]), mask[rows])
+            else:
+                scores = RawScores(values[rows], source.scorer.signal or "token_scores")
+                shaping = self.args.shaping(source.scores_tokens)
+                spread = source.scorer.spread(scores, ids[rows], mask[rows], **shaping)
+                stands = source.scorer.places(scores.signal, ids[rows], mask[rows])
+            rewards[rows] += weight * spread
+            places[rows] |= stands.bool()
+        return rewards, places
+
+    @property
+    def _holds_length(self) -> bool:
+        if self.args.hold_length is not None:
+            return self.args.hold_length
+        return any(source is not None and source.scores_tokens for source in self.sources)
+
+    def _log_advantages(self, means: Tensor) -> None:
+        """The table of completions has one advantage for each: the mean of its tokens'."""
+        logged = self._logs["advantages"]
+        for _ in range(min(len(means), len(logged))):
+            logged.pop()
+        logged.extend(means.tolist())
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and self._target_length is not None:
+            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            (folder / _STATE_FILE).write_text(json.dumps(self._target_length))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint, _STATE_FILE)
+        if path is not None and path.is_file():
+            self._target_length = json.loads(path.read_text())
+
+
+def _stacked(rows: list[Tensor | None], shape: torch.Size, device: torch.device) -> Tensor:
+    """Rewards of unequal length as one tensor, 0 where there is none."""
+    stacked = torch.zeros(shape, device=device)
+    for row, values in enumerate(rows):
+        if values is not None:
+            stacked[row, : len(values)] = values.to(device)
+    return stacked
