@@ -171,6 +171,7 @@ class TestScoring:
             ([{"text": 3}], "Row 0: `text` must be a text or messages, but is a int"),
             ([{"text": "a", "prompt": []}], "Row 0: `prompt` and `text` must both be texts"),
             ([{"chosen": "a", "rejected": None}], "rejected"),
+            ([{"chosen": 3, "rejected": "a"}], "Row 0, column `chosen`: must be a text"),
             ([{"text": "a"}, {"text": "go\ud83d"}], "Row 1: `text` has half of a character"),
             ([{"completion": "a", "prompt": "\ud83d"}], "Row 0: `prompt` has half of a character"),
         ],

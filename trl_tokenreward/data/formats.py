@@ -128,7 +128,10 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
     if "prompt" in row:
         sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
     prompt = preference_prompt(row)
-    kwargs = {"tools": _tools(row), **(row.get("chat_template_kwargs") or {})}
+    more_kwargs = row.get("chat_template_kwargs") or {}
+    if not isinstance(more_kwargs, dict):
+        raise ColumnError("chat_template_kwargs", f"must be a dictionary, but is {shorten(more_kwargs)}.")
+    kwargs = {"tools": _tools(row), **more_kwargs}
 
     def render(messages: str | list[Row], column: str, **more: Any) -> str:
         try:

@@ -258,7 +258,11 @@ class _Reader:
         pair = _as_pair(row, index)
         is_pair, pair = pair is row, dict(pair)
         if self.prepare is None:
-            self.prepare = RowPreparer(row_format(pair), self.tokenizer, "scored")
+            try:
+                format = row_format(pair)
+            except ValueError as error:
+                raise ValueError(f"Row {index}, {error}") from error
+            self.prepare = RowPreparer(format, self.tokenizer, "scored")
         prepared = self.prepare(pair, index)
         sides = ("rejected", "chosen") if is_pair else ("chosen",)
         ids = [prepared[f"{side}_ids"] for side in sides]

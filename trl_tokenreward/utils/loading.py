@@ -123,6 +123,10 @@ def _load(path: str, *args: Any, **kwargs: Any) -> Any:
         return load_dataset(path, *args, **kwargs)
     except DatasetGenerationError as error:  # says nothing itself; what went wrong is its cause
         raise ValueError(f"{kwargs.get('data_files', path)} cannot be read: {error.__cause__}") from error
+    except (ValueError, TypeError) as error:  # of pyarrow, when the first rows of a stream tell its columns
+        if "data_files" not in kwargs:
+            raise
+        raise ValueError(f"{kwargs['data_files']} cannot be read: {error}") from error
 
 
 def check_output(path: str | Path) -> None:
