@@ -90,6 +90,7 @@ def test_what_is_not_unicode_or_utf_8_is_named(tmp_path, capsys):
     (tmp_path / "latin.txt").write_bytes(b"na\xefve")
     (tmp_path / "latin.csv").write_bytes(b"chosen,rejected\na,b\nna\xefve,c\n")
     (tmp_path / "half.jsonl").write_text('{"chosen": "a", "rejected": "\\ud83d"}\n')
+    (tmp_path / "mixed.jsonl").write_text('{"chosen": "a", "rejected": "b", "x": [1.5, "\\udc00", {}]}\n')
     edit = ["edit", f"{tmp_path}/pairs.jsonl", f"{tmp_path}/out", "--endpoint", "http://localhost:1", "--model", "m"]
     columns = ["--chosen", "chosen", "--rejected", "rejected"]
     for arguments, message in (
@@ -104,6 +105,10 @@ def test_what_is_not_unicode_or_utf_8_is_named(tmp_path, capsys):
         (
             ["import", "columns", f"{tmp_path}/half.jsonl", f"{tmp_path}/out", *columns],
             "{tmp}/half.jsonl cannot be read",
+        ),
+        (
+            ["import", "columns", f"{tmp_path}/mixed.jsonl", f"{tmp_path}/out", *columns],
+            "{tmp}/mixed.jsonl cannot be read",
         ),
         (["inspect", f"{tmp_path}/half.jsonl"], "{tmp}/half.jsonl cannot be read"),
     ):

@@ -83,6 +83,10 @@ MALFORMED = {
     "no-messages": ({"chosen": [], "rejected": [assistant("a")]}, "column `chosen`: has no messages"),
     "no-role": ({"chosen": [{"content": "a"}], "rejected": [assistant("a")]}, "column `chosen`: messages need `role`"),
     "tools": ({**FORMATS["conversational"], "tools": "[bake"}, "column `tools`: is no JSON"),
+    "template-kwargs": (
+        {**FORMATS["conversational"], "chat_template_kwargs": 1.5},
+        "column `chat_template_kwargs`: must be a dictionary, but is 1.5",
+    ),
     "text-prompt": ({**FORMATS["conversational"], "prompt": "hi"}, "column `prompt`: must be a list of messages"),
     "spans-of-many": (
         {

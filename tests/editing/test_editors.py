@@ -191,16 +191,36 @@ def test_what_is_no_log_of_edits_is_named_by_its_line(server, tmp_path):
             edit(server, pairs("it is bad"), tmp_path)
 
 
-def test_a_run_that_ends_before_its_data_set_is_whole_leaves_none(server, tmp_path, monkeypatch):
-    edit(server, pairs("it is bad", "so bad"), tmp_path)
+def test_nothing_is_asked_for_after_the_log_has_failed(server, tmp_path, monkeypatch):
+    def fail(self, *lines):
+        if "settings" not in lines[0]:
+            time.sleep(0.05)
+            raise OSError("disk full")
+
+    monkeypatch.setattr("trl_tokenreward.editing.log.EditLog.append", fail)
+    editor = make_editor(server, concurrency=3)
+    with pytest.raises(OSError, match="disk full"):
+        edit(server, pairs(*(f"{i} is bad" for i in range(20))), tmp_path, editor)
+    assert len(server.bodies) <= 3
+
+
+def test_a_data_set_is_the_earlier_one_until_the_new_one_is_whole(server, tmp_path, monkeypatch):
+    answers = ["it is bad", "so bad", "bad it is"]
+    edit(server, pairs(*answers), tmp_path, limit=2)
     with monkeypatch.context() as patch:
         patch.setattr(Dataset, "save_to_disk", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            edit(server, pairs("it is bad", "so bad"), tmp_path)
-    with pytest.raises(FileNotFoundError):
+            edit(server, pairs(*answers), tmp_path)
+    assert len(load_from_disk(str(tmp_path))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("trl_tokenreward.editing.output.os.replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            edit(server, pairs(*answers), tmp_path)
+    with pytest.raises(FileNotFoundError):  # and no half of one
         load_from_disk(str(tmp_path))
-    edit(server, pairs("it is bad", "so bad"), tmp_path)
-    assert len(load_from_disk(str(tmp_path))) == 2 and len(server.bodies) == 2
+    edit(server, pairs(*answers), tmp_path)
+    assert len(load_from_disk(str(tmp_path))) == 3 and len(server.bodies) == 3
+    assert not (tmp_path / ".new").exists()
 
 
 def test_a_refused_edit_is_asked_for_again_with_the_reason_and_hotter(server, tmp_path):

@@ -187,6 +187,7 @@ class TestScoring:
             ([{"text": "a", "prompt": []}], "Row 0: `prompt` and `text` must both be texts"),
             ([{"chosen": "a", "rejected": None}], "Row 0 of the scored data set, column `rejected`"),
             (["a"], "Row 0: a row must be a dictionary of columns, but is 'a'"),
+            ([{"chosen": 3, "rejected": "a"}], "Row 0 of the scored data set, column `chosen`: must be a text"),
             ([{"text": "a"}, {"text": "go\ud83d"}], "Row 1: `text` has half of a character"),
             ([{"completion": "a", "prompt": "\ud83d"}], "Row 0: `prompt` has half of a character"),
         ],

@@ -87,8 +87,9 @@ def serve(monkeypatch):
 
 
 @contextmanager
-def misbehaving(misbehave):
-    """The address of a server that reads a request and then does `misbehave(connection)` to the client."""
+def misbehaving(misbehave, with_body=False):
+    """The address of a server that reads a request and then does `misbehave(connection)` to the client, or
+    `misbehave(connection, the request's body)`."""
 
     def serve(connection):
         with connection, suppress(OSError):
@@ -99,7 +100,7 @@ def misbehaving(misbehave):
             length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
             while len(body) < length:
                 body += connection.recv(2**16)
-            misbehave(connection)
+            misbehave(*([connection, body] if with_body else [connection]))
 
     def accept():
         with suppress(OSError):
@@ -153,3 +154,16 @@ FAULTS = {
     "not-utf-8": (lambda c: c.sendall(OK + b'\r\n{"choices": "\xff"}'), "sent no chat completion, but "),
     "nested-error": (lambda c: c.sendall(b"HTTP/1.1 400 Bad\r\n\r\n" + NESTED), "answered with status 400: '\\[\\["),
 }  # fmt: skip
+
+
+def mixed(faults, respond, chance):
+    """As `misbehaving`: half of the requests get one of the faults, the others what `respond(text)` gives."""
+
+    def answer(connection, body):
+        if chance.random() < 0.5:
+            chance.choice(faults)(connection)
+        else:
+            text = respond(json.loads(body)["messages"][0]["content"])
+            connection.sendall(OK + b"\r\n" + json.dumps({"choices": [{"message": {"content": text}}]}).encode())
+
+    return misbehaving(answer, with_body=True)

@@ -194,7 +194,7 @@ def _named(rows: Iterable[Row], source: str | Path) -> Iterator[Row]:
     """The rows; errors of the reader, such as pyarrow's, name the source."""
     try:
         yield from rows
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{source} cannot be read: {error}") from error
 
 

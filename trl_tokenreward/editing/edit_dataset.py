@@ -197,10 +197,21 @@ def _edit_tasks(
     left = [task for task in tasks if not log.done(task)]
     chunks = [left[start : start + editor.batch_size] for start in range(0, len(left), editor.batch_size)]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="Editing answers", disable=not progress)
+    failed = threading.Event()
+
+    def edit_unless_failed(chunk: list[Task]) -> None:
+        if failed.is_set():  # a full disk, for example: what is asked for now would be paid for and lost
+            return
+        try:
+            edit(chunk)
+        except BaseException:
+            failed.set()
+            raise
+
     executor = ThreadPoolExecutor(editor.concurrency)
     try:
         with bar:
-            futures = {executor.submit(edit, chunk): len(chunk) for chunk in chunks}
+            futures = {executor.submit(edit_unless_failed, chunk): len(chunk) for chunk in chunks}
             for future in as_completed(futures):
                 future.result()
                 bar.update(futures[future])

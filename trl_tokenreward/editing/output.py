@@ -1,6 +1,8 @@
 """Writes the data set of edits and its data card."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,20 @@ def edited_features(features: Features, task: Task) -> Features:
 
 def save_edits(output: Path, rows: list[dict[str, Any]], dropped: list[dict[str, Any]], features: Features) -> Dataset:
     """Writes the edited rows as `save_to_disk` does, and those dropped to `dropped.jsonl`."""
-    # `load_from_disk` needs this file, which is written last: half a data set does not load as a small one.
-    (output / "state.json").unlink(missing_ok=True)
-    for shard in output.glob("data-*.arrow"):  # an earlier result may have had more of them
-        shard.unlink()
     columns = {column: [row[column] for row in rows] for column in features}  # there may be no rows
     dataset = Dataset.from_dict(columns, features=features)
-    dataset.save_to_disk(str(output), num_shards=None if rows else 1)  # without a shard it could not be loaded
+    new, state = output / ".new", output / "state.json"
+    if new.exists():  # of a run that was killed
+        shutil.rmtree(new)
+    dataset.save_to_disk(str(new), num_shards=None if rows else 1)  # without a shard it could not be loaded
+    # `load_from_disk` needs `state.json`, which goes first and comes last: a kill in between leaves no half of a data
+    # set that loads as a small one. Until then the earlier result, which may have more shards, is whole.
+    state.unlink(missing_ok=True)
+    for shard in output.glob("data-*.arrow"):
+        shard.unlink()
+    for path in sorted(new.iterdir(), key=lambda path: path.name == state.name):
+        os.replace(path, output / path.name)
+    new.rmdir()
     lines = "".join(json.dumps(row) + "\n" for row in dropped)
     write_text(output / "dropped.jsonl", lines)
     return dataset

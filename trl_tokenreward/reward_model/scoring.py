@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from ..data.formats import SIDES, ColumnError, check_row, plain_rows, row_format
+from ..data.formats import SIDES, check_row, plain_rows, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
@@ -263,7 +263,7 @@ class _Reader:
         if self.prepare is None:
             try:
                 self.prepare = RowPreparer(row_format(pair), self.tokenizer, "scored")
-            except ColumnError as error:
+            except ValueError as error:
                 raise ValueError(f"Row {index} of the scored data set, {error}") from error
         prepared = self.prepare(pair, index)
         sides = ("rejected", "chosen") if is_pair else ("chosen",)

@@ -139,7 +139,7 @@ def _reading(name: str | Path) -> Iterator[None]:
         raise ValueError(f"{name} has no rows.") from error
     except DatasetGenerationError as error:  # says nothing itself; what went wrong is its cause
         raise ValueError(f"{name} cannot be read: {error.__cause__}") from error
-    except (ValueError, LookupError, EOFError, OSError) as error:
+    except (ValueError, TypeError, LookupError, EOFError, OSError) as error:
         if not Path(name).exists():  # the Hub's own errors name what they are about
             raise
         if "corresponds to no data" in str(error):
