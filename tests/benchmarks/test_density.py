@@ -5,10 +5,10 @@ import json
 from collections import Counter
 
 import demo_seeds
-import density
 import pytest
 from datasets import Dataset
 
+import density
 import density_data
 import density_report
 import density_settings

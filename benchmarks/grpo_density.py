@@ -1,0 +1,262 @@
+"""Does GRPO gain by rewards of tokens? Advantages of completions and of tokens from one reward model, on ParaDetox.
+
+    python benchmarks/grpo_density.py all --data <folder>    # prepare, tune every arm alike, run the seeds, report
+    python benchmarks/grpo_density.py report                 # the table of what is there
+
+Data, start policy, reward models and judge are those of `density.py`, which this prepares where they are not there yet.
+Each run is a process of one thread and writes one JSON file; runs with a file are not repeated.
+
+Needs scikit-learn: `pip install -e ".[benchmarks]"`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from density import make_examiner, point_of, prepare
+from density_report import interval, machine, win_rate_at_kl
+from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
+from provenance import commit
+
+
+RESULTS = Path(__file__).resolve().parent / "results" / "grpo_density.md"
+# Two batches of a generation, each read twice: four optimizer steps to an update, as the PPO runs of `density.py` have.
+NUM_GENERATIONS, STEPS_PER_GENERATION, NUM_ITERATIONS = 8, 2, 2
+STEPS_PER_UPDATE = STEPS_PER_GENERATION * NUM_ITERATIONS
+LEARNING_RATES, BETAS = (3e-4,), (0.02, 0.06, 0.2)
+TUNING_SEED, SEEDS = 101, (1, 2, 3, 4, 5)
+KL_LEVELS = (1, 2, 4)
+# A setting is chosen by the win rate at this KL, which is compared.
+COMPARED = 4
+
+ARMS: dict[str, dict[str, Any]] = {
+    # One reward for each completion: TRL's GRPOTrainer. It has no hold on the length.
+    "scalar": {"reward_signal": "sequence_score"},
+    # The same sum as the next two, on the last token.
+    "total": {"reward_density": "sequence"},
+    "process": {"advantage_estimator": "process"},
+    "leave one out": {"advantage_estimator": "leave_one_out"},
+}
+
+
+class Job(NamedTuple):
+    """One GRPO run."""
+
+    arm: str
+    learning_rate: float
+    beta: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-lr{self.learning_rate:g}-beta{self.beta:g}-seed{self.seed}".replace(" ", "_")
+
+
+def run(job: Job, data: Path, output: Path) -> dict[str, Any]:
+    """Train one arm, and examine it on the test part's prompts every few updates."""
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+
+    from density_data import GoldJudge, paradetox
+    from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer, TokenRewardModel
+
+    torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "start_policy")
+    policy, start = (LlamaForCausalLM.from_pretrained(output / "start_policy", dtype=torch.float32) for _ in range(2))
+    parts = paradetox(data / "paradetox-8000.tsv")
+    examiner = make_examiner(parts, GoldJudge(parts.gold), start, tokenizer)
+
+    class LearningCurve(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.points = [{"update": 0, **point_of(examiner.start, examiner.start)}]
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            update, within = divmod(state.global_step, STEPS_PER_UPDATE)
+            if within == 0 and update % EVALUATE_EVERY == 0:
+                self.points.append({"update": update, **point_of(examiner.examine(model), examiner.start)})
+
+    curve = LearningCurve()
+    trainer = FineGrainedGRPOTrainer(
+        policy,
+        TokenRewardModel.from_pretrained(output / "reward_model", dtype=torch.float32),
+        FineGrainedGRPOConfig(
+            str(output / "scratch" / job.name),
+            seed=job.seed,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            per_device_train_batch_size=BATCH_SIZE // STEPS_PER_GENERATION,
+            steps_per_generation=STEPS_PER_GENERATION,
+            num_iterations=NUM_ITERATIONS,
+            num_generations=NUM_GENERATIONS,
+            max_completion_length=RESPONSE_LENGTH,
+            max_steps=UPDATES * STEPS_PER_UPDATE,
+            learning_rate=job.learning_rate,
+            lr_scheduler_type="constant",
+            beta=job.beta,
+            logging_steps=STEPS_PER_UPDATE,
+            **ARMS[job.arm],
+        ),
+        parts.policy.select_columns("prompt"),
+        processing_class=tokenizer,
+        reward_processing_classes=tokenizer,
+        callbacks=[curve],
+    )
+    begin = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - begin
+    return {"job": job._asdict(), "seconds": seconds, "curve": curve.points, "log": trainer.state.log_history}
+
+
+def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> list[dict[str, Any]]:
+    """The results of the jobs, in their order; those that are not there yet are run first."""
+    jobs, folder = list(jobs), output / "grpo"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def start(job: Job) -> None:
+        if (folder / f"{job.name}.json").exists():
+            return
+        command = [sys.executable, __file__, "run", "--data", str(data), "--output", str(output)]
+        command += ["--arm", job.arm, "--learning-rate", str(job.learning_rate), "--beta", str(job.beta)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([*command, "--seed", str(job.seed)], env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-3000:]}")
+        last = json.loads((folder / f"{job.name}.json").read_text())["curve"][-1]
+        print(f"{job.name}: {last['win_rate']:.3f} at {last['kl']:.2f} nats, {last['length']:.1f} tokens", flush=True)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(start, jobs))
+    return [json.loads((folder / f"{job.name}.json").read_text()) for job in jobs]
+
+
+def tuning_jobs(arm: str) -> list[Job]:
+    return [Job(arm, rate, beta, TUNING_SEED) for rate in LEARNING_RATES for beta in BETAS]
+
+
+def choose(results: list[dict[str, Any]]) -> tuple[float, float]:
+    """The setting with the highest win rate at the compared KL, or, where none comes so far, at its own end."""
+
+    def merit(result: dict[str, Any]) -> tuple[bool, float]:
+        at_kl = win_rate_at_kl(result["curve"], COMPARED)
+        return at_kl is not None, result["curve"][-1]["win_rate"] if at_kl is None else at_kl
+
+    job = max(results, key=merit)["job"]
+    return job["learning_rate"], job["beta"]
+
+
+def write_report(output: Path) -> None:
+    results = [json.loads(path.read_text()) for path in sorted((output / "grpo").glob("*.json"))]
+    tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
+    of_arm = {
+        arm: [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] in SEEDS]
+        for arm in ARMS
+        if any(r["job"]["arm"] == arm for r in results)
+    }
+    lines = [
+        "# GRPO with rewards of tokens, on ParaDetox",
+        "",
+        f"`python benchmarks/grpo_density.py all --data <folder>`, {date.today()}, commit {commit()}, {machine()}.",
+        "",
+        f"Policy, reward models and judge are those of [the density dial](density.md). Every run: {UPDATES} updates of "
+        f"{BATCH_SIZE} completions, {NUM_GENERATIONS} for each prompt, and {STEPS_PER_UPDATE} optimizer steps to an "
+        "update. All arms have one reward model. `scalar`: its sequence score, one reward for each completion (TRL's "
+        "GRPOTrainer). `total`: the sum of its token scores, on the last token. `process` and `leave one out`: its "
+        "token scores, with the two estimators of advantages. The last three hold the mean length.",
+        "",
+        f"Each arm has the rate and beta with the highest win rate at {COMPARED} nats on the tuning seed "
+        f"({TUNING_SEED}), of as many settings each. Win rates are against the start policy, on the test part's "
+        "prompts, with 95 % intervals of the mean over the seeds (Student's t).",
+        "",
+        f"| arm | rate, beta | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there "
+        "| length there |",
+        f"|{' --- |' * (6 + len(KL_LEVELS))}",
+    ]
+    for arm, runs in of_arm.items():
+        if not runs:
+            continue
+        rate, beta = runs[0]["job"]["learning_rate"], runs[0]["job"]["beta"]
+        levels = []
+        for level in KL_LEVELS:
+            reached = [w for r in runs if (w := win_rate_at_kl(r["curve"], level)) is not None]
+            few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
+            levels.append((interval(reached, 3) + few) if reached else "–")
+        ends = [interval([r["curve"][-1][n] for r in runs], digits) for n, digits in (("win_rate", 3), ("kl", 1))]
+        length = interval([r["curve"][-1]["length"] for r in runs], 1)
+        lines.append(
+            f"| {arm} | {rate:g}, {beta:g} | {len(runs)} | {' | '.join(levels)} | {' | '.join(ends)} | {length} |"
+        )
+    lines += ["", f"At {COMPARED} nats, seed by seed, less `scalar`:", "", "| arm | difference |", "| --- | --- |"]
+    scalar = {r["job"]["seed"]: win_rate_at_kl(r["curve"], COMPARED) for r in of_arm.get("scalar", [])}
+    for arm, runs in of_arm.items():
+        pairs = [(win_rate_at_kl(r["curve"], COMPARED), scalar.get(r["job"]["seed"])) for r in runs]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
+        if arm != "scalar" and differences:
+            lines.append(f"| {arm} | {interval(differences, 3, sign='+')} ({len(differences)} seeds) |")
+    lines += ["", "## Tuning", "", "| arm | rate, beta | at 4 nats | at the end | KL there |", "| --- " * 5 + "|"]
+    for result in tuned:
+        job, last = result["job"], result["curve"][-1]
+        at_kl = win_rate_at_kl(result["curve"], COMPARED)
+        lines.append(
+            f"| {job['arm']} | {job['learning_rate']:g}, {job['beta']:g} | {'–' if at_kl is None else f'{at_kl:.3f}'} "
+            f"| {last['win_rate']:.3f} | {last['kl']:.1f} |"
+        )
+    seconds = {arm: np.median([r["seconds"] for r in runs]) for arm, runs in of_arm.items() if runs}
+    lines += ["", "Median processor seconds of a run: " + ", ".join(f"{a} {s:.0f}" for a, s in seconds.items()) + "."]
+    text = "\n".join(lines) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("stage", choices=["all", "run", "report"])
+    parser.add_argument("--data", type=Path, help="Folder with ParaDetox.")
+    parser.add_argument("--output", type=Path, default=Path("runs/density"), help="Folder for models and results.")
+    parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="How many seeds `all` runs.")
+    parser.add_argument("--arm", choices=list(ARMS), default="process")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATES[0])
+    parser.add_argument("--beta", type=float, default=BETAS[0])
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    data, output = arguments.data, arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "report":
+        return write_report(output)
+    if data is None:
+        parser.error("name the folder with --data")
+    if arguments.stage == "run":
+        job = Job(arguments.arm, arguments.learning_rate, arguments.beta, arguments.seed)
+        (output / "grpo").mkdir(exist_ok=True)
+        partial = output / "grpo" / f"{job.name}.partial"
+        partial.write_text(json.dumps(run(job, data, output)))
+        partial.rename(partial.with_suffix(".json"))
+        return None
+    if not (output / "prepared.json").exists():
+        prepare(data, output)
+    tuned = run_all([job for arm in ARMS for job in tuning_jobs(arm)], data, output, arguments.jobs)
+    chosen = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in ARMS}
+    # Seed by seed, so that a run that is stopped has all arms with the seeds that it has.
+    run_all([Job(arm, *chosen[arm], s) for s in SEEDS[: arguments.seeds] for arm in ARMS], data, output, arguments.jobs)
+    return write_report(output)
+
+
+if __name__ == "__main__":
+    main()
