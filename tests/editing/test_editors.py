@@ -351,6 +351,7 @@ def test_concurrency_and_trouble_that_is_not_the_rows(server, tmp_path):
         ({"retries": -1}, "`retries` must be at least 0"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"dataset": pairs("a").select([])}, "`dataset` must be a Dataset with rows"),
+        ({"dataset": pairs("a").with_transform(lambda batch: batch)}, "`dataset` has a transform.*with `dataset.map`"),
         ({"dataset": Dataset.from_list([{"prompt": "p", "chosen": "c"}])}, "Row 0 of the data set, column `rejected`"),
         ({"dataset": Dataset.from_list([{"prompt": None, "chosen": "c", "rejected": "r"}])}, "Row 0 .* must all be"),
         ({"dataset": Dataset.from_list([{"chosen": [{"role": "a"}], "rejected": [{"role": "a"}]}])}, "Row 0 .* need `role`"),

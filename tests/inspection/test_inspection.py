@@ -51,6 +51,11 @@ class TestFigures:
         assert [row.index for row in inspection.worst(4)] == [3, 0, 2, 5]
         assert inspection.rows[3].outcome == "not_minimal"
 
+    def test_the_transform_of_a_data_set_is_applied(self):
+        rows = Dataset.from_list([{"prompt": "", "chosen": "a b", "rejected": "a c"}])
+        shown = rows.with_transform(lambda batch: {**batch, "chosen": ["a c d"]})
+        assert inspect_dataset(shown).kinds == {"replace": 0, "delete": 0, "insert": 1, "white space": 0}
+
     def test_summary(self):
         summary = inspect_dataset(Dataset.from_list(ROWS)).summary()
         assert dict(summary["rows"])["identical"] == "1"

@@ -1,6 +1,7 @@
 """Preference rows: formats, edit masks and batches.
 
-- `formats`: the formats of rows, and the texts that are tokenized;
+- `formats`: the formats of rows, and the texts that are tokenized, for the reward model and for PPO;
+- `tokens`: these texts as token ids: who may add special tokens, and which characters a token stands for;
 - `importers`: data sets of other shapes; a new import format goes here;
 - `preprocessing`: rows as token ids with edit masks; `max_edit_ratio`;
 - `spans`: spans of characters that a row marks as wrong;

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from ..data.formats import ASSISTANT, HUMAN, plain_rows, preference_prompt, row_format
+from ..data.formats import ASSISTANT, HUMAN, preference_prompt, row_format
 from ..utils.chat_endpoint import Prompt
 from ..utils.validation import check_least
 
@@ -56,7 +56,9 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
     check_least(limit=(1 if limit is None else limit, 1))
     if not isinstance(dataset, Dataset) or not len(dataset):
         raise ValueError(f"`dataset` must be a Dataset with rows, got {dataset!r}.")
-    dataset = plain_rows(dataset)
+    if dataset.format["type"] == "custom":
+        raise ValueError("`dataset` has a transform, and its edits are saved by columns: apply it with `dataset.map`.")
+    dataset = dataset.with_format(None)
     tasks, format = [], None
     for index, row in enumerate(dataset if limit is None else dataset.take(min(limit, len(dataset)))):
         task, format = _read_row(row, index, format)

@@ -81,8 +81,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             classifier with one label, or a function (see [`~ppo.completion_scorer.CompletionScorer`]) that returns a
             float or one float per token for each completion.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Prompts, in a column `input_ids` (tokens) or `prompt` (a text or messages). A stream needs `total_episodes`
-            or `max_steps`.
+            Prompts, in a column `input_ids` (tokens) or `prompt` (a text or messages), or preference rows, see
+            [`~ppo.prompts.prepare_prompts`]. A stream needs `total_episodes` or `max_steps`.
         value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
             Its sequence head gives the values. If `None`, a copy of the reward model; where that is a function or has
             another tokenizer, the policy's backbone with a new head.
