@@ -237,7 +237,7 @@ class _Row(NamedTuple):
     """A row as one model reads it: its number, its prompt, and its texts as ids, with where they begin and which tokens
     are edited."""
 
-    index: int
+    number: int
     prompt: str
     ids: list[list[int]]
     starts: list[int]
@@ -300,8 +300,8 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
     """The scored texts of each row."""
     sequences = [ids for row in rows for ids in row.ids]
     starts = [start for row in rows for start in row.starts]
-    numbers = [row.index for row in rows for _ in row.ids]
-    scores = iter(scorer._scores(sequences, starts, batch_size, numbers))
+    of_rows = [row.number for row in rows for _ in row.ids]
+    scores = iter(scorer._scores(sequences, starts, batch_size, of_rows))
     results = []
     for row in rows:
         edits: Any = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]

@@ -334,11 +334,16 @@ class TokenRewardTrainer(RewardTrainer):
 
         with torch.no_grad():
             losses = torch.stack([sequence_loss, token_loss, unchanged_loss])
-            self._record(losses, outputs, edited, unchanged)
+            self._record(losses, outputs.logits.squeeze(-1), outputs.token_scores, edited, unchanged)
         return (loss, outputs) if return_outputs else loss
 
     def _record(
-        self, losses: torch.Tensor, outputs: TokenRewardOutput, edited: torch.Tensor, unchanged: torch.Tensor
+        self,
+        losses: torch.Tensor,
+        sequence_scores: torch.Tensor,
+        scores: torch.Tensor,
+        edited: torch.Tensor,
+        unchanged: torch.Tensor,
     ) -> None:
         mode = "train" if self.model.training else "eval"
         losses = self.accelerator.gather(losses[None]).mean(0).cpu()
@@ -349,14 +354,14 @@ class TokenRewardTrainer(RewardTrainer):
         # last batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as
         # such.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        table = torch.stack([outputs.token_scores.float(), edited.float(), unchanged.float()], dim=-1)
+        table = torch.stack([scores.float(), edited.float(), unchanged.float()], dim=-1)
         table = torch.stack(table.chunk(2), dim=1)
         table = self.accelerator.pad_across_processes(table, dim=2)
         scores, edited, unchanged = gather(table).cpu().unbind(-1)
         # Gathered, so that all processes raise the same.
         made = {
             "a token score of `model`": scores.flatten(1),
-            "a sequence score of `model`": gather(torch.stack(outputs.logits.squeeze(-1).chunk(2), dim=1)).cpu(),
+            "a sequence score of `model`": gather(torch.stack(sequence_scores.chunk(2), dim=1)).cpu(),
             **{f"the {name} loss of `model`": value for name, value in parts.items()},
         }
         where = f"Optimizer step {self.state.global_step}, batch" if mode == "train" else "Evaluation, batch"

@@ -57,7 +57,7 @@ def checkpoint_to_resume(
                 f"The checkpoint {resume_from_checkpoint} cannot be resumed: {damage}. Resume from an earlier one."
             )
         return resume_from_checkpoint
-    problems = []
+    problems: list[str] = []
     for checkpoint in _latest_first(Path(trainer.args.output_dir)):
         damage = find_damage(checkpoint, needed)
         if damage is None:
