@@ -313,8 +313,8 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
     """The scored texts of each row."""
     sequences = [ids for row in rows for ids in row.ids]
     starts = [start for row in rows for start in row.starts]
-    places = [row.number for row in rows for _ in row.ids]
-    scores = iter(scorer._scores(sequences, starts, batch_size, places))
+    of_rows = [row.number for row in rows for _ in row.ids]
+    scores = iter(scorer._scores(sequences, starts, batch_size, of_rows))
     results = []
     for row in rows:
         edits: Any = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]
