@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 import tiny
+from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.nn import lm_head
 from trl_tokenreward.nn.lm_head import OutputHead, head_loss, states_and_head, token_logps
 from trl_tokenreward.ppo.functional import policy_losses
@@ -246,6 +248,31 @@ def test_a_model_that_is_not_known_is_read_by_its_own_logits_with_a_warning(capl
     torch.testing.assert_close(logps, expected.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, model.lm_head.weight.grad, rtol=1e-4, atol=1e-6)
     assert gradient.abs().max() > 0.01
+
+
+class Nameless(LlamaForCausalLM):
+    """Says that its backbone has a name that it has not, and has no model below its head."""
+
+    base_model_prefix = "nothing"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = nn.ModuleList([self.model])
+
+    def get_input_embeddings(self):
+        return self.model[0].get_input_embeddings()
+
+    def forward(self, **kwargs):
+        return CausalLMOutput(logits=self.lm_head(self.model[0](**kwargs).last_hidden_state))
+
+
+def test_a_model_without_a_known_backbone_is_read_by_its_own_logits():
+    model = Nameless(tiny.config()).eval()
+    ids, columns = torch.randint(300, (2, 6)), torch.tensor([2, 3, 8])
+    states, _ = states_and_head(model, ids, columns)
+    torch.testing.assert_close(states, model(input_ids=ids).logits.flatten(0, 1)[columns])
+    with pytest.raises(ValueError, match="Which part of a Nameless gives the states below its head is not known"):
+        TokenRewardModel.from_backbone(model)
 
 
 @pytest.mark.parametrize("modules", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}])  # fmt: skip

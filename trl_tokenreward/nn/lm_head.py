@@ -133,7 +133,7 @@ def _output_head(base: PreTrainedModel) -> OutputHead:
 @torch.no_grad()
 def _explains_logits(base: PreTrainedModel, head: OutputHead) -> bool:
     """True if `head` gives the model's own logits from its last hidden states, on three tokens as a test."""
-    if head.module is None:
+    if head.module is None or backbone_of(base) is base:
         return False
     input_ids = torch.arange(3, device=base.device).unsqueeze(0) % base.config.get_text_config().vocab_size
     expected = base(input_ids=input_ids, use_cache=False).logits.float()

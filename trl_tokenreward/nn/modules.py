@@ -16,22 +16,14 @@ def without_peft(model: nn.Module) -> PreTrainedModel:
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """What gives a model's last hidden states: the model below its head, or a model without a head itself.
-
-    Raises:
-        `ValueError`: if a causal language model has no such part.
-    """
+    """What gives a model's last hidden states: the model below its head; itself, if no such part is known."""
     backbone = model.base_model
     if backbone is not model or model.get_output_embeddings() is None:
         return backbone
     # Llama 4's language model says that its backbone has another name than it has (seen in transformers 5.23).
-    for child in model.children():
-        if isinstance(child, PreTrainedModel) and child.get_input_embeddings() is model.get_input_embeddings():
-            return child
-    raise ValueError(
-        f"{type(model).__name__} has no backbone that gives the states below its head: use an architecture whose "
-        "`base_model` does."
-    )
+    parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    embeddings = model.get_input_embeddings()
+    return next((part for part in parts if part.get_input_embeddings() is embeddings), model)
 
 
 def rounding_unit(model: PreTrainedModel) -> float:

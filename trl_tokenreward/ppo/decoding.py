@@ -19,7 +19,7 @@ from .prompts import Prompts, join
 logger = logging.get_logger(__name__)
 
 # Names of the argument that takes a `Cache`: `cache` since transformers 5.24, which drops `past_key_values` in 5.40;
-# `cache_params` in state space models.
+# before, `cache_params` in state space models.
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
@@ -97,8 +97,8 @@ class CachedDecoding:
         self._ids = tokens.unsqueeze(1)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         self._positions = self._positions[:, -1:] + 1
-        # A state space model's mask is that of the tokens it is given, not of those in its state.
-        self._padded = self._padded and self._argument != "cache_params"
+        # A mask over all tokens is for attention. That of a state space model is for those it is given.
+        self._padded = self._padded and any(isinstance(layer, DynamicLayer) for layer in self._cache.layers)
 
 
 class PlainDecoding:

@@ -318,8 +318,9 @@ class TokenRewardModel(PreTrainedModel):
 
         Raises:
             `TypeError`: if `model` is not a model of transformers.
-            `ValueError`: if a classifier has more than one label, if the model is not causal, if it is a PEFT model and
-                `copy` is `False`, or if it is what a PEFT model wraps (pass the PEFT model).
+            `ValueError`: if a classifier has more than one label, if the model is not causal, if the part of it below
+                its head is not known, if it is a PEFT model and `copy` is `False`, or if it is what a PEFT model wraps
+                (pass the PEFT model).
         """
         if is_peft_available():
             from peft import PeftModel
@@ -349,6 +350,10 @@ class TokenRewardModel(PreTrainedModel):
         config = TokenRewardModelConfig(
             text_config=backbone.config, name_or_path=backbone.config.name_or_path, dtype=backbone.dtype
         )
+        if backbone is model and model.get_output_embeddings() is not None:
+            raise ValueError(
+                f"Which part of a {type(model).__name__} gives the states below its head is not known. Pass that part."
+            )
         assembled = cls(config, backbone=backbone)
         architecture = type(model).__name__
         if architecture.endswith(_SEQUENCE_CLASSIFIER):
