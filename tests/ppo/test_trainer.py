@@ -345,13 +345,15 @@ def test_models_with_a_smaller_vocabulary_than_the_policy_are_refused_before_the
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_prompts_that_the_policy_has_no_embedding_for_are_named(stream, scenario):
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.add_tokens(["new"])
     dataset = prompts([A], [A, 16], [B], [C])
     with pytest.raises(ValueError, match="Row 1 of the prepared train data set has the token id 16"):
-        trainer = scenario.make(dataset=dataset.to_iterable_dataset() if stream else dataset)
+        trainer = scenario.make(tokenizer=tokenizer, dataset=dataset.to_iterable_dataset() if stream else dataset)
         trainer.collect_rollout(0)
-    trainer = scenario.make(eval_dataset=prompts([A]))
-    with pytest.raises(ValueError, match="Row 0 of the prepared eval data set has the token id -1"):
-        trainer.evaluate(prompts([-1]))
+    trainer = scenario.make(tokenizer=tokenizer, eval_dataset=prompts([A]))
+    with pytest.raises(ValueError, match="Row 0 of the prepared eval data set has the token id 16"):
+        trainer.evaluate(prompts([16]))
 
 
 def test_a_pad_token_needs_no_embedding(scenario):

@@ -151,9 +151,12 @@ class TestModels:
 
         rows = [{"chosen_ids": [5, 6], "rejected_ids": [5, 7]}, {"chosen_ids": [5, 6], "rejected_ids": [5, 300]}]
         message = "Row 1 of the prepared eval data set has the token id 300 in `rejected_ids`"
+        tokenizer = make_tokenizer("bpe")
+        tokenizer.add_tokens(["[NEW]"])
+        arguments = {"model": causal_lm(vocab_size=300), "processing_class": tokenizer}
         with pytest.raises(ValueError, match=message):
-            make_trainer(eval_dataset=Dataset.from_list(rows))
-        trainer = make_trainer(eval_dataset=Dataset.from_list(rows).to_iterable_dataset())
+            make_trainer(**arguments, eval_dataset=Dataset.from_list(rows))
+        trainer = make_trainer(**arguments, eval_dataset=Dataset.from_list(rows).to_iterable_dataset())
         with pytest.raises(ValueError, match=message):
             trainer.evaluate()
 

@@ -192,10 +192,13 @@ def load_source(
             What to load with.
     """
     if isinstance(reward, str):
-        loaded = _load(reward, {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True})
+        kwargs = {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True}
+        loaded = _load(reward, kwargs)
         if loaded is None:
             return None
-        return load_source(loaded, tokenizer or AutoTokenizer.from_pretrained(reward), signal, None)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(reward, trust_remote_code=kwargs["trust_remote_code"])
+        return load_source(loaded, tokenizer, signal, None)
     if isinstance(reward, nn.Module):
         scores_tokens = hasattr(reward, "config") and has_token_scores(reward)
         return ModelSource(reward, tokenizer) if scores_tokens and signal != "sequence_score" else None
