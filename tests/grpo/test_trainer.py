@@ -9,7 +9,13 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
-from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer
+from trl_tokenreward import (
+    FineGrainedGRPOConfig,
+    FineGrainedGRPOTrainer,
+    RewardHackingCallback,
+    ScoringJudge,
+    WinRateCallback,
+)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
@@ -73,7 +79,9 @@ def rollout_of(ids, own=None):
     return rollout
 
 
-def trainer_for(tmp_path, reward_funcs, processing_classes=None, dataset=PROMPTS, rollout_func=None, **kwargs):
+def trainer_for(
+    tmp_path, reward_funcs, processing_classes=None, dataset=PROMPTS, rollout_func=None, peft_config=None, **kwargs
+):
     return FineGrainedGRPOTrainer(
         policy(),
         reward_funcs,
@@ -82,6 +90,7 @@ def trainer_for(tmp_path, reward_funcs, processing_classes=None, dataset=PROMPTS
         processing_class=tiny.word_tokenizer(),
         reward_processing_classes=processing_classes,
         rollout_func=rollout_func,
+        peft_config=peft_config,
     )
 
 
@@ -316,6 +325,14 @@ class TestTokenRewards:
         trainer.train()
         assert math.isfinite(trainer.evaluate()["eval_loss"])
 
+    def test_what_is_logged_for_alarms(self, tmp_path):
+        trainer = trainer_for(tmp_path, reward_model(), max_steps=1)
+        assert any(isinstance(callback, RewardHackingCallback) for callback in trainer.callback_handler.callbacks)
+        trainer.train()
+        assert {"reward", "kl", "completions/mean_length", "completions/repetition"} <= trainer.state.log_history[
+            0
+        ].keys()
+
     def test_the_table_has_the_mean_advantages(self, tmp_path):
         trainer = trainer_for(tmp_path, by_token, max_steps=1)
         kept = kept_batches(trainer)
@@ -323,6 +340,32 @@ class TestTokenRewards:
         batch = kept[0]
         means = (batch["advantages"].sum(1) / batch["completion_mask"].sum(1)).tolist()
         assert sorted(trainer._logs["advantages"]) == pytest.approx(sorted(means))
+
+
+class TestBeside:
+    """What works with other trainers works with this one."""
+
+    def test_win_rates_during_the_run(self, tmp_path):
+        trainer = trainer_for(tmp_path, reward_model(), max_steps=2)
+        judge = ScoringJudge(lambda prompts, answers: [len(answer) for answer in answers])
+        trainer.add_callback(WinRateCallback(trainer, judge, ["a", "b c"], every=2, response_length=4))
+        trainer.train()
+        [entry] = [entry for entry in trainer.state.log_history if "eval_win_rate" in entry]
+        assert 0 <= entry["eval_win_rate"] <= 1 and math.isfinite(entry["eval_kl"])
+
+    def test_an_adapter(self, tmp_path):
+        peft = pytest.importorskip("peft")
+        trainer = trainer_for(
+            tmp_path,
+            reward_model(),
+            max_steps=2,
+            peft_config=peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+        )
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        trainer.train()
+        after = dict(trainer.model.named_parameters())
+        assert all("lora" in name for name in before)
+        assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 class TestTools:

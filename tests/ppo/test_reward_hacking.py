@@ -45,6 +45,25 @@ def test_signs(change, signs):
     assert set(hacking_signs(history(change))) == signs
 
 
+@pytest.mark.parametrize(
+    ("change", "signs"),
+    [
+        ({}, set()),
+        ({"completions/mean_length": 19.0}, {"length"}),
+        ({"completions/repetition": 0.26}, {"repetition"}),
+        ({"kl": 0.9}, set()),  # of a token, where PPO's is of a completion
+        ({"kl": 1.1}, {"kl"}),
+    ],
+)
+def test_signs_in_logs_of_grpo(change, signs):
+    start = {"reward": 1.0, "completions/mean_length": 12.0, "completions/repetition": 0.05, "kl": 0.0}
+    logs = [start, *[{**start, "reward": 2.0, **change}] * 3]
+    assert set(hacking_signs(logs)) == signs
+    for missing in ("completions/repetition", "kl"):  # which TRL's own rewards and `beta=0` do not log
+        fewer = [{name: value for name, value in entry.items() if name != missing} for entry in logs]
+        assert set(hacking_signs(fewer)) == signs - {missing.split("/")[-1]}
+
+
 def test_the_last_logs_count_and_others_do_not():
     evaluation = {"eval_objective/scores": 3.0}
     logs = history({"completions/mean_length": 30.0}, {})

@@ -13,7 +13,8 @@ from trl import GRPOConfig, GRPOTrainer
 from .._trl import get_config_model_id, get_dataset_column_names
 from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_scorer import CompletionScorer, RawScores
-from ..ppo.functional import hold_mean_length, mean_length, place_at_last
+from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repeated_ngrams
+from ..ppo.reward_hacking import RewardHackingCallback
 from ..utils.paper import PAPER
 from .config import FineGrainedGRPOConfig
 from .functional import group_advantages
@@ -105,6 +106,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
+            self.add_callback(RewardHackingCallback())
         self._target_length = args.target_length
         for source in self.sources:
             self._prepare_source(source)
@@ -176,16 +179,19 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             else gather(_stacked(source.token_rewards, own.shape, device).gather(1, columns))
             for source in [*self.sources, *[None] * (len(self.reward_funcs) - len(self.sources))]
         ]
-        rewards, places = self._spread(of_tokens, gather(packed_ids), mask)
+        ids_of_all = gather(packed_ids)
+        rewards, places = self._spread(of_tokens, ids_of_all, mask)
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         advantages = group_advantages(
             rewards, places, mask, num_generations, self.args.advantage_estimator, self.args.scale_rewards
         )
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["completions/repetition"].append(float(repeated_ngrams(ids_of_all, mask, 3).mean()))
         if self._holds_length:
             if self._target_length is None:
                 self._target_length = mean_length(mask)
             advantages, bonus = hold_mean_length(advantages, mask, self._target_length)
-            self._metrics["train" if self.model.training else "eval"]["length_bonus"].append(bonus)
+            metrics["length_bonus"].append(bonus)
         self._log_advantages(advantages.sum(1) / mask.sum(1).clamp(min=1))
         first = accelerator.process_index * len(ids)
         local = advantages[first : first + len(ids), : columns.shape[1]]

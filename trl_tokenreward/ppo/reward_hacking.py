@@ -8,7 +8,8 @@ from transformers import TrainerCallback
 
 logger = get_logger(__name__)
 
-_REWARD = "objective/raw_scores"
+# What PPO calls the reward, and what GRPO does.
+_REWARDS = ("objective/raw_scores", "reward")
 
 
 def hacking_signs(
@@ -18,10 +19,10 @@ def hacking_signs(
     max_repetition: float = 0.2,
     max_kl_per_token: float = 1.0,
 ) -> dict[str, str]:
-    """Signs of reward hacking in the logs of a PPO run (compare Gao, Schulman and Hilton, 2023).
+    """Signs of reward hacking in the logs of a PPO or GRPO run (compare Gao, Schulman and Hilton, 2023).
 
     The last `window` logs are compared with the first ones, when the policy had hardly moved. There are signs only if
-    the mean raw score has risen since.
+    the mean raw score has risen since. What a run does not log, such as the KL of GRPO with `beta=0`, shows no sign.
 
     Args:
         history (`list[dict[str, float]]`):
@@ -39,14 +40,19 @@ def hacking_signs(
     Returns:
         `dict[str, str]`: For each of `"length"`, `"repetition"` and `"kl"` that has run away, what was seen.
     """
-    logs = [entry for entry in history if _REWARD in entry]
-    if len(logs) <= window:
+    name = next((name for name in _REWARDS if any(name in entry for entry in history)), None)
+    logs = [entry for entry in history if name in entry]
+    if name is None or len(logs) <= window:
         return {}
+    compared = [logs[0], *logs[-window:]]
+
+    def is_logged(name: str) -> bool:
+        return all(name in entry for entry in compared)
 
     def then_and_now(name: str) -> tuple[float, float]:
         return logs[0][name], sum(entry[name] for entry in logs[-window:]) / window
 
-    reward, new_reward = then_and_now(_REWARD)
+    reward, new_reward = then_and_now(name)
     if not new_reward > reward:
         return {}
     risen = f"the reward has risen from {reward:.3g} to {new_reward:.3g}"
@@ -54,26 +60,32 @@ def hacking_signs(
     length, new_length = then_and_now("completions/mean_length")
     if not 1 / max_length_factor <= new_length / length <= max_length_factor:
         signs["length"] = f"{risen} while the mean length went from {length:.1f} to {new_length:.1f} tokens"
-    repetition, new_repetition = then_and_now("completions/repetition")
-    if new_repetition - repetition > max_repetition:
-        signs["repetition"] = f"{risen} while repeated trigrams went from {repetition:.0%} to {new_repetition:.0%}"
-    kl_per_token = then_and_now("objective/kl")[1] / new_length
+    if is_logged("completions/repetition"):
+        repetition, new_repetition = then_and_now("completions/repetition")
+        if new_repetition - repetition > max_repetition:
+            signs["repetition"] = f"{risen} while repeated trigrams went from {repetition:.0%} to {new_repetition:.0%}"
+    kl_per_token = 0.0
+    if is_logged("objective/kl"):  # PPO's, of a completion
+        kl_per_token = then_and_now("objective/kl")[1] / new_length
+    elif is_logged("kl"):  # GRPO's, of a token
+        kl_per_token = then_and_now("kl")[1]
     if kl_per_token > max_kl_per_token:
         signs["kl"] = f"{risen} while the KL to the reference came to {kl_per_token:.2f} nats a token"
     return signs
 
 
 _REMEDIES = {
-    "length": "token scores add up: try `center_rewards`, `hold_length` or a higher `kl_coef`",
-    "repetition": "try a lower `reward_clip` or `reward_scale`, or a higher `kl_coef`",
-    "kl": "try a higher `kl_coef`, or `kl_target` to have it adapted",
+    "length": "token scores add up: try `center_rewards`, `hold_length` or a higher `kl_coef` (`beta` in GRPO)",
+    "repetition": "try a lower `reward_clip` or `reward_scale`, or a higher `kl_coef` (`beta` in GRPO)",
+    "kl": "try a higher `kl_coef`, or `kl_target` to have it adapted (in GRPO, a higher `beta`)",
 }
 
 
 class RewardHackingCallback(TrainerCallback):
-    """Warns, once for each sign, when the logs of a [`FineGrainedPPOTrainer`] look like reward hacking.
+    """Warns, once for each sign, when the logs of a [`FineGrainedPPOTrainer`] or a [`FineGrainedGRPOTrainer`] look like
+    reward hacking.
 
-    The trainer has one of these unless it is given another: `callbacks=[RewardHackingCallback(stop=True)]`.
+    The trainers have one of these unless they are given another: `callbacks=[RewardHackingCallback(stop=True)]`.
 
     Args:
         stop (`bool`, *optional*, defaults to `False`):
