@@ -16,6 +16,7 @@ from trl_tokenreward import (
     ScoringJudge,
     WinRateCallback,
 )
+from trl_tokenreward.ppo.functional import hold_mean_length
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
@@ -161,7 +162,7 @@ class TestRewardsOfCompletions:
         assert kept[0]["advantages"].ndim == 1
 
     @pytest.mark.parametrize(
-        "name, value", [("advantage_estimator", "leave_one_out"), ("reward_scale", 2.0), ("hold_length", True)]
+        "name, value", [("advantage_estimator", "leave_one_out"), ("reward_scale", 2.0), ("reward_clip", 1.0)]
     )
     def test_settings_of_token_rewards_are_refused(self, tmp_path, name, value):
         with pytest.raises(ValueError, match=f"`{name}` is about rewards of tokens"):
@@ -394,6 +395,18 @@ class TestHeldLength:
         resumed.train(resume_from_checkpoint=True)
         assert resumed._target_length == target and resumed.state.global_step == 3
 
+    def test_rewards_of_completions(self, tmp_path):
+        """GRPO's own advantages, and the hold on the length."""
+        rollout = rollout_of([[tiny.A] * n for n in (5, 1, 3, 4)])
+        plain, held = (
+            trained(tmp_path, length, max_steps=1, rollout_func=rollout, **more)[0]
+            for more in ({}, {"hold_length": True, "target_length": 3.0})
+        )
+        mask = plain["completion_mask"]
+        expected, bonus = hold_mean_length(plain["advantages"].unsqueeze(1) * mask, mask, 3.0)
+        assert bonus != 0
+        torch.testing.assert_close(held["advantages"], expected, atol=1e-5, rtol=1e-5)
+
     def test_it_can_be_given(self, tmp_path):
         trainer = trainer_for(tmp_path, reward_model(), target_length=3.0, max_steps=1)
         trainer.train()
@@ -411,7 +424,7 @@ class TestRefused:
         ],
     )
     def test_settings_that_cannot_be_right(self, tmp_path, name, value):
-        with pytest.raises(ValueError, match=f"`{name}=.*does not go with token rewards"):
+        with pytest.raises(ValueError, match=f"`{name}=.*does not go with advantages of tokens"):
             trainer_for(tmp_path, reward_model(), **{name: value})
 
     def test_an_untrained_token_head(self, tmp_path):

@@ -16,8 +16,6 @@ _OF_TOKEN_REWARDS = (
     "reward_scale",
     "center_rewards",
     "reward_clip",
-    "hold_length",
-    "target_length",
 )
 
 
@@ -26,8 +24,9 @@ class FineGrainedGRPOConfig(GRPOConfig):
     r"""
     Configuration class for the [`FineGrainedGRPOTrainer`].
 
-    It has every field of TRL's `GRPOConfig`, with its defaults, and the fields that are listed here. They are about
-    rewards that stand at single tokens. With one reward for each completion they must be left as they are.
+    It has every field of TRL's `GRPOConfig`, with its defaults, and the fields that are listed here. Those before
+    `hold_length` are about rewards that stand at single tokens. With one reward for each completion they must be left
+    as they are.
 
     Parameters:
         advantage_estimator (`str`, *optional*, defaults to `"process"`):
@@ -56,8 +55,8 @@ class FineGrainedGRPOConfig(GRPOConfig):
             Bound on each token reward, after scaling and centring. `None` selects 1 for the token scores of a reward
             model, else no bound.
         hold_length (`bool`, *optional*):
-            Whether to keep the mean length of completions ([`~ppo.functional.hold_mean_length`]). `None` selects `True`
-            for the token scores of a reward model.
+            Whether to keep the mean length of completions ([`~ppo.functional.hold_mean_length`]), whatever the rewards
+            are. `None` selects `True` for the token scores of a reward model.
         target_length (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. `None` selects that of the first batch.
     """
@@ -152,7 +151,7 @@ class FineGrainedGRPOConfig(GRPOConfig):
             "log_sigmoid": values["token_score_transform"] == "log_sigmoid",
         }
 
-    def check_token_rewards(self) -> None:
+    def check_token_advantages(self) -> None:
         """Check that the settings of TRL can be right with advantages of single tokens.
 
         Raises:
@@ -186,7 +185,7 @@ class FineGrainedGRPOConfig(GRPOConfig):
         }
         for name, (wrong, reason) in reasons.items():
             if wrong:
-                raise ValueError(f"`{name}={getattr(self, name)!r}` does not go with token rewards: {reason}.")
+                raise ValueError(f"`{name}={getattr(self, name)!r}` does not go with advantages of tokens: {reason}.")
 
     def check_no_token_settings(self) -> None:
         """Check that no setting of token rewards was changed, where there are none.

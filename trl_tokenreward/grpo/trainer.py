@@ -30,7 +30,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     It replaces TRL's `GRPOTrainer` in a script. With rewards of whole completions alone it does what `GRPOTrainer`
     does. Where a reward is of single tokens, each token gets an advantage of its own, as `advantage_estimator` says;
-    rewards of whole completions among them stand on the last token.
+    rewards of whole completions among them stand on the last token. `hold_length` works with either.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -112,7 +112,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         for source in self.sources:
             self._prepare_source(source)
         if any(isinstance(source, ModelSource) for source in self.sources):
-            args.check_token_rewards()
+            args.check_token_advantages()
 
     def _prepare_source(self, source: RewardSource | None) -> None:
         if source is None:
@@ -139,11 +139,12 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             if source is not None:
                 source.token_rewards = None
         output = super()._generate_and_score_completions(inputs)
-        if any(source is not None and source.token_rewards is not None for source in self.sources):
-            self.args.check_token_rewards()
-            output["advantages"] = self._token_advantages(output["completion_ids"].shape[1])
-        else:
+        if all(source is None or source.token_rewards is None for source in self.sources):
             self.args.check_no_token_settings()
+            if not self._holds_length:
+                return output
+        self.args.check_token_advantages()
+        output["advantages"] = self._token_advantages(output["completion_ids"].shape[1])
         return output
 
     def _generate(self, prompts: list) -> Any:

@@ -1,0 +1,33 @@
+"""The head of a token reward model."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+class ScoreHead(nn.Linear):
+    """
+    A linear layer with one output that computes in float32 whatever the dtype of its weights and of its input.
+
+    A score between 4 and 8 has steps of 1/32 in bfloat16: coarser than the score of a token, or than the difference
+    between the scores of two prefixes.
+    """
+
+    def __init__(self, hidden_size: int, bias: bool, device: torch.device | None, dtype: torch.dtype | None):
+        super().__init__(hidden_size, 1, bias=bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        # The model's `_init_weights` sets them. No random numbers are drawn here, so the same seed gives the same head
+        # as a sequence classifier of transformers gets.
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        device_type = hidden_states.device.type
+        # Mixed precision casts the operands of every matrix product; here they are to stay as they are.
+        can_autocast = torch.amp.is_autocast_available(device_type)
+        with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(hidden_states.float(), self.weight.float(), bias)
