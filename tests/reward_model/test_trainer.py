@@ -215,7 +215,7 @@ class TestLoss:
         for parts, of_parts in others:
             assert (whole - parts).norm() < 1e-5 * whole.norm()
             for one, other in zip(logs, of_parts, strict=True):
-                assert one == pytest.approx(other, abs=1e-5)
+                assert one == pytest.approx(other, rel=1e-6, abs=1e-5)
 
     @pytest.mark.timeout(300)
     @pytest.mark.slow

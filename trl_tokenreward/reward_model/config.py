@@ -10,7 +10,7 @@ from ..utils.validation import check_no_nan
 
 
 # What `unchanged_token_weight=None` stands for.
-UNCHANGED_TOKEN_WEIGHTS = {"right": 1.0, "zero": 0.1}
+UNCHANGED_TOKEN_WEIGHTS = {"right": 0.5, "zero": 0.1}
 # The learning rate of the heads with `head_learning_rate=None`, unless `learning_rate` is higher.
 HEAD_LEARNING_RATE = 3e-3
 
@@ -42,8 +42,9 @@ class TokenRewardConfig(RewardConfig):
         sequence_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the sequence loss, which is [`~trl.RewardTrainer`]'s with `margin` and
             `center_rewards_coefficient`.
-        token_loss_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of what trains the token scores. With 0 the token head is not trained.
+        token_loss_weight (`float`, *optional*, defaults to `2.0`):
+            Weight of what trains the token scores. With 0 the token head is not trained. The sequence loss is the
+            easier one: with the same weight it takes most of what a short training at a low rate can learn.
         token_loss (`str`, *optional*, defaults to `"classification"`):
             Loss of the edited tokens:
 
@@ -65,7 +66,7 @@ class TokenRewardConfig(RewardConfig):
               says only by how much a token is better or worse than one that nobody would touch.
         unchanged_token_weight (`float`, *optional*):
             Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them: nothing then holds their
-            scores, and summed over a response they drown those of the tokens that matter. If `None`, 1 with the target
+            scores, and summed over a response they drown those of the tokens that matter. If `None`, .5 with the target
             `"right"`, and .1 with `"zero"`: there, a score of 3 costs .9, a third of what the classification loss
             charges an edited token for being wrong by as much (3.05), so that an edit always outweighs it.
         use_anchors (`bool`, *optional*, defaults to `False`):
@@ -96,7 +97,7 @@ class TokenRewardConfig(RewardConfig):
         },
     )
     token_loss_weight: float = field(
-        default=1.0,
+        default=2.0,
         metadata={"help": "Weight of what trains the token scores. With 0 the token head is not trained."},
     )
     token_loss: Literal["classification", "ranking"] = field(
@@ -124,7 +125,7 @@ class TokenRewardConfig(RewardConfig):
     unchanged_token_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, 1 "
+            "help": "Weight of what unchanged tokens learn, relative to the token loss. 0 ignores them. If `None`, .5 "
             "with the target 'right' and .1 with 'zero'."
         },
     )
