@@ -4,7 +4,7 @@ import copy
 import logging
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 
 import tiny
@@ -149,6 +149,12 @@ def test_bad_prompts_are_named_by_row_and_column(rows, message, streaming, token
     )
     with pytest.raises(ValueError, match=message):
         prepared(rows, tokenizer, streaming)
+
+
+def test_half_a_character_is_no_prompt(tokenizer):
+    rows = IterableDataset.from_generator(lambda: iter([{"prompt": "a"}, {"prompt": "go\ud83d"}]))
+    with pytest.raises(ValueError, match="Row 1 of the train data set, column `prompt`: has half of a character"):
+        list(prepare_prompts(rows, tokenizer, "train"))
 
 
 class TestMaxPromptLength:

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.text import shorten
+from ..utils.text import shorten, unicode_problem
 
 
 Row = dict[str, Any]
@@ -65,6 +65,13 @@ class RenderedText(NamedTuple):
 def check_row(row: Any) -> None:
     if not isinstance(row, Mapping):
         raise ValueError(f"a row must be a dictionary of columns, but is {shorten(row)}.")
+
+
+def check_unicode(row: Row) -> None:
+    """Raise a [`ColumnError`] if a text of a row has half of a character, of which no tokenizer can make tokens."""
+    for column in ("prompt", *SIDES, "tools", "chat_template_kwargs"):
+        if problem := unicode_problem(row.get(column)):
+            raise ColumnError(column, problem)
 
 
 def row_format(row: Row) -> RowFormat:

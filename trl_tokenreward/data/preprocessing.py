@@ -19,7 +19,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized, blank_start, word_edit_ratio
-from ..utils.text import shorten, unicode_problem
+from ..utils.text import shorten
 from .dropped import DroppedRows
 from .formats import (
     SIDES,
@@ -28,6 +28,7 @@ from .formats import (
     Row,
     RowFormat,
     check_row,
+    check_unicode,
     conversational_texts,
     dialogue_texts,
     get_column,
@@ -283,9 +284,7 @@ class RowPreparer:
 
     def _prepare(self, row: Row) -> tuple[Row, dict[str, RenderedText] | None]:
         texts = None
-        for column in RAW_COLUMNS:
-            if problem := unicode_problem(row.get(column)):
-                raise ColumnError(column, problem)
+        check_unicode(row)
         if self.format == "ids":
             prepared = complete_ids_row(row, self._vocabulary)
         elif self.format == "conversational":

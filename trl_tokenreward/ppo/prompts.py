@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .._trl import get_dataset_column_names, pad
 from ..data.dropped import DroppedRows
-from ..data.formats import ColumnError, check_row, plain_rows, preference_prompt, prompt_text
+from ..data.formats import ColumnError, check_row, check_unicode, plain_rows, preference_prompt, prompt_text
 from ..data.preprocessing import read_ids, vocabulary_size, without_padding
 from ..data.tokens import TextTokenizer
 
@@ -124,6 +124,7 @@ class _PreparePrompt:
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, Any]:
         try:
             check_row(row)
+            check_unicode(row)
             columns = {name: row[name] for name in row if name != "attention_mask"} if self.with_columns else {}
             if "input_ids" in row:
                 return {**columns, "input_ids": self._given_ids(row)}
