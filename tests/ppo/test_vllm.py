@@ -77,8 +77,11 @@ def save_checkpoint(directory, family="llama"):
     return path
 
 
-def make(run, directory, mode=None, checkpoint=None, change_policy=lambda policy: policy, **overrides):
-    """A trainer of one of `ppo_runs`: with transformers, with vLLM, or with a server's vLLM."""
+def make(
+    run, directory, mode=None, checkpoint=None, change_policy=lambda policy: policy, own_reference=False, **overrides
+):
+    """A trainer of one of `ppo_runs`: with transformers, with vLLM, or with a server's vLLM. With `own_reference`, it
+    gets the policy as it is before the change as its reference."""
     settings = {"use_vllm": mode is not None}
     if mode == "server":
         settings |= {"vllm_mode": "server", "vllm_server_base_url": Trainer.server.url}
@@ -86,7 +89,8 @@ def make(run, directory, mode=None, checkpoint=None, change_policy=lambda policy
     def models(family):
         made = ppo_runs.RUNS[run]["models"](family)
         made["model"].name_or_path = checkpoint or save_checkpoint(directory, family)
-        return {**made, "model": change_policy(made["model"])}
+        reference = {"ref_model": copy.deepcopy(made["model"])} if own_reference else {}
+        return {**made, **reference, "model": change_policy(made["model"])}
 
     with mock.patch.object(ppo_runs, "RecordingTrainer", Trainer):
         return ppo_runs.make(run, directory, **{"models": models, **settings, **overrides})
@@ -235,10 +239,12 @@ def test_adapters_are_merged_into_what_vllm_gets(mode, tmp_path):
         return policy
 
     overrides = {"change_policy": change_policy, "max_steps": 8, "save_strategy": "no", "eval_strategy": "no"}
-    expected = make("terminal", tmp_path / "plain", **overrides)
+    expected = make("terminal", tmp_path / "plain", own_reference=True, **overrides)
     expected.train()
     with vllm(mode, tmp_path):
-        trainer = make("terminal", tmp_path / "vllm", mode, **overrides)
+        with pytest.raises(ValueError, match="Pass a `ref_model` to have no adapter copied as the reference"):
+            make("terminal", tmp_path / "vllm", mode, **overrides)
+        trainer = make("terminal", tmp_path / "vllm", mode, own_reference=True, **overrides)
         before = trainer.collector.weights()
         frozen = {
             name: parameter.detach().clone()
