@@ -35,7 +35,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "grpo_density.md"
 # Two batches of a generation, each read twice: four optimizer steps to an update, as the PPO runs of `density.py` have.
 NUM_GENERATIONS, STEPS_PER_GENERATION, NUM_ITERATIONS = 8, 2, 2
 STEPS_PER_UPDATE = STEPS_PER_GENERATION * NUM_ITERATIONS
-LEARNING_RATES, BETAS = (3e-4,), (0.02, 0.06)
+# Learning rates and betas that every arm is tried with.
+SETTINGS = ((3e-4, 0.02), (3e-4, 0.06), (6e-4, 0.02))
 TUNING_SEED, SEEDS = 101, (1, 2, 3, 4, 5)
 KL_LEVELS = (1, 2, 4)
 # A setting is chosen by the win rate at this KL, which is compared.
@@ -147,7 +148,7 @@ def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> li
 
 
 def tuning_jobs(arm: str) -> list[Job]:
-    return [Job(arm, rate, beta, TUNING_SEED) for rate in LEARNING_RATES for beta in BETAS]
+    return [Job(arm, rate, beta, TUNING_SEED) for rate, beta in SETTINGS]
 
 
 def choose(results: list[dict[str, Any]]) -> tuple[float, float]:
@@ -233,8 +234,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="How many seeds `all` runs.")
     parser.add_argument("--arm", choices=list(ARMS), default="process")
-    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATES[0])
-    parser.add_argument("--beta", type=float, default=BETAS[0])
+    parser.add_argument("--learning-rate", type=float, default=SETTINGS[0][0])
+    parser.add_argument("--beta", type=float, default=SETTINGS[0][1])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     data, output = arguments.data, arguments.output
