@@ -15,6 +15,7 @@ from trl_tokenreward import (
     RewardHackingCallback,
     ScoringJudge,
     WinRateCallback,
+    read_completions,
 )
 from trl_tokenreward.ppo.functional import hold_mean_length
 
@@ -367,6 +368,28 @@ class TestBeside:
         after = dict(trainer.model.named_parameters())
         assert all("lora" in name for name in before)
         assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+    def test_the_completions_of_a_run_can_be_read(self, tmp_path):
+        ids = [[tiny.A, tiny.F, tiny.C], [tiny.B], [tiny.D, tiny.E, tiny.EOS], [tiny.C, tiny.B]]
+        own = [[1, 0, 1], [1], [1, 1, 1], [1, 1]]
+        kept = trained(
+            tmp_path,
+            by_token,
+            max_steps=1,
+            log_completions=True,
+            rollout_func=rollout_of(ids, own),
+            scale_rewards="none",
+        )
+        rows = read_completions(tmp_path)
+        assert len(rows) == 4
+        by_text = {tuple(text.tokens): text for row in rows for text in row.texts}
+        assert by_text.keys() == {(" a", " c"), (" b",), (" d", " e", " <eos>"), (" c", " b")}
+        text = by_text[" a", " c"]
+        # The tool's token between the two is not the policy's.
+        assert text.series["score"] == text.series["reward"] == [SCORES[tiny.A], SCORES[tiny.C]]
+        assert text.series["advantage"] == pytest.approx(kept[0]["advantages"][0, [0, 2]].tolist())
+        assert "KL" not in text.series and text.numbers == {"score": 0.0, "reward": 0.0}
+        assert text.name == "2 tokens, cut off" and by_text[" d", " e", " <eos>"].name == "3 tokens"
 
 
 class TestTools:

@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from .._trl import get_config_model_id, get_dataset_column_names
 from ..nn.unpadding import padded, right_packed
+from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores
 from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repeated_ngrams
 from ..ppo.reward_hacking import RewardHackingCallback
@@ -109,6 +110,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RewardHackingCallback())
         self._target_length = args.target_length
+        self.completion_log = None
+        if args.log_completions:
+            self.completion_log = CompletionLog(self, args.num_completions_to_print or 8, GRPO_FOLDER)
+            self.add_callback(self.completion_log)
         for source in self.sources:
             self._prepare_source(source)
         if any(isinstance(source, ModelSource) for source in self.sources):
@@ -195,7 +200,16 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             metrics["length_bonus"].append(bonus)
         self._log_advantages(advantages.sum(1) / mask.sum(1).clamp(min=1))
         first = accelerator.process_index * len(ids)
-        local = advantages[first : first + len(ids), : columns.shape[1]]
+        rows = slice(first, first + len(ids))
+        local = advantages[rows, : columns.shape[1]]
+        if self.completion_log is not None and self.model.training:
+            scores = torch.stack([x for x in of_tokens if x is not None] or [torch.zeros_like(rewards)]).sum(0)
+            series = {"scores": scores, "rewards": rewards, "advantages": advantages}
+            series = {name: x[rows, : columns.shape[1]] for name, x in series.items()}
+            ends = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])  # TRL 1.12 knows of one
+            ended = torch.isin(packed_ids, torch.tensor(ends, device=device)).any(1)
+            prompts = self._batch_ids.prompts
+            self.completion_log.collect(self.state.global_step, prompts, packed_ids, packed, ended, series)
         return torch.zeros(len(ids), width, device=device).scatter(1, columns, local)
 
     def _spread(self, of_tokens: list[Tensor | None], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,13 @@
 
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ..reward_model.scoring import token_texts
@@ -17,14 +19,10 @@ from .trackers import log_to_trackers
 
 
 FOLDER = "completions"
-# Column of a record to the rollout's tensor, and to what the series is called.
-_SERIES = {
-    "scores": ("raw_token_scores", "score"),
-    "rewards": ("token_level_rewards", "reward"),
-    "kl": ("kl", "KL"),
-    "values": ("values", "value"),
-    "advantages": ("advantages", "advantage"),
-}
+# Where TRL's GRPO writes its own table to `FOLDER`.
+GRPO_FOLDER = "token_completions"
+# Column of a record to what the series is called.
+_SERIES = {"scores": "score", "rewards": "reward", "kl": "KL", "values": "value", "advantages": "advantage"}
 _TOTALS = {"scores": "score", "rewards": "reward", "kl": "KL"}
 _FILE = re.compile(r"completions_(\d+)\.parquet")
 _SCHEMA = pa.schema(
@@ -40,7 +38,7 @@ _SCHEMA = pa.schema(
 
 class CompletionLog(TrainerCallback):
     """
-    Writes sampled completions to `output_dir/completions` whenever the trainer logs, and to TensorBoard, trackio and
+    Writes sampled completions to a folder of `output_dir` whenever the trainer logs, and to TensorBoard, trackio and
     wandb if they are on. Only the main process writes.
 
     A log has one file, `completions_<global step>.parquet`, with rows of the last update before it. When a training
@@ -58,38 +56,72 @@ class CompletionLog(TrainerCallback):
             The trainer, whose callback it is.
         number (`int`):
             How many completions of an update are kept.
+        folder (`str`, *optional*, defaults to `"completions"`):
+            The folder's name.
     """
 
-    def __init__(self, trainer: Trainer, number: int):
-        self.trainer, self.number = trainer, number
+    def __init__(self, trainer: Trainer, number: int, folder: str = FOLDER):
+        self.trainer, self.number, self.folder = trainer, number, folder
         self._collected: list[dict[str, Any]] = []
 
-    def collect(self, update: int, rollout: Rollout) -> None:
-        """Takes rows of an update, in place of those of the update before."""
+    def collect_rollout(self, update: int, rollout: Rollout) -> None:
+        """[`~CompletionLog.collect`] of a rollout of PPO."""
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*rollout.prompts, strict=True)]
+        series = {
+            "scores": rollout.raw_token_scores,
+            "rewards": rollout.token_level_rewards,
+            "kl": rollout.kl,
+            "values": rollout.values,
+            "advantages": rollout.advantages,
+        }
+        self.collect(update, prompts, rollout.completion_ids, rollout.completion_mask, rollout.ended, series)
+
+    def collect(
+        self,
+        update: int,
+        prompts: Sequence[list[int]],
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        ended: Tensor,
+        series: Mapping[str, Tensor],
+    ) -> None:
+        """Takes rows of an update, in place of those of the update before.
+
+        Args:
+            update (`int`):
+                Its number, from 0.
+            prompts (`Sequence[list[int]]`):
+                Token ids of B prompts.
+            completion_ids, completion_mask (`Tensor`):
+                Shape (B, T).
+            ended (`Tensor`):
+                Shape (B,): whether each completion has ended by itself.
+            series (`Mapping[str, Tensor]`):
+                Numbers of every token, each of shape (B, T): some of `"scores"`, `"rewards"`, `"kl"`, `"values"` and
+                `"advantages"`.
+        """
         if not self.trainer.accelerator.is_main_process:
             return
         tokenizer = self.trainer.processing_class
-        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*rollout.prompts, strict=True)]
         order = sorted(range(len(prompts)), key=lambda row: zlib.crc32(repr(prompts[row]).encode()))
         self._collected = []
         for row in order[: self.number]:
-            inside = rollout.completion_mask[row].bool()
-            tokens = token_texts(rollout.completion_ids[row][inside].tolist(), tokenizer, context=prompts[row])
+            inside = completion_mask[row].bool()
+            tokens = token_texts(completion_ids[row][inside].tolist(), tokenizer, context=prompts[row])
             record = {
                 "update": update + 1,
                 "prompt": tokenizer.decode(prompts[row], skip_special_tokens=True),
                 "completion": "".join(tokens),
-                "ended": bool(rollout.ended[row]),
+                "ended": bool(ended[row]),
                 "tokens": tokens,
             }
-            for column, (name, _) in _SERIES.items():
-                record[column] = getattr(rollout, name)[row][inside].tolist()
-            self._collected.append(record)
+            numbers = {name: values[row][inside].tolist() for name, values in series.items()}
+            self._collected.append({**record, **numbers})
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._collected = []
         if state.is_world_process_zero:
-            for step, path in _files(Path(args.output_dir, FOLDER)).items():
+            for step, path in _files(Path(args.output_dir, self.folder)).items():
                 if step > state.global_step:
                     path.unlink()
 
@@ -97,7 +129,7 @@ class CompletionLog(TrainerCallback):
         if "loss" not in (logs or {}) or not self._collected:
             return
         records, self._collected = [{"step": state.global_step, **record} for record in self._collected], []
-        folder = Path(args.output_dir, FOLDER)
+        folder = Path(args.output_dir, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"completions_{state.global_step:05d}.parquet"
         # Under another name until it is whole: whoever looks while the training runs finds whole files only.
@@ -117,7 +149,7 @@ def read_completions(output_dir: str | Path) -> ScoredRows:
     Raises:
         ValueError: If there are none.
     """
-    files = _files(Path(output_dir, FOLDER))
+    files = _files(Path(output_dir, GRPO_FOLDER)) or _files(Path(output_dir, FOLDER))
     if not files:
         raise ValueError(
             f"{output_dir} has no folder {FOLDER!r} with what a training has logged: train with `log_completions=True`."
@@ -136,10 +168,11 @@ def _scored(records: list[dict[str, Any]]) -> list[ScoredRow]:
     rows = []
     for record in records:
         length = len(record["tokens"])
-        numbers = {name: sum(record[column]) for column, name in _TOTALS.items()}
+        logged = [column for column in _SERIES if record.get(column) is not None]
+        numbers = {name: sum(record[column]) for column, name in _TOTALS.items() if column in logged}
         text = ScoredText(
             record["tokens"],
-            {name: record[column] for column, (_, name) in _SERIES.items()},
+            {_SERIES[column]: record[column] for column in logged},
             f"{length} tokens" if record["ended"] else f"{length} tokens, cut off",
             numbers,
         )

@@ -278,7 +278,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.rollout_metrics.add(metrics)
         self.rollout_metrics.add(rollout_metrics(rollout, self.adaptive.kl_coef, self.processing_class.eos_token_id))
         if self.completion_log is not None:
-            self.completion_log.collect(update, rollout)
+            self.completion_log.collect_rollout(update, rollout)
         return rollout
 
     def training_step(
