@@ -1,1 +1,7 @@
-"""GRPO with a reward for every token."""
+"""GRPO with rewards of single tokens.
+
+- `trainer`: TRL's trainer, with advantages of tokens in place of its own
+- `config`: its settings
+- `sources`: reward models and functions, as TRL calls them
+- `functional`: the advantages within a group
+"""

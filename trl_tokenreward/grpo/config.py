@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from trl import GRPOConfig, GRPOTrainer
 
-from ..ppo.config import check_choice, check_density, reward_defaults
+from ..ppo.reward_settings import RewardSettings, check_choice, reward_defaults
 
 
 # What spreads and shapes token rewards, and has no effect on one reward for each completion.
@@ -20,7 +20,7 @@ _OF_TOKEN_REWARDS = (
 
 
 @dataclass
-class FineGrainedGRPOConfig(GRPOConfig):
+class FineGrainedGRPOConfig(RewardSettings, GRPOConfig):
     r"""
     Configuration class for the [`FineGrainedGRPOTrainer`].
 
@@ -68,51 +68,6 @@ class FineGrainedGRPOConfig(GRPOConfig):
             "'leave_one_out' (the return from a token on, less that of the group's others)."
         },
     )
-    reward_signal: Literal["token_scores", "sequence_score"] | None = field(
-        default=None,
-        metadata={"help": "What a token reward model gives. If unset, its token scores."},
-    )
-    reward_density: Literal["token", "sentence", "sequence", "potential"] | None = field(
-        default=None,
-        metadata={"help": "Where token rewards stand, at equal total. If unset, at their tokens."},
-    )
-    token_score_transform: Literal["none", "log_sigmoid"] | None = field(
-        default=None,
-        metadata={
-            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model "
-            "alone."
-        },
-    )
-    reward_scale: float | None = field(
-        default=None,
-        metadata={
-            "help": "Factor on token rewards. If unset, 0.2 for the token scores of a reward model, 1 otherwise."
-        },
-    )
-    center_rewards: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to subtract the batch's mean token reward before clipping. If unset, for the token scores "
-            "of a reward model alone."
-        },
-    )
-    reward_clip: float | None = field(
-        default=None,
-        metadata={
-            "help": "Bound on each token reward. If unset, 1 for the token scores of a reward model, none otherwise."
-        },
-    )
-    hold_length: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token "
-            "scores of a reward model alone."
-        },
-    )
-    target_length: float | None = field(
-        default=None,
-        metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first batch."},
-    )
 
     @classmethod
     def from_grpo_config(cls, config: GRPOConfig) -> "FineGrainedGRPOConfig":
@@ -125,13 +80,7 @@ class FineGrainedGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("advantage_estimator", self.advantage_estimator, ("process", "leave_one_out"))
-        check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
-        check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
-        check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
-        check_density(self.reward_signal, self.reward_density)
-        for name in ("reward_clip", "target_length"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        self.check_rewards()
         if self.target_length is not None and self.hold_length is False:
             raise ValueError("`target_length` has no effect with `hold_length=False`.")
 

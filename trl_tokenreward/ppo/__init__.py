@@ -1,7 +1,7 @@
 """Proximal policy optimization with dense rewards.
 
 - `trainer`: the trainer, which reads as the steps of PPO
-- `config`: its settings
+- `config`, `reward_settings`: its settings, and those of rewards, which GRPO shares
 - `prompts`, `sampling`, `vllm`, `forward`, `inference`: prompts, completions, log-probabilities and values
 - `completion_scorer`: raw scores of completions, from reward models and functions
 - `collector`: one update's prompts, completions, rewards, KL penalty and advantages, as a `rollout`

@@ -25,9 +25,10 @@ from ..reward_model.readout import (
     token_scores,
 )
 from ..utils.validation import check_list
-from .config import FineGrainedPPOConfig, check_density
+from .config import FineGrainedPPOConfig
 from .functional import place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
+from .reward_settings import check_density
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]

@@ -1,12 +1,12 @@
 import copy
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
 
 from transformers.utils import logging
 
 from .._trl import PPOConfig
 from ..utils.validation import check_least, check_no_nan
+from .reward_settings import RewardSettings, check_choice, reward_defaults
 
 
 logger = logging.get_logger(__name__)
@@ -58,7 +58,7 @@ _COMPUTED = (
 
 
 @dataclass
-class FineGrainedPPOConfig(PPOConfig):
+class FineGrainedPPOConfig(RewardSettings, PPOConfig):
     r"""
     Configuration class for the [`FineGrainedPPOTrainer`].
 
@@ -174,59 +174,9 @@ class FineGrainedPPOConfig(PPOConfig):
     )
 
     # Parameters that control the rewards
-    reward_signal: Literal["token_scores", "sequence_score"] | None = field(
-        default=None,
-        metadata={
-            "help": "What a completion's return is made of: the sum of its token scores, or its sequence score. If "
-            "unset, token scores where the reward model has them."
-        },
-    )
-    reward_density: Literal["token", "sentence", "sequence", "potential"] | None = field(
-        default=None,
-        metadata={
-            "help": "How the return is spread over the completion, at equal total. If unset, over tokens for token "
-            "scores, on the last token for a sequence score."
-        },
-    )
-    token_score_transform: Literal["none", "log_sigmoid"] | None = field(
-        default=None,
-        metadata={
-            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model "
-            "alone."
-        },
-    )
-    reward_scale: float | None = field(
-        default=None,
-        metadata={"help": "Factor on the scores. If unset, 0.2 for the token scores of a reward model, 1 otherwise."},
-    )
-    center_rewards: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether to subtract the batch's mean score. If unset, for the token scores of a reward model "
-            "alone."
-        },
-    )
-    reward_clip: float | None = field(
-        default=None,
-        metadata={
-            "help": "Bound on the size of each score. If unset, 1 for the token scores of a reward model, none "
-            "otherwise."
-        },
-    )
     sequence_score_coef: float = field(
         default=0.0,
         metadata={"help": "Weight with which the sequence score is added to token scores, on the last token."},
-    )
-    hold_length: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token "
-            "scores of a reward model alone."
-        },
-    )
-    target_length: float | None = field(
-        default=None,
-        metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first update."},
     )
     kl_target: float | None = field(
         default=None,
@@ -330,12 +280,7 @@ class FineGrainedPPOConfig(PPOConfig):
                 raise ValueError(f"`{name}='epoch'`: PPO's loop has one epoch, the whole run. Use 'steps'.")
         check_choice("kl_estimator", self.kl_estimator, ("k1", "k3"))
         check_choice("stop_token", self.stop_token, (None, "eos"))
-        check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
-        check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
-        if self.token_score_transform == "log_sigmoid" and self.reward_signal == "sequence_score":
-            raise ValueError("`token_score_transform` has no effect on `reward_signal='sequence_score'`.")
-        check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
-        check_density(self.reward_signal, self.reward_density)
+        self.check_rewards()
         for name in (
             "num_mini_batches",
             "num_ppo_epochs",
@@ -346,7 +291,7 @@ class FineGrainedPPOConfig(PPOConfig):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         optional = "max_prompt_length", "total_episodes", "missing_eos_penalty"
-        for name in (*optional, "reward_clip", "kl_target", "target_length"):
+        for name in (*optional, "kl_target"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
@@ -444,42 +389,5 @@ class FineGrainedPPOConfig(PPOConfig):
                 )
 
 
-def reward_defaults(scores_tokens: bool) -> dict[str, Any]:
-    """What settings of rewards that are `None` stand for.
-
-    Args:
-        scores_tokens (`bool`):
-            Whether the rewards are the token scores of a reward model.
-    """
-    return {
-        "token_score_transform": "log_sigmoid" if scores_tokens else "none",
-        "reward_scale": 0.2 if scores_tokens else 1.0,
-        "center_rewards": scores_tokens,
-        "reward_clip": 1.0 if scores_tokens else math.inf,
-        "hold_length": scores_tokens,
-    }
-
-
-def check_density(signal: str | None, density: str | None) -> None:
-    """Check that a reward signal can be spread as asked.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if signal == "token_scores" and density == "potential":
-        raise ValueError("`reward_density='potential'` spreads the sequence score: leave `reward_signal` unset.")
-    if signal == "sequence_score" and density in ("token", "sentence"):
-        raise ValueError(
-            f"`reward_density={density!r}` spreads token scores. To spread the sequence score, set "
-            "`reward_density='potential'`."
-        )
-
-
 def _signal_of(density: str | None) -> str | None:
     return "sequence_score" if density == "potential" else None
-
-
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raise a `ValueError` unless a setting has one of the values that it may have."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")

@@ -1,0 +1,117 @@
+"""How scores become rewards: settings that PPO and GRPO share."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class RewardSettings:
+    """Settings of rewards. The configurations that inherit them say what each is.
+
+    `None` selects a default that depends on the rewards, see [`reward_defaults`].
+    """
+
+    reward_signal: Literal["token_scores", "sequence_score"] | None = field(
+        default=None,
+        metadata={
+            "help": "What a completion's return is made of: the sum of its token scores, or its sequence score. If "
+            "unset, token scores where the reward model has them."
+        },
+    )
+    reward_density: Literal["token", "sentence", "sequence", "potential"] | None = field(
+        default=None,
+        metadata={
+            "help": "How the return is spread over the completion, at equal total. If unset, over tokens for token "
+            "scores, on the last token for a sequence score."
+        },
+    )
+    token_score_transform: Literal["none", "log_sigmoid"] | None = field(
+        default=None,
+        metadata={
+            "help": "'log_sigmoid' makes log-odds log-probabilities. If unset, for the token scores of a reward model "
+            "alone."
+        },
+    )
+    reward_scale: float | None = field(
+        default=None,
+        metadata={"help": "Factor on the scores. If unset, 0.2 for the token scores of a reward model, 1 otherwise."},
+    )
+    center_rewards: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to subtract the batch's mean score. If unset, for the token scores of a reward model "
+            "alone."
+        },
+    )
+    reward_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on the size of each score. If unset, 1 for the token scores of a reward model, none "
+            "otherwise."
+        },
+    )
+    hold_length: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether advantages are kept from changing the mean length of completions. If unset, for the token "
+            "scores of a reward model alone."
+        },
+    )
+    target_length: float | None = field(
+        default=None,
+        metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first update."},
+    )
+
+    def check_rewards(self) -> None:
+        """Check the settings by themselves.
+
+        Raises:
+            ValueError: If one has a value that it may not have, or no effect.
+        """
+        check_choice("reward_signal", self.reward_signal, (None, "token_scores", "sequence_score"))
+        check_choice("token_score_transform", self.token_score_transform, (None, "none", "log_sigmoid"))
+        if self.token_score_transform == "log_sigmoid" and self.reward_signal == "sequence_score":
+            raise ValueError("`token_score_transform` has no effect on `reward_signal='sequence_score'`.")
+        check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
+        check_density(self.reward_signal, self.reward_density)
+        for name in ("reward_clip", "target_length"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+
+
+def reward_defaults(scores_tokens: bool) -> dict[str, Any]:
+    """What settings of rewards that are `None` stand for.
+
+    Args:
+        scores_tokens (`bool`):
+            Whether the rewards are the token scores of a reward model.
+    """
+    return {
+        "token_score_transform": "log_sigmoid" if scores_tokens else "none",
+        "reward_scale": 0.2 if scores_tokens else 1.0,
+        "center_rewards": scores_tokens,
+        "reward_clip": 1.0 if scores_tokens else math.inf,
+        "hold_length": scores_tokens,
+    }
+
+
+def check_density(signal: str | None, density: str | None) -> None:
+    """Check that a reward signal can be spread as asked.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if signal == "token_scores" and density == "potential":
+        raise ValueError("`reward_density='potential'` spreads the sequence score: leave `reward_signal` unset.")
+    if signal == "sequence_score" and density in ("token", "sentence"):
+        raise ValueError(
+            f"`reward_density={density!r}` spreads token scores. To spread the sequence score, set "
+            "`reward_density='potential'`."
+        )
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Raise a `ValueError` unless a setting has one of the values that it may have."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
