@@ -49,6 +49,7 @@ NOT_RUN = {
     r"pip install ": "installs what the tests run with",
     r"make (browser|demo|docs|lint|test)\b": "make test runs this; make demo is examples/demo.py; the rest have their tests",
     r"\.venv-trl1\.16/bin/python -m pytest": "runs this",
+    r"python -m pytest tests/torture": "takes a quarter of an hour",
     r"trl-tokenreward annotate |annotate_dataset\(": "serves until it is ended; tests/annotation/test_page.py opens the page",
     r"FineGrainedPPOConfig\(\.\.\.": "a part of a block; tests/ppo/test_completion_log.py runs it",
     r"vllm serve ": "needs a GPU, and serves until it is ended",
@@ -404,7 +405,10 @@ def test_docstrings_are_laid_out(site):
         "<p><strong>Returns</strong></p>\n<p><code>tuple[Tensor, Tensor]</code>: Advantages and returns" in functional
     )
     edits = (site / "reference/edits.html").read_text(encoding="utf-8")
-    assert "<li><code>ValueError</code>: If the tokenizer gives no character offsets.</li>" in edits
+    assert (
+        "<li><code>ValueError</code>: If a text is not Unicode text, or the tokenizer gives no character offsets.</li>"
+        in edits
+    )
     for path in site.rglob("*.html"):
         text = re.sub(r"<(pre|code|script)\b.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         assert "[`" not in text and "[<code>~" not in text and "<autoref" not in text, path
