@@ -151,12 +151,15 @@ def write_report(output: Path) -> None:
 The commit is that of each run.
 
 SmolLM2-135M-Instruct (from 4-bit weights), one epoch of 1,000 human edits of film reviews, 70 words a side, batches of
-8; 226 held-out pairs. The heads have their default rate of 3e-3, and LoRA has rank 16 on all linear layers. Figures
-with 95 % bootstrap intervals by pair; a figure in italics misses its target.
+8; 226 held-out pairs. Nothing but the rate is set: heads at 3e-3, the token losses twice the sequence loss, unchanged
+tokens half the edited ones; LoRA has rank 16 on all linear layers. Figures with 95 % bootstrap intervals by pair; a
+figure in italics misses its target.
 
 {table(results)}
 
 Before the heads had a rate of their own, the same training at 3e-5 ended at an AUROC of .51 and .67 of the token pairs.
+With all losses of one weight, and heads at 3e-3, the rates that learn least ended at .775 and .840 (LoRA, 1e-4) and at
+.779 and .834 (full, 1e-5); seed 0.
 """
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
