@@ -23,8 +23,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from density import make_examiner, point_of, prepare
 from density_report import interval, machine, win_rate_at_kl
 from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
@@ -49,6 +47,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "process": {"advantage_estimator": "process"},
     "leave one out": {"advantage_estimator": "leave_one_out"},
 }
+
+
+BASELINE = "scalar, length held"
 
 
 class Job(NamedTuple):
@@ -162,14 +163,28 @@ def choose(results: list[dict[str, Any]]) -> tuple[float, float]:
     return job["learning_rate"], job["beta"]
 
 
+def _setting(result: dict[str, Any]) -> tuple[str, float, float]:
+    job = result["job"]
+    return job["arm"], job["learning_rate"], job["beta"]
+
+
+def _differences(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> str:
+    """Of the win rates at the compared KL, seed by seed, with an interval."""
+    of_seed = {r["job"]["seed"]: win_rate_at_kl(r["curve"], COMPARED) for r in baseline}
+    pairs = [(win_rate_at_kl(r["curve"], COMPARED), of_seed.get(r["job"]["seed"])) for r in runs]
+    differences = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+    return f"{interval(differences, 3, sign='+')} ({len(differences)} seeds)" if differences else "–"
+
+
 def write_report(output: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted((output / "grpo").glob("*.json"))]
     tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
-    of_arm = {
-        arm: [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] in SEEDS]
-        for arm in ARMS
-        if any(r["job"]["arm"] == arm for r in results)
-    }
+    # Settings that were not chosen may have been run by hand.
+    groups: dict[tuple[str, float, float], list[dict[str, Any]]] = {}
+    for result in sorted(results, key=lambda r: (list(ARMS).index(r["job"]["arm"]), r["job"]["seed"])):
+        if result["job"]["seed"] in SEEDS:
+            groups.setdefault(_setting(result), []).append(result)
+    chosen = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in ARMS}
     lines = [
         "# GRPO with rewards of tokens, on ParaDetox",
         "",
@@ -185,32 +200,33 @@ def write_report(output: Path) -> None:
         f"({TUNING_SEED}), of as many settings each. Win rates are against the start policy, on the test part's "
         "prompts, with 95 % intervals of the mean over the seeds (Student's t).",
         "",
-        f"| arm | rate, beta | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there "
-        "| length there |",
-        f"|{' --- |' * (6 + len(KL_LEVELS))}",
+        f"| arm | rate, beta | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | there, "
+        "length-controlled | at the end | KL there | length there |",
+        f"|{' --- |' * (7 + len(KL_LEVELS))}",
     ]
-    for arm, runs in of_arm.items():
-        if not runs:
-            continue
-        rate, beta = runs[0]["job"]["learning_rate"], runs[0]["job"]["beta"]
+    for (arm, rate, beta), runs in groups.items():
+        name = arm if (rate, beta) == chosen[arm] else f"{arm} (not chosen)"
         levels = []
         for level in KL_LEVELS:
             reached = [w for r in runs if (w := win_rate_at_kl(r["curve"], level)) is not None]
             few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
             levels.append((interval(reached, 3) + few) if reached else "–")
+        controlled = [[{**p, "win_rate": p["length_controlled"]} for p in r["curve"]] for r in runs]
+        fair = [w for curve in controlled if (w := win_rate_at_kl(curve, COMPARED)) is not None]
+        levels.append(interval(fair, 3) if fair else "–")
         ends = [interval([r["curve"][-1][n] for r in runs], digits) for n, digits in (("win_rate", 3), ("kl", 1))]
         length = interval([r["curve"][-1]["length"] for r in runs], 1)
         lines.append(
-            f"| {arm} | {rate:g}, {beta:g} | {len(runs)} | {' | '.join(levels)} | {' | '.join(ends)} | {length} |"
+            f"| {name} | {rate:g}, {beta:g} | {len(runs)} | {' | '.join(levels)} | {' | '.join(ends)} | {length} |"
         )
-    lines += ["", f"At {COMPARED} nats, seed by seed, less `scalar, length held`:", ""]
-    lines += ["| arm | difference |", "| --- | --- |"]
-    scalar = {r["job"]["seed"]: win_rate_at_kl(r["curve"], COMPARED) for r in of_arm.get("scalar, length held", [])}
-    for arm, runs in of_arm.items():
-        pairs = [(win_rate_at_kl(r["curve"], COMPARED), scalar.get(r["job"]["seed"])) for r in runs]
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        if arm != "scalar, length held" and differences:
-            lines.append(f"| {arm} | {interval(differences, 3, sign='+')} ({len(differences)} seeds) |")
+    lines += ["", f"Win rates at {COMPARED} nats less those of `{BASELINE}` with the same seed:", ""]
+    baselines = [setting for setting in groups if setting[0] == BASELINE]
+    lines += [f"| arm | {' | '.join(f'less {rate:g}, {beta:g}' for _, rate, beta in baselines)} |"]
+    lines += [f"|{' --- |' * (1 + len(baselines))}"]
+    for setting, runs in groups.items():
+        if setting[0] != BASELINE:
+            cells = [_differences(runs, groups[baseline]) for baseline in baselines]
+            lines.append(f"| {setting[0]} | {' | '.join(cells)} |")
     lines += ["", "## Tuning", "", "| arm | rate, beta | at 4 nats | at the end | KL there |", "| --- " * 5 + "|"]
     for result in tuned:
         job, last = result["job"], result["curve"][-1]
@@ -219,8 +235,6 @@ def write_report(output: Path) -> None:
             f"| {job['arm']} | {job['learning_rate']:g}, {job['beta']:g} | {'–' if at_kl is None else f'{at_kl:.3f}'} "
             f"| {last['win_rate']:.3f} | {last['kl']:.1f} |"
         )
-    seconds = {arm: np.median([r["seconds"] for r in runs]) for arm, runs in of_arm.items() if runs}
-    lines += ["", "Median processor seconds of a run: " + ", ".join(f"{a} {s:.0f}" for a, s in seconds.items()) + "."]
     text = "\n".join(lines) + "\n"
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
