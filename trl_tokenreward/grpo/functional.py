@@ -60,10 +60,7 @@ def process_advantages(
     values = zero_masked(rewards, reward_mask).view(grouped.shape)
     mean = values.sum((1, 2), keepdim=True) / grouped.sum((1, 2), keepdim=True).clamp(min=1)
     centred = zero_masked(values - mean, grouped)
-    if scale == "group":
-        centred = centred / (_deviation(zero_masked(values, grouped), grouped, (1, 2)) + EPSILON)
-    elif scale == "batch":
-        centred = centred / (_deviation(zero_masked(values, grouped), grouped, (0, 1, 2)) + EPSILON)
+    centred = centred / _divisor(values, grouped, scale)
     return zero_masked(_from_here_on(centred).view(rewards.shape), completion_mask * _has_reward(reward_mask))
 
 
@@ -104,10 +101,7 @@ def leave_one_out_advantages(
     fallback = _of_others(zero_masked(returns.gather(2, last), scored)) / compared.clamp(min=1)
     advantages = (returns - torch.where(others > 0, baseline, fallback)) * (compared > 0)
     whole = zero_masked(returns[:, :, :1], scored)
-    if scale == "group":
-        advantages = advantages / (_deviation(whole, scored, (1, 2)) + EPSILON)
-    elif scale == "batch":
-        advantages = advantages / (_deviation(whole, scored, (0, 1, 2)) + EPSILON)
+    advantages = advantages / _divisor(whole, scored, scale)
     return zero_masked(advantages.view(rewards.shape), completion_mask * _has_reward(reward_mask))
 
 
@@ -125,12 +119,16 @@ def _has_reward(reward_mask: Tensor) -> Tensor:
     return reward_mask.bool().any(1, keepdim=True)
 
 
-def _deviation(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The unbiased standard deviation where the mask is 1; 0 of fewer than two values."""
+def _divisor(values: Tensor, mask: Tensor, scale: str) -> Tensor | float:
+    """What advantages are divided by: with the scale `"group"` or `"batch"`, the unbiased standard deviation of values
+    that are 0 where the mask is, which is 0 of fewer than two."""
+    if scale == "none":
+        return 1.0
+    dims = (1, 2) if scale == "group" else (0, 1, 2)
     count = mask.sum(dims, keepdim=True)
     mean = values.sum(dims, keepdim=True) / count.clamp(min=1)
     squares = zero_masked(values - mean, mask).square().sum(dims, keepdim=True)
-    return (squares / (count - 1).clamp(min=1)).sqrt()
+    return (squares / (count - 1).clamp(min=1)).sqrt() + EPSILON
 
 
 def _check(rewards: Tensor, reward_mask: Tensor, completion_mask: Tensor, num_generations: int) -> None:

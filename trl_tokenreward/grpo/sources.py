@@ -17,7 +17,7 @@ from .._trl import get_config_model_id
 from ..nn.modules import without_peft
 from ..nn.unpadding import padded
 from ..ppo.completion_scorer import CompletionScorer
-from ..ppo.prompts import Prompts
+from ..ppo.prompts import DataCollatorForPrompts, Prompts
 from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import has_token_scores
@@ -165,11 +165,11 @@ class ModelSource(RewardSource):
                 "A text with the turns of tools has lost its roles: use a reward model with the policy's tokenizer."
             )
         device = next(self.model.parameters()).device
-        ids, mask = padded(self.ids.prompts, device)
-        ids, mask = _to_the_right(ids, mask)
+        batch = DataCollatorForPrompts(0)([{"input_ids": ids} for ids in self.ids.prompts])
+        given = Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         completion_ids, completion_mask = padded(self.ids.completions, device)
         rows = [{"prompt": prompt} for prompt in prompts]
-        scores = self.scorer.raw_scores(Prompts(ids, mask), completion_ids, completion_mask, rows).values
+        scores = self.scorer.raw_scores(given, completion_ids, completion_mask, rows).values
         rewards = [row[: len(own)].cpu() * torch.tensor(own) for row, own in zip(scores, self.ids.own, strict=True)]
         self.token_rewards = [*rewards]
         return [float(of_tokens.sum()) for of_tokens in rewards]
@@ -225,9 +225,3 @@ def _load(path: str, kwargs: dict[str, Any]) -> nn.Module | None:
 
 def _is_sequence(item: Any) -> bool:
     return isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0
-
-
-def _to_the_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that are padded on the right, padded on the left."""
-    columns = mask.sort(dim=1, stable=True).indices
-    return ids.gather(1, columns), mask.gather(1, columns)

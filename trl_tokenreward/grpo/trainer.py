@@ -107,6 +107,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        # TRL adds the rewards that environments own, which are of whole completions.
+        self.sources += [None] * (len(self.reward_funcs) - len(self.sources))
         if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RewardHackingCallback())
         self._target_length = args.target_length
@@ -183,7 +185,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             None
             if source is None or source.token_rewards is None
             else gather(_stacked(source.token_rewards, own.shape, device).gather(1, columns))
-            for source in [*self.sources, *[None] * (len(self.reward_funcs) - len(self.sources))]
+            for source in self.sources
         ]
         ids_of_all = gather(packed_ids)
         rewards, places = self._spread(of_tokens, ids_of_all, mask)
@@ -216,7 +218,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         """The weighted sum of all rewards, and where rewards stand; both of shape (B, T), of all processes."""
         rewards, places = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask, dtype=torch.bool)
         for source, values, totals, weight in zip(
-            [*self.sources, *[None] * (len(of_tokens) - len(self.sources))],
+            self.sources,
             of_tokens,
             self._rewards_per_func.unbind(1),
             self.reward_weights.to(mask.device),
@@ -252,11 +254,11 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Before Trainer's state, the last file of a checkpoint, which tells that all others are there.
         if self.args.should_save and self._target_length is not None:
-            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            (folder / _STATE_FILE).write_text(json.dumps(self._target_length))
+            Path(output_dir, _STATE_FILE).write_text(json.dumps(self._target_length))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
