@@ -1,11 +1,11 @@
 """Configuration of [`FineGrainedGRPOTrainer`]."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 from trl import GRPOConfig, GRPOTrainer
 
-from ..ppo.reward_settings import RewardSettings, check_choice, reward_defaults
+from ..ppo.reward_settings import RewardSettings, check_choice
 
 
 # What spreads and shapes token rewards, and has no effect on one reward for each completion.
@@ -83,22 +83,6 @@ class FineGrainedGRPOConfig(RewardSettings, GRPOConfig):
         self.check_rewards()
         if self.target_length is not None and self.hold_length is False:
             raise ValueError("`target_length` has no effect with `hold_length=False`.")
-
-    def shaping(self, scores_tokens: bool) -> dict[str, Any]:
-        """How token rewards are shaped: arguments of [`~ppo.completion_scorer.CompletionScorer.spread`].
-
-        Args:
-            scores_tokens (`bool`):
-                Whether they are the token scores of a reward model.
-        """
-        values = reward_defaults(scores_tokens)
-        values.update({name: getattr(self, name) for name in values if getattr(self, name) is not None})
-        return {
-            "scale": values["reward_scale"],
-            "center": values["center_rewards"],
-            "clip": values["reward_clip"],
-            "log_sigmoid": values["token_score_transform"] == "log_sigmoid",
-        }
 
     def check_token_advantages(self) -> None:
         """Check that the settings of TRL can be right with advantages of single tokens.

@@ -232,7 +232,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 stands = place_at_last(torch.ones_like(totals[rows]), mask[rows])
             else:
                 scores = RawScores(values[rows], source.scorer.signal or "token_scores")
-                shaping = self.args.shaping(source.scores_tokens)
+                shaping = self.args.with_reward_defaults(source.scores_tokens).shaping()
                 spread = source.scorer.spread(scores, ids[rows], mask[rows], **shaping)
                 stands = source.scorer.places(scores.signal, ids[rows], mask[rows])
             rewards[rows] += weight * spread

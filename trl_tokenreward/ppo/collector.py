@@ -253,10 +253,10 @@ class RolloutCollector:
     def _token_level_scores(self, completions: Completions, readings: Readings) -> Tensor:
         """Scores, (B, T), shaped, spread over tokens and with the penalty for completions without a stop token."""
         args, mask = self.args, completions.mask
-        shaping = {"scale": args.reward_scale, "center": args.center_rewards, "clip": args.reward_clip}
-        log_sigmoid = args.token_score_transform == "log_sigmoid"
-        scores = self.scorer.spread(readings.scores, completions.ids, mask, **shaping, log_sigmoid=log_sigmoid)
+        shaping = args.shaping()
+        scores = self.scorer.spread(readings.scores, completions.ids, mask, **shaping)
         if self.sequence_scorer is not None and readings.sequence_scores is not None:
+            shaping["log_sigmoid"] = False  # a sequence score is not the log-odds of a token
             spread = self.sequence_scorer.spread(readings.sequence_scores, completions.ids, mask, **shaping)
             scores = scores + args.sequence_score_coef * spread
         if args.missing_eos_penalty is not None:

@@ -1,12 +1,12 @@
-import copy
 import math
 from dataclasses import dataclass, field, fields
+from typing import Self
 
 from transformers.utils import logging
 
 from .._trl import PPOConfig
 from ..utils.validation import check_least, check_no_nan
-from .reward_settings import RewardSettings, check_choice, reward_defaults
+from .reward_settings import RewardSettings, check_choice
 
 
 logger = logging.get_logger(__name__)
@@ -349,24 +349,16 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
             )
         return eos_token_id if self.stop_token == "eos" else self.stop_token_id
 
-    def with_reward_defaults(self, scores_tokens: bool) -> "FineGrainedPPOConfig":
-        """A copy in which the settings of rewards that are `None` have the values that they stand for.
-
-        Args:
-            scores_tokens (`bool`):
-                Whether the rewards are the token scores of a reward model.
-        """
+    def with_reward_defaults(self, scores_tokens: bool) -> Self:
+        """[`~ppo.reward_settings.RewardSettings.with_reward_defaults`], with no hold on the length where nothing ends a
+        completion."""
         if scores_tokens and self.hold_length is None and not self.has_stop_token:
             logger.warning_once(
                 "`hold_length` is off: without a stop token every completion has `response_length` tokens. Set "
                 "`hold_length=False` to say so, or a `stop_token`."
             )
-        defaults = reward_defaults(scores_tokens)
-        defaults["hold_length"] = defaults["hold_length"] and self.has_stop_token
-        args = copy.copy(self)
-        for name, value in defaults.items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
+        args = super().with_reward_defaults(scores_tokens)
+        args.hold_length = args.hold_length and self.has_stop_token
         return args
 
     def _check_vllm(self) -> None:

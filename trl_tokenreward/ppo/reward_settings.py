@@ -1,8 +1,9 @@
 """How scores become rewards: settings that PPO and GRPO share."""
 
+import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 
 @dataclass
@@ -62,6 +63,29 @@ class RewardSettings:
         default=None,
         metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first update."},
     )
+
+    def with_reward_defaults(self, scores_tokens: bool) -> Self:
+        """A copy in which the settings of rewards that are `None` have the values that they stand for.
+
+        Args:
+            scores_tokens (`bool`):
+                Whether the rewards are the token scores of a reward model.
+        """
+        settings = copy.copy(self)
+        for name, value in reward_defaults(scores_tokens).items():
+            if getattr(settings, name) is None:
+                setattr(settings, name, value)
+        return settings
+
+    def shaping(self) -> dict[str, Any]:
+        """How token scores are shaped, of settings with their defaults: arguments of
+        [`~ppo.completion_scorer.CompletionScorer.spread`]."""
+        return {
+            "scale": self.reward_scale,
+            "center": self.center_rewards,
+            "clip": self.reward_clip,
+            "log_sigmoid": self.token_score_transform == "log_sigmoid",
+        }
 
     def check_rewards(self) -> None:
         """Check the settings by themselves.
