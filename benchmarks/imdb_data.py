@@ -1,4 +1,4 @@
-"""The data of `imdb_reward.py`: reviews that people minimally edited until the sentiment flipped."""
+"""The data of `imdb_reward.py` and `imdb.py`: reviews that people minimally edited until the sentiment flipped."""
 
 import csv
 import gzip
@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 
 
-def imdb_pairs(path: Path, words: int = 70, limit: int | None = None) -> Dataset:
+def reviews(path: Path, words: int = 70, limit: int | None = None) -> Dataset:
     """Counterfactually augmented IMDB reviews (Kaushik, Hovy and Lipton, 2020) as preference pairs.
 
     Args:

@@ -66,7 +66,7 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from imdb_data import imdb_pairs
+    from imdb_data import reviews
     from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer, evaluate_token_rewards
 
     torch.set_num_threads(1)
@@ -96,14 +96,14 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
             report_to="none",
             logging_steps=4,
         ),
-        train_dataset=imdb_pairs(data / "imdb-counterfactual-train.tsv.gz", limit=PAIRS),
+        train_dataset=reviews(data / "imdb-counterfactual-train.tsv.gz", limit=PAIRS),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
     begin = time.time()
     trainer.train()
     seconds = time.time() - begin
-    report = evaluate_token_rewards(trainer.model, tokenizer, imdb_pairs(data / "imdb-counterfactual-dev.tsv.gz"))
+    report = evaluate_token_rewards(trainer.model, tokenizer, reviews(data / "imdb-counterfactual-dev.tsv.gz"))
     result = {
         **job._asdict(),
         "metrics": {name: vars(getattr(report, name)) for name in TARGETS},

@@ -1,0 +1,147 @@
+"""The table of `imdb.py`: win rates at equal KL, and what the dense arms gain over the terminal one."""
+
+import json
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from density_report import interval, machine, win_rate_at_kl
+
+
+RESULTS = Path(__file__).resolve().parent / "results" / "imdb.md"
+KL_LEVELS = (1, 2, 4)
+# What each arm with dense rewards is compared with.
+BASELINES = {"GRPO": "GRPO, scalar", "PPO": "PPO, terminal", "TRL": "PPO, terminal"}
+
+
+def choose(results: list[dict[str, Any]]) -> float:
+    """The rate with the highest win rate at the highest level of KL that any of an arm's runs reaches."""
+    levels = [level for level in KL_LEVELS if any(at_level(result, level) is not None for result in results)]
+    if not levels:
+        return max(results, key=lambda result: result["curve"][-1]["win_rate"])["job"]["learning_rate"]
+    return max(results, key=lambda result: at_level(result, levels[-1]) or 0.0)["job"]["learning_rate"]
+
+
+def at_level(result: dict[str, Any], level: float) -> float | None:
+    return win_rate_at_kl(result["curve"], level)
+
+
+def outcomes_at_kl(curve: list[dict[str, Any]], level: float) -> np.ndarray | None:
+    """The outcome of each prompt where the KL first reaches a level, interpolated; `None` if it never does."""
+    for before, after in pairwise(curve):
+        if before["kl"] < level <= after["kl"]:
+            share = (level - before["kl"]) / (after["kl"] - before["kl"])
+            first, last = np.array(before["outcomes"]), np.array(after["outcomes"])
+            return first + share * (last - first)
+    return None
+
+
+def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], level: float) -> str:
+    """The mean difference to the baseline's runs with the same seeds, with a 95 % bootstrap interval over prompts and
+    seeds."""
+    of_seed = {run["job"]["seed"]: outcomes_at_kl(run["curve"], level) for run in baseline}
+    rows = []
+    for run in runs:
+        ours, theirs = outcomes_at_kl(run["curve"], level), of_seed.get(run["job"]["seed"])
+        if ours is not None and theirs is not None:
+            rows.append(ours - theirs)
+    if not rows:
+        return "–"
+    differences, generator = np.array(rows), np.random.default_rng(0)
+    seeds, prompts = differences.shape
+    means = []
+    for _ in range(2000):
+        drawn = differences[generator.integers(seeds, size=seeds)][:, generator.integers(prompts, size=prompts)]
+        means.append(drawn.mean())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}; seeds: {seeds})"
+
+
+def write_report(output: Path) -> None:
+    from imdb import (
+        ARMS,
+        BATCH_SIZE,
+        EVALUATE_EVERY,
+        KL_COEF,
+        PROMPT_LENGTH,
+        PROMPTS,
+        RATES,
+        RESPONSE_LENGTH,
+        STAGES,
+        TUNING_SEED,
+        UPDATES,
+    )
+
+    known = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
+    results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
+    tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
+    of_arm = {arm: [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] != TUNING_SEED] for arm in ARMS}
+    of_arm = {arm: runs for arm, runs in of_arm.items() if runs}
+    models = {name: {k: v for k, v in of.items() if k not in ("seconds", "commit")} for name, of in known.items()}
+    lines = [
+        "# What dense rewards buy on a real model",
+        "",
+        f"`python benchmarks/imdb.py all --data <folder>`, {date.today()}, {machine()}. The commit is that of each run.",
+        "",
+        "SmolLM2-135M-Instruct (from 4-bit weights) writes film reviews after one epoch of supervised fine-tuning. A "
+        f"prompt is a review's first {PROMPT_LENGTH} tokens, a completion has {RESPONSE_LENGTH}, always. An update is of "
+        f"{BATCH_SIZE} completions and takes two optimizer steps; {UPDATES} updates, penalty of the KL {KL_COEF}. Every "
+        f"{EVALUATE_EVERY} updates the policy continues {PROMPTS} held-out prompts, with the random numbers of the start "
+        "policy. The judge is a classifier that learned from other reviews; the second judge is VADER's lexicon.",
+        "",
+        f"| model | figures | minutes | commit |\n|{' --- |' * 4}",
+    ]
+    for name, figures in models.items():
+        cells = ", ".join(
+            f"{key.replace('_', ' ')} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in figures.items()
+        )
+        lines.append(
+            f"| {name.replace('_', ' ')} | {cells} | {known[name]['seconds'] / 60:.0f} | {known[name]['commit']} |"
+        )
+    lines += [
+        "",
+        f"Each arm has the better of the rates {', '.join(f'{rate:g}' for rate in RATES)} on seed {TUNING_SEED}. Win "
+        "rates against the start policy, with 95 % intervals over the seeds (Student's t).",
+        "",
+        f"| arm | rate | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there | "
+        "by the lexicon | distinct tokens | min of a processor | commit |",
+        f"|{' --- |' * (9 + len(KL_LEVELS))}",
+    ]
+    for arm, runs in of_arm.items():
+        cells = [arm, f"{runs[0]['job']['learning_rate']:g}", len(runs)]
+        for level in KL_LEVELS:
+            reached = [w for run in runs if (w := at_level(run, level)) is not None]
+            few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
+            cells.append(interval(reached, 3) + few if reached else "–")
+        for name, digits in (("win_rate", 3), ("kl", 1), ("lexicon_win_rate", 3), ("distinct_tokens", 2)):
+            cells.append(interval([run["curve"][-1][name] for run in runs], digits))
+        cells += [f"{np.mean([run['processor_seconds'] for run in runs]) / 60:.0f}"]
+        cells += [", ".join(sorted({run["commit"] for run in runs}))]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "Gains at equal KL over the arm with the same trainer and the same reward model's sequence score on the last "
+        "token (TRL's PPO: over ours), the same seeds and prompts; intervals by bootstrap over seeds and prompts.",
+        "",
+        f"| arm | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} |\n|{' --- |' * (1 + len(KL_LEVELS))}",
+    ]
+    for arm, runs in of_arm.items():
+        baseline = next(name for prefix, name in BASELINES.items() if arm.startswith(prefix))
+        if arm != baseline and baseline in of_arm:
+            cells = [gain(runs, of_arm[baseline], level) for level in KL_LEVELS]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "## Tuning", "", f"| arm | rate | update: win rate at KL |\n|{' --- |' * 3}"]
+    for run in tuned:
+        points = ", ".join(f"{p['update']}: {p['win_rate']:.3f} at {p['kl']:.2f}" for p in run["curve"][1:])
+        lines.append(f"| {run['job']['arm']} | {run['job']['learning_rate']:g} | {points} |")
+    lines += ["", "## Texts", ""]
+    for arm, runs in of_arm.items():
+        lines += [f"{arm}, seed {runs[0]['job']['seed']}:", ""]
+        lines += [f"> {' '.join(text.split())}\n" for text in runs[0]["curve"][-1]["texts"][:2]]
+    text = "\n".join(lines).rstrip() + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+    print(text)
