@@ -124,7 +124,7 @@ def start_policy(data: Path, model: str, output: Path) -> dict[str, Any]:
         load(AutoModelForCausalLM, model),
         SFTConfig(
             **training_settings(output, "start_policy"),
-            max_length=96,
+            max_length=PROMPT_LENGTH + RESPONSE_LENGTH,
             per_device_train_batch_size=16,
             learning_rate=5e-5,
             lr_scheduler_type="cosine",

@@ -84,13 +84,15 @@ def write_report(output: Path) -> None:
     lines = [
         "# What dense rewards buy on a real model",
         "",
-        f"`python benchmarks/imdb.py all --data <folder>`, {date.today()}, {machine()}. The commit is that of each run.",
+        f"`python benchmarks/imdb.py all --data <folder>`, {date.today()}, {machine()}. The commit is that of each "
+        "run.",
         "",
         "SmolLM2-135M-Instruct (from 4-bit weights) writes film reviews after one epoch of supervised fine-tuning. A "
-        f"prompt is a review's first {PROMPT_LENGTH} tokens, a completion has {RESPONSE_LENGTH}, always. An update is of "
-        f"{BATCH_SIZE} completions and takes two optimizer steps; {UPDATES} updates, penalty of the KL {KL_COEF}. Every "
-        f"{EVALUATE_EVERY} updates the policy continues {PROMPTS} held-out prompts, with the random numbers of the start "
-        "policy. The judge is a classifier that learned from other reviews; the second judge is VADER's lexicon.",
+        f"prompt is a review's first {PROMPT_LENGTH} tokens, a completion has {RESPONSE_LENGTH}, always. An update is "
+        f"of {BATCH_SIZE} completions and takes two optimizer steps; {UPDATES} updates, penalty of the KL {KL_COEF}. "
+        f"Every {EVALUATE_EVERY} updates the policy continues {PROMPTS} held-out prompts, with the random numbers of "
+        "the start policy. The judge is a classifier that learned from other reviews; the second judge is VADER's "
+        "lexicon.",
         "",
         f"| model | figures | minutes | commit |\n|{' --- |' * 4}",
     ]
