@@ -172,7 +172,7 @@ def write_report(output: Path) -> None:
         "commit is that of each run.",
         "",
         f"Anthropic/hh-rlhf, harmless-base, test split: {known['rows']} pairs. Their edit ratio, the share of words "
-        f"that differ, has a median of {known['median']:.2f}; {at_most}. SmolLM2-135M-Instruct (from 4-bit weights) learns "
+        f"that differ, has a median of {known['median']:.2f}; {at_most}. SmolLM2-135M-Instruct (4-bit weights) learns "
         f"from {TRAIN} pairs of at most {MAX_LENGTH} tokens, one epoch, full training at 1e-5; {known['test']} pairs "
         "are held out. 95 % bootstrap intervals.",
         "",

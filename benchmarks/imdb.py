@@ -112,13 +112,13 @@ def prepared_pairs(data: Path, tokenizer: Any) -> tuple[Any, Any]:
 
 
 def start_policy(data: Path, model: str, output: Path) -> dict[str, Any]:
-    """Supervised fine-tuning on the reviews of both sides."""
+    """Supervised fine-tuning on the reviews of both sides, of half of the pairs: it is to write reviews, no more."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    pairs = reviews(data / TRAIN, words=70, limit=PAIRS)
+    pairs = reviews(data / TRAIN, words=70, limit=PAIRS // 2)
     texts = [text for side in ("chosen", "rejected") for text in pairs[side]]
     trainer = SFTTrainer(
         load(AutoModelForCausalLM, model),
@@ -215,8 +215,8 @@ def judge(data: Path, model: str, output: Path) -> dict[str, Any]:
 
 
 STAGES: dict[str, Callable[[Path, str, Path], dict[str, Any]]] = {
-    "start_policy": start_policy,
     "reward_model": reward_model,
+    "start_policy": start_policy,
     "judge": judge,
     "sequence_reward_model": sequence_reward_model,
 }
