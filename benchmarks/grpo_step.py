@@ -4,15 +4,19 @@
 
 Both have one policy and reward models of one backbone: a TokenRewardModel here, its sequence classifier there. They
 take turns in one process, on one thread, with the same prompts, seeds and completions, since their learning rate is as
-good as 0. The table has medians and quartiles of the time of an update, and of the ratio of neighbouring turns.
+good as 0. The table has medians and quartiles of the time of an update, and of the ratio of neighbouring turns. Memory
+is measured in a process for each: the peak of three updates above what the models take.
 """
 
 import argparse
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -83,11 +87,31 @@ def trainers(folder: Path) -> dict[str, GRPOTrainer]:
     }
 
 
+def peak(name: str) -> float:
+    """The peak of resident memory in three updates of one trainer, less that before them, in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainers(Path(folder))[name]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(3):
+            trainer.train()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=20, help="Updates of each trainer.")
+    parser.add_argument("--peak-of", choices=["TRL", "ours"], help="Print the peak of one trainer's memory, in MiB.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.peak_of:
+        print(f"\n{peak(arguments.peak_of)}")
+        return
+    memory: dict[str, list[float]] = {"TRL": [], "ours": []}
+    for name in memory:
+        for _ in range(3):
+            command = [sys.executable, __file__, "--peak-of", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            memory[name].append(float(done.stdout.split()[-1]))
     seconds: dict[str, list[float]] = {"TRL": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         both = trainers(Path(folder))
@@ -101,19 +125,25 @@ def main() -> None:
     ratios = [ours / theirs for theirs, ours in zip(seconds["TRL"], seconds["ours"], strict=True)]
 
     def cell(values: list[float]) -> str:
-        low, median, high = quantiles(values, n=4)
-        return f"{median:.2f} ({low:.2f} to {high:.2f})"
+        low, middle, high = quantiles(values, n=4)
+        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+    def spread(values: list[float]) -> str:
+        return f"{median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
     text = f"""# An update of GRPO with advantages of tokens
 
 `python benchmarks/grpo_step.py --turns {arguments.turns}`, {date.today()}, commit {commit()}, {machine()}.
-Processor seconds of an update of {BATCH_SIZE} completions of {LENGTH} tokens, {NUM_GENERATIONS} to a prompt. Policy
+An update is of {BATCH_SIZE} completions of {LENGTH} tokens, {NUM_GENERATIONS} to a prompt. Policy
 and reward model have {SIZES["num_hidden_layers"]} layers of {SIZES["hidden_size"]} and a vocabulary of
-{VOCABULARY:,}. Medians and quartiles.
+{VOCABULARY:,}. Medians, with quartiles of the
+seconds and least and greatest of the memory.
 
-| TRL's GRPOTrainer, sequence classifier | ours, token reward model | ours over TRL's, turn by turn |
-| --- | --- | --- |
-| {cell(seconds["TRL"])} | {cell(seconds["ours"])} | {cell(ratios)} |
+| | TRL's GRPOTrainer, sequence classifier | ours, token reward model | ours over TRL's |
+| --- | --- | --- | --- |
+| processor seconds, by turn | {cell(seconds["TRL"])} | {cell(seconds["ours"])} | {cell(ratios)} |
+| peak above the models, MiB, 3 processes each | {spread(memory["TRL"])} | {spread(memory["ours"])} | \
+{median(memory["ours"]) / median(memory["TRL"]):.2f} |
 """
     RESULTS.write_text(text, encoding="utf-8")
     print(text)

@@ -149,7 +149,10 @@ def reward_model(data: Path, model: str, output: Path) -> dict[str, Any]:
     trainer = TokenRewardTrainer(
         TokenRewardModel.from_backbone(load(AutoModelForCausalLM, model), copy=False),
         TokenRewardConfig(
-            **training_settings(output, "reward_model"), learning_rate=1e-4, per_device_train_batch_size=8
+            **training_settings(output, "reward_model"),
+            num_train_epochs=1,
+            learning_rate=1e-4,
+            per_device_train_batch_size=8,
         ),
         train_dataset=train,
         processing_class=tokenizer,
@@ -172,7 +175,10 @@ def sequence_reward_model(data: Path, model: str, output: Path) -> dict[str, Any
     trainer = RewardTrainer(
         load(AutoModelForSequenceClassification, model, num_labels=1),
         RewardConfig(
-            **training_settings(output, "sequence_reward_model"), learning_rate=3e-5, per_device_train_batch_size=8
+            **training_settings(output, "sequence_reward_model"),
+            num_train_epochs=1,
+            learning_rate=3e-5,
+            per_device_train_batch_size=8,
         ),
         train_dataset=train,
         eval_dataset=dev,

@@ -199,9 +199,9 @@ def main() -> None:
         f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is "
         f"against the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole "
         f"run took {time.time() - start:.0f} s.",
-        "Both arms have the learning rate and the KL coefficient that suit the dense one: this shows the method at work "
-        "and is no comparison. Arms that are tuned alike, GRPO's among them, are compared by benchmarks/density.py, "
-        "grpo_density.py and imdb.py, at equal KL; a third arm here would take as long again as each of these.",
+        "Both arms have the learning rate and the KL coefficient that suit the dense one: this shows the method at "
+        "work and is no comparison. benchmarks/density.py, grpo_density.py and imdb.py compare arms that are tuned "
+        "alike, GRPO's among them, at equal KL; a third arm here would take as long again as each of these.",
         *(f"Reward hacking, {name}: {'; '.join(signs.values()) or 'no signs'}." for name, signs in hacking.items()),
     ]
     examples = [
