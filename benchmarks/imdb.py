@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imdb_data import reviews
+from imdb_data import SentimentJudge, reviews
 from provenance import commit
 
 
@@ -190,40 +190,27 @@ def sequence_reward_model(data: Path, model: str, output: Path) -> dict[str, Any
 
 
 def judge(data: Path, model: str, output: Path) -> dict[str, Any]:
-    """A classifier of sentiment, of the pairs that no other model sees."""
-    from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+    """How well the judge tells the sides of the dev file's pairs apart."""
+    import numpy as np
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    dev, of_pairs = reviews(data / DEV, words=70), make_judge(data)
+    above, below = (np.array(of_pairs(dev[side])) for side in ("chosen", "rejected"))
+    return {
+        "accuracy": float(np.mean([above > 0, below < 0])),
+        "pairs": float(np.mean((above > below) + 0.5 * (above == below))),
+    }
 
-    def examples(pairs: Any) -> Dataset:
-        texts = [text for side in ("rejected", "chosen") for text in pairs[side]]
-        ids = tokenizer(texts, truncation=True, max_length=PROMPT_LENGTH + RESPONSE_LENGTH)["input_ids"]
-        return Dataset.from_dict({"input_ids": ids, "labels": [0] * len(pairs) + [1] * len(pairs)})
 
-    every = reviews(data / TRAIN, words=70)
-    trainer = Trainer(
-        load(AutoModelForSequenceClassification, model, num_labels=2, pad_token_id=tokenizer.pad_token_id),
-        TrainingArguments(
-            **training_settings(output, "judge"),
-            learning_rate=3e-5,
-            per_device_train_batch_size=16,
-            num_train_epochs=2,
-        ),
-        train_dataset=examples(every.select(range(PAIRS, len(every)))),
-        eval_dataset=examples(reviews(data / DEV, words=70)),
-        processing_class=tokenizer,
-        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
-    )
-    trainer.train()
-    trainer.save_model(str(output / "judge"))
-    return {"accuracy": trainer.evaluate()["eval_accuracy"]}
+def make_judge(data: Path) -> SentimentJudge:
+    """The judge, of whole reviews that no other model sees."""
+    every = reviews(data / TRAIN, words=None)
+    return SentimentJudge(every.select(range(PAIRS, len(every))))
 
 
 STAGES: dict[str, Callable[[Path, str, Path], dict[str, Any]]] = {
     "reward_model": reward_model,
-    "start_policy": start_policy,
     "judge": judge,
+    "start_policy": start_policy,
     "sequence_reward_model": sequence_reward_model,
 }
 
@@ -234,13 +221,11 @@ STAGES: dict[str, Callable[[Path, str, Path], dict[str, Any]]] = {
 class Examiner:
     """Has policies continue the prompts of the dev file with the same random numbers, and measures what they write."""
 
-    def __init__(self, data: Path, output: Path, policy: Any, tokenizer: Any):
-        from transformers import AutoModelForSequenceClassification
+    def __init__(self, data: Path, policy: Any, tokenizer: Any):
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
         from trl_tokenreward.evaluation.sampler import AnswerSampler
 
-        self.tokenizer = tokenizer
         self.sampler = AnswerSampler(
             tokenizer,
             prompts(data / DEV, tokenizer).select(range(PROMPTS)),
@@ -248,7 +233,7 @@ class Examiner:
             stop_token_id=None,
             batch_size=64,
         )
-        self.classifier = load(AutoModelForSequenceClassification, output / "judge").eval()
+        self.judge = make_judge(data)
         self.lexicon = SentimentIntensityAnalyzer()
         self.policy = policy
         self.start = self._scores(policy)
@@ -259,13 +244,7 @@ class Examiner:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             answers = self.sampler(policy)
             logps = self.sampler.log_probabilities(policy, answers)
-            texts = [p + a.text for p, a in zip(self.sampler.prompts, answers, strict=True)]
-            classified = []
-            for first in range(0, len(texts), 64):
-                batch = self.tokenizer(texts[first : first + 64], padding=True, return_tensors="pt")
-                with torch.no_grad():
-                    logits = self.classifier(**batch).logits.float()
-                classified += (logits[:, 1] - logits[:, 0]).tolist()
+        classified = self.judge([answer.text for answer in answers])
         lexicon = [self.lexicon.polarity_scores(answer.text)["compound"] for answer in answers]
         return {"answers": answers, "logps": logps, "classifier": classified, "lexicon": lexicon}
 
@@ -311,7 +290,7 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(output / "start_policy", trust_remote_code=False)
     policy, start = (load(AutoModelForCausalLM, output / "start_policy") for _ in range(2))
-    examiner = Examiner(data, output, start, tokenizer)
+    examiner = Examiner(data, start, tokenizer)
     settings = dict(ARMS[job.arm])
     kind = settings.pop("trainer")
     settings |= {
