@@ -204,9 +204,9 @@ def test_the_command_saves_what_load_split_reads(name, tmp_path, capsys):
 
 
 def test_every_format_is_there():
-    from trl_tokenreward.data.importers import _CONVERT
+    from trl_tokenreward.data.importers import _CONVERT, _TOOLS
 
-    assert FORMATS.keys() == _CONVERT.keys() | {"stepwise", "columns"}
+    assert FORMATS.keys() == _CONVERT.keys() | {*_TOOLS, "stepwise", "columns"}
 
 
 def test_real_hh_rlhf_trains_on_the_same_tokens(tmp_path):
