@@ -46,7 +46,7 @@ def read_argilla(row: Row, names: Mapping[str, str], notes: Counter[str]) -> Ite
     if not questions:
         raise ValueError(
             f"has no column that ends in {_RESPONSES!r}, only {sorted(row)}: save the data set that "
-            "`dataset.records(with_responses=True).to_datasets()` gives."
+            "`dataset.records().to_datasets()` gives."
         )
     if suggested := sum(name.endswith(_SUGGESTION) and value is not None for name, value in row.items()):
         notes["suggestions, which are no annotations"] += suggested
