@@ -4,7 +4,7 @@
 - `tokens`: these texts as token ids: who may add special tokens, and which characters a token stands for;
 - `importers`: data sets of other shapes; a new import format goes here;
 - `annotation_tools`: what people marked and edited in Label Studio, Argilla and doccano, and pre-annotations for them;
-- `foreign_rows`: fields of rows that others wrote;
+- `foreign_rows`: rows that others wrote, with errors that name them;
 - `preprocessing`: rows as token ids with edit masks; `max_edit_ratio`;
 - `spans`: spans of characters that a row marks as wrong;
 - `dropped`: counts of the rows that are dropped;

@@ -1,35 +1,8 @@
-"""Rows that others wrote: their fields, and errors that name them."""
+"""Rows that others wrote."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-
-from ..utils.text import shorten
-
-
-_NAMES: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary", int: "a whole number"}
-
-
-def get_field(row: Mapping[str, Any], name: str, kind: type = str) -> Any:
-    """The value of a field.
-
-    Raises:
-        ValueError: If the field is missing, or is not of the type `kind`.
-    """
-    if name not in row:
-        raise ValueError(f"has no `{name}`, only {sorted(map(str, row))}.")
-    return check_field(row[name], name, kind)
-
-
-def check_field(value: Any, name: str, kind: type) -> Any:
-    """The value, if it is of the type `kind`.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"`{name}` must be {_NAMES[kind]}, but is {shorten(value)}.")
-    return value
 
 
 def convert_rows(

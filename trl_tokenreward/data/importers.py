@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.text import shorten
-from .foreign_rows import convert_rows, get_field
+from ..utils.validation import get_value
+from .foreign_rows import convert_rows
 from .spans import read_spans
 
 
@@ -291,7 +292,7 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:
-    yield _split({side: get_field(row, side) for side in ("chosen", "rejected")})
+    yield _split({side: get_value(row, side) for side in ("chosen", "rejected")})
 
 
 def _ultrafeedback(row: Row) -> Iterator[Row | str]:
@@ -308,22 +309,22 @@ def _split(sides: Row) -> Row | str:
 
 
 def _messages(row: Row, column: str) -> list[Row]:
-    messages = get_field(row, column, list)
+    messages = get_value(row, column, list)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
-        get_field(message, "content")
+        get_value(message, "content")
     # Messages may have more fields on one side than on the other, empty ones.
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:
-    answer, feedback = get_field(row, "prediction 1"), get_field(row, "feedback", dict)
-    spans = read_spans(get_field(feedback, "errors", list), answer)
+    answer, feedback = get_value(row, "prediction 1"), get_value(row, "feedback", dict)
+    spans = read_spans(get_value(feedback, "errors", list), answer)
     yield {
-        "prompt": f"Question: {get_field(row, 'question').strip()}\nAnswer:",
+        "prompt": f"Question: {get_value(row, 'question').strip()}\nAnswer:",
         # The space is the answer's: tokens hold the one before their word.
-        "chosen": " " + get_field(feedback, "corrected-prediction"),
+        "chosen": " " + get_value(feedback, "corrected-prediction"),
         "rejected": " " + answer,
         "rejected_spans": [[start + 1, end + 1] for start, end in spans],
     }
@@ -331,9 +332,9 @@ def _qa_feedback(row: Row) -> Iterator[Row | str]:
 
 def _paradetox(row: Row) -> Iterator[Row | str]:
     if "en_toxic_comment" in row:  # on the Hub, a row for each rewrite
-        toxic, rewrites = get_field(row, "en_toxic_comment"), [row.get("en_neutral_comment")]
+        toxic, rewrites = get_value(row, "en_toxic_comment"), [row.get("en_neutral_comment")]
     else:
-        toxic, rewrites = get_field(row, "toxic"), [row.get(f"neutral{i}") for i in (1, 2, 3)]
+        toxic, rewrites = get_value(row, "toxic"), [row.get(f"neutral{i}") for i in (1, 2, 3)]
     rewrites = [rewrite for rewrite in rewrites if rewrite]
     if not rewrites:
         yield "a sentence without a rewrite"
@@ -343,9 +344,9 @@ def _paradetox(row: Row) -> Iterator[Row | str]:
 
 
 def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
-    given = {name: get_field(row, column, object) for name, column in names.items()}
+    given = {name: get_value(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
-    read = _messages if messages else get_field
+    read = _messages if messages else get_value
     pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
     if "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from ..foreign_rows import get_field
+from ...utils.validation import get_value
 from .offsets import CODE_POINTS, OFFSETS, Mark, read_offsets
 
 
@@ -203,8 +203,8 @@ class _Marked(NamedTuple):
 
 
 def _read(annotation: Annotation, named: _Named, choices: Choices, tool: Tool, notes: Counter[str]) -> _Marked | str:
-    text = get_field(annotation.data, named.text)
-    prompt = "" if named.prompt is None else get_field(annotation.data, named.prompt)
+    text = get_value(annotation.data, named.text)
+    prompt = "" if named.prompt is None else get_value(annotation.data, named.prompt)
     spans, edit = None, None
     if named.spans is not None:
         spans = _wrong(text, annotation.marks.get(named.spans, []), choices, tool, notes)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..foreign_rows import check_field, get_field
+from ...utils.validation import check_value, get_value
 from .annotations import Annotation, Row, Tool
 from .offsets import CODE_POINTS, UTF_16, Mark
 
@@ -55,8 +55,8 @@ def read_argilla(row: Row, names: Mapping[str, str], notes: Counter[str]) -> Ite
     statuses: dict[str, str] = {}
     for question in questions:
         for value, user, status in _responses(row, question):
-            by_user.setdefault(check_field(user, "users", str), {})[question] = value
-            statuses[user] = check_field(status, "status", str)
+            by_user.setdefault(check_value(user, "users", str), {})[question] = value
+            statuses[user] = check_value(status, "status", str)
     if not by_user:
         yield "not annotated"
     for user, values in by_user.items():
@@ -74,7 +74,7 @@ def _responses(row: Row, question: str) -> list[tuple[Any, Any, Any]]:
     names = [f"{question}{_RESPONSES}{ending}" for ending in ("", ".users", ".status")]
     if row[names[0]] is None:
         return []
-    columns = [get_field(row, name, list) for name in names]
+    columns = [get_value(row, name, list) for name in names]
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"`{names[0]}` has {len(columns[0])} entries, but its users and status do not.")
     return [*zip(*columns, strict=True)]
@@ -87,9 +87,9 @@ def _is_spans(value: Any) -> bool:
 def _marks(spans: list[Row], name: str) -> list[Mark]:
     return [
         Mark(
-            get_field(span, "start", int),
-            get_field(span, "end", int),
-            (check_field(span.get("label"), f"{name} label", str),),
+            get_value(span, "start", int),
+            get_value(span, "end", int),
+            (check_value(span.get("label"), f"{name} label", str),),
         )
         for span in spans
     ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...utils.text import shorten
-from ..foreign_rows import check_field, get_field
+from ...utils.validation import check_value, get_value
 from .annotations import Annotation, Row, Tool
 from .offsets import CODE_POINTS, GRAPHEMES, UTF_16, Mark
 
@@ -44,7 +44,7 @@ def read_doccano(row: Row, names: Mapping[str, str], notes: Counter[str]) -> Ite
     if not found:
         raise ValueError(f"has no list {' or '.join(f'`{name}`' for name in _COLUMNS)}, only {sorted(row)}.")
     if relations := row.get("relations"):
-        notes["relations"] += len(check_field(relations, "relations", list))
+        notes["relations"] += len(check_value(relations, "relations", list))
     marks = {name: [_mark(span, name) for span in row[name]] for name in found}
     data = {name: value for name, value in row.items() if name not in {*found, *_OWN_FIELDS}}
     yield Annotation(data, marks, {})
@@ -52,9 +52,9 @@ def read_doccano(row: Row, names: Mapping[str, str], notes: Counter[str]) -> Ite
 
 def _mark(span: Any, name: str) -> Mark:
     if isinstance(span, dict):
-        places = [get_field(span, field, kind) for field, kind in _FIELDS]
+        places = [get_value(span, field, kind) for field, kind in _FIELDS]
     elif isinstance(span, list) and len(span) == 3:
-        places = [check_field(value, name, kind) for value, (_, kind) in zip(span, _FIELDS, strict=True)]
+        places = [check_value(value, name, kind) for value, (_, kind) in zip(span, _FIELDS, strict=True)]
     else:
         raise ValueError(f"`{name}` has {shorten(span)} in the place of a span, [start, end, label].")
     start, end, label = places

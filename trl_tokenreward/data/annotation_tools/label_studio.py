@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...utils.text import shorten
-from ..foreign_rows import check_field, get_field
+from ...utils.validation import check_value, get_value
 from .annotations import Annotation, Row, Tool
 from .offsets import CODE_POINTS, UTF_16, Mark
 
@@ -53,20 +53,20 @@ def read_label_studio(row: Row, names: Mapping[str, str], notes: Counter[str]) -
 
 
 def _task(task: Row, notes: Counter[str]) -> Iterator[Annotation | str]:
-    data = get_field(task, "data", dict)
+    data = get_value(task, "data", dict)
     for name in ("predictions", "drafts"):
         if others := task.get(name):
-            notes[f"{name}, which are no annotations"] += len(check_field(others, name, list))
+            notes[f"{name}, which are no annotations"] += len(check_value(others, name, list))
     name = "annotations" if "annotations" in task else "completions"  # its name before version 1.0
-    annotations = check_field(task.get(name) or [], name, list)
+    annotations = check_value(task.get(name) or [], name, list)
     if not annotations:
         yield "not annotated"
     for annotation in annotations:
-        check_field(annotation, name, dict)
+        check_value(annotation, name, dict)
         if annotation.get("was_cancelled") or annotation.get("skipped"):
             yield "skipped"
         else:
-            yield _annotation(data, get_field(annotation, "result", list), notes)
+            yield _annotation(data, get_value(annotation, "result", list), notes)
 
 
 def _annotation(data: Row, results: list[Any], notes: Counter[str]) -> Annotation:
@@ -74,18 +74,18 @@ def _annotation(data: Row, results: list[Any], notes: Counter[str]) -> Annotatio
     texts: defaultdict[str, list[str]] = defaultdict(list)
     marked: dict[str, Any] = {}
     for result in results:
-        kind = get_field(check_field(result, "result", dict), "type")
+        kind = get_value(check_value(result, "result", dict), "type")
         if kind == "labels":
-            name, text = get_field(result, "from_name"), result.get("to_name")
+            name, text = get_value(result, "from_name"), result.get("to_name")
             if marked.setdefault(name, text) != text:
                 raise ValueError(f"{name!r} marks both {marked[name]!r} and {text!r}: only one text can be imported.")
-            marks[name].append(_mark(get_field(result, "value", dict)))
+            marks[name].append(_mark(get_value(result, "value", dict)))
         elif kind == "textarea":
-            value = get_field(result, "value", dict)
+            value = get_value(result, "value", dict)
             if "start" in value or result.get("id") in _ids_of_spans(results):
                 notes["texts about a single span"] += 1
             else:
-                texts[get_field(result, "from_name")] += _texts(value)
+                texts[get_value(result, "from_name")] += _texts(value)
         elif kind in _HTML:
             raise ValueError(f"has a result of the type {kind!r}, whose places are not characters of a plain text.")
         else:
@@ -104,15 +104,15 @@ def _mark(value: Row) -> Mark:
             f"a span begins at {shorten(value.get('start'))}, which is no character of a plain text: only labels of "
             "Text tags can be imported."
         )
-    labels = get_field(value, "labels", list)
+    labels = get_value(value, "labels", list)
     if not labels:
         raise ValueError(f"the span {shorten(value)} has no label.")
     text = value.get("text")
     return Mark(
-        get_field(value, "start", int),
-        get_field(value, "end", int),
-        tuple(check_field(label, "labels", str) for label in labels),
-        None if text is None else check_field(text, "text", str),
+        get_value(value, "start", int),
+        get_value(value, "end", int),
+        tuple(check_value(label, "labels", str) for label in labels),
+        None if text is None else check_value(text, "text", str),
     )
 
 
@@ -121,7 +121,7 @@ def _texts(value: Row) -> list[str]:
     return (
         [texts]
         if isinstance(texts, str)
-        else [check_field(text, "text", str) for text in get_field(value, "text", list)]
+        else [check_value(text, "text", str) for text in get_value(value, "text", list)]
     )
 
 

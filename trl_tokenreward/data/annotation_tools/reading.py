@@ -9,7 +9,8 @@ from typing import Any
 
 from ...utils.jsonl import parse_json
 from ...utils.text import unicode_problem
-from ..foreign_rows import check_field, convert_rows
+from ...utils.validation import check_value
+from ..foreign_rows import convert_rows
 from .annotations import Annotation, Choices, Numbered, Row, Tool, make_rows
 from .argilla import ARGILLA, read_argilla
 from .doccano import DOCCANO, read_doccano
@@ -32,7 +33,7 @@ def annotated_rows(
     annotations: list[Numbered] = []
 
     def convert(row: Any) -> Iterator[str]:
-        check_field(row, "row", dict)
+        check_value(row, "row", dict)
         if problem := unicode_problem(row):
             raise ValueError(problem)
         for made in read(row, choices.names, notes):
@@ -71,7 +72,7 @@ def read_json(path: Path) -> list[Any]:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
         if text.lstrip().startswith("["):
-            return check_field(parse_json(text), "the file", list)
+            return check_value(parse_json(text), "the file", list)
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     rows: list[Any] = []
