@@ -43,6 +43,7 @@ _MODULE_OF = {
     "ScoredRows": "views.scored_rows",
     "ScoredText": "views.scored_text",
     "TokenScorer": "reward_model.scoring",
+    "export_scores": "reward_model.export",
     "score_dataset": "reward_model.scoring",
     "read_completions": "ppo.completion_log",
     "EndpointJudge": "evaluation.judges",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from .reward_model.config import TokenRewardConfig
     from .reward_model.configuration import TokenRewardModelConfig
     from .reward_model.evaluation import TokenRewardReport, evaluate_token_rewards
+    from .reward_model.export import export_scores
     from .reward_model.modeling import TokenRewardModel, TokenRewardOutput
     from .reward_model.scoring import TokenScorer, score_dataset
     from .reward_model.text_scores import TextScores

@@ -72,6 +72,18 @@ def test_ultrafeedback(tmp_path):
     assert imported.counts == {"rows": 4, "kept": 1, **dict.fromkeys(reasons, 1)}
 
 
+def test_a_loaded_data_set():
+    row = {"chosen": DIALOGUE + " good day", "rejected": DIALOGUE + " go away"}
+    pair = {"prompt": DIALOGUE, "chosen": " good day", "rejected": " go away"}
+    loaded = Dataset.from_list([row])
+    for source in (loaded, loaded.with_format("torch"), loaded.to_iterable_dataset()):
+        assert import_dataset("hh-rlhf", source).dataset.to_list() == [pair]
+    with pytest.raises(ValueError, match="Row 0 of the data set: has no `chosen`"):
+        import_dataset("hh-rlhf", loaded.rename_column("chosen", "good"))
+    with pytest.raises(ValueError, match="no effect on a data set that is loaded"):
+        import_dataset("hh-rlhf", loaded, split="test")
+
+
 def qa_row(answer, correction, spans):
     errors = [{"start": start, "end": end, "error type": "Irrelevant", "explanation": ""} for start, end in spans]
     feedback = {"errors": errors, "missing-info": [], "corrected-prediction": correction}
@@ -204,9 +216,9 @@ def test_the_command_saves_what_load_split_reads(name, tmp_path, capsys):
 
 
 def test_every_format_is_there():
-    from trl_tokenreward.data.importers import _CONVERT
+    from trl_tokenreward.data.importers import _CONVERT, _TOOLS
 
-    assert FORMATS.keys() == _CONVERT.keys() | {"stepwise", "columns"}
+    assert FORMATS.keys() == _CONVERT.keys() | {*_TOOLS, "stepwise", "columns"}
 
 
 def test_real_hh_rlhf_trains_on_the_same_tokens(tmp_path):

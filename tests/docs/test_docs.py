@@ -52,6 +52,7 @@ NOT_RUN = {
     r"python -m pytest tests/torture": "takes a quarter of an hour",
     r"trl-tokenreward annotate |annotate_dataset\(": "serves until it is ended; tests/annotation/test_page.py opens the page",
     r"FineGrainedPPOConfig\(\.\.\.": "a part of a block; tests/ppo/test_completion_log.py runs it",
+    r"import argilla": "needs a server, and argilla, which is no dependency; tests/reward_model/test_export.py reads the files",
     r"vllm serve ": "needs a GPU, and serves until it is ended",
     r".* --use_vllm ": "needs a GPU; tests/ppo/test_vllm.py runs TRL's code for vLLM on a stand-in",
     r"accelerate launch ": "needs GPUs; tests/ppo/test_distributed.py launches processes with gloo",
@@ -127,6 +128,7 @@ def workplace(tmp_path_factory) -> Path:
     write_rows(folder / "pairs.jsonl", pairs)
     Dataset.from_list(pairs).to_parquet(folder / "pairs.parquet")
     write_rows(folder / "answers.jsonl", [{"prompt": row["prompt"], "text": row["chosen"]} for row in pairs])
+    write_annotations(folder, pairs)
     with opened_store(pairs, folder / "work") as store:
         shown = store.show("ada", "a tab")
         store.save("ada", "a tab", shown["row"], f"{shown['text']} Indeed.")
@@ -134,6 +136,31 @@ def workplace(tmp_path_factory) -> Path:
     toxic = ["toxic", "neutral1", "neutral2", "neutral3"]
     write_table(folder / "paradetox.tsv", toxic, [["what a damn mess", "what a mess", "", ""]], delimiter="\t")
     return folder
+
+
+def write_annotations(folder: Path, pairs: list[dict]) -> None:
+    """Exports of annotation tools, with the first word of each answer marked."""
+    answers = [{"prompt": pair["prompt"], "completion": pair["rejected"].strip()} for pair in pairs]
+    words = [{"start": 0, "end": len(answer["completion"].split(" ")[0])} for answer in answers]
+    results = [
+        [{"from_name": "spans", "type": "labels", "value": {**word, "labels": ["wrong"]}, "to_name": "completion"}]
+        for word in words
+    ]
+    tasks = [
+        {"data": answer, "annotations": [{"result": result}]} for answer, result in zip(answers, results, strict=True)
+    ]
+    (folder / "label-studio.json").write_text(json.dumps(tasks), encoding="utf-8")
+    lines = [
+        {"text": answer["completion"], "label": [[word["start"], word["end"], "wrong"]]}
+        for answer, word in zip(answers, words, strict=True)
+    ]
+    write_rows(folder / "doccano.jsonl", lines)
+    submitted = {"spans.responses.users": ["ada"], "spans.responses.status": ["submitted"]}
+    records = [
+        {**answer, "spans.responses": [[{**word, "label": "wrong"}]], **submitted}
+        for answer, word in zip(answers, words, strict=True)
+    ]
+    Dataset.from_list(records).to_parquet(folder / "argilla.parquet")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Importers: data sets of other formats → the columns of [`TokenRewardTrainer`], `prompt`, `chosen` (the edit),
-`rejected` (the original) and, if the wrong characters are known, `rejected_spans`.
+`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; of spans without an edit, `prompt`,
+`completion` and `completion_spans`.
 
 Heavy imports happen inside functions, because the command line reads the names of the formats from here.
 """
@@ -8,17 +9,20 @@ import csv
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.text import shorten
+from ..utils.validation import get_value
+from .foreign_rows import convert_rows
 from .spans import read_spans
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features, IterableDataset
     from rich.table import Table
 
 
@@ -29,15 +33,23 @@ FORMATS = {
     "ultrafeedback": "pairs of conversations, with the prompt as a text beside them (binarized)",
     "qa-feedback": "answers with the characters that are wrong, and their corrections",
     "paradetox": "toxic sentences with up to three neutral rewrites (TSV, or the columns on the Hub)",
+    "label-studio": "spans and edits of Label Studio (JSON or JSON_MIN)",
+    "argilla": "spans and edits of Argilla (a data set)",
+    "doccano": "spans of doccano (JSON Lines)",
     "stepwise": "TRL's stepwise supervision, which has no edits and is refused",
     "columns": "any two columns, and optionally a prompt and spans",
 }
 NAMES = {
-    "prompt": "prompt (default: none; of messages, those that both sides begin with)",
+    "prompt": "prompt (default: none; of messages, those that both sides begin with; of annotations, `prompt`)",
     "chosen": "edit",
     "rejected": "original",
-    "spans": "spans of the original that are wrong: [[start, end], ...], in CSV as JSON",
+    "spans": "spans that are wrong: [[start, end], ...], in CSV as JSON; of annotations, their control or question",
+    "text": "annotated text (annotations alone)",
+    "edit": "edit: a text area, or a question (annotations alone)",
 }
+_NAMES_OF_COLUMNS = {"prompt", "chosen", "rejected", "spans"}
+_NAMES_OF_TOOLS = {"prompt", "spans", "text", "edit"}
+_TOOLS = ("label-studio", "argilla", "doccano")
 
 NO_EDITS = (
     "stepwise supervision says which steps of a completion are wrong, but holds no edit of it, and a token reward "
@@ -52,13 +64,17 @@ class Imported(NamedTuple):
 
     Args:
         dataset (`Dataset`):
-            The pairs.
+            The pairs, or the one-sided rows.
         counts (`dict[str, int]`):
-            `"rows"` read, `"kept"` pairs, and what was dropped by reason. A row may have several pairs, or lack one.
+            `"rows"` read, `"kept"` pairs or one-sided rows, and what was dropped by reason. A row may have several
+            pairs, or lack one.
+        notes (`dict[str, int]`, *optional*):
+            What was done to parts of rows that were kept, such as spans whose offsets were converted.
     """
 
     dataset: "Dataset"
     counts: dict[str, int]
+    notes: Mapping[str, int] = MappingProxyType({})
 
     def table(self) -> "Table":
         """The counts, for rich to print."""
@@ -68,19 +84,24 @@ class Imported(NamedTuple):
         table = Table(box=None, show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        names = {"rows": "rows read", "kept": "pairs kept"}
+        names = {"rows": "rows read", "kept": "kept"}
         for name, count in self.counts.items():
             table.add_row(Text(names.get(name, f"dropped: {name}")), str(count))
+        for name, count in self.notes.items():
+            table.add_row(Text(name), str(count))
         return table
 
 
 def import_dataset(
     format: str,
-    source: str | Path,
+    source: "str | Path | Dataset | IterableDataset",
     *,
     split: str = "train",
     config: str | None = None,
     columns: Mapping[str, str] | None = None,
+    labels: Sequence[str] | Mapping[str, float] | None = None,
+    annotators: str = "each",
+    offsets: str | None = None,
 ) -> Imported:
     """Brings a data set into the columns of [`TokenRewardTrainer`].
 
@@ -94,23 +115,42 @@ def import_dataset(
       `"Question: …\\nAnswer:"`, without the passages that the answers were drawn from.
     - `"paradetox"`: one pair for each rewrite of a sentence, without a prompt. The sentences are lower-case with spaces
       before punctuation and the rewrites are not, so many of these edits are of spelling.
+    - `"label-studio"`, `"argilla"`, `"doccano"`: what people marked or edited in these tools, see below.
     - `"stepwise"`: refused; the error says why.
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
       is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
     Pairs whose sides are the same, and pairs with an empty side, are dropped and counted.
 
+    Annotations with an edit become pairs. Spans alone become one-sided rows: `prompt`, `completion` and
+    `completion_spans`, a list of `start`, `end` and, if `labels` has severities, `severity`. A text in which nothing is
+    marked has none and is kept, because all of it is right. What annotators skipped or left as a draft is dropped and
+    counted. Offsets become code points, and a span that does not fit its text is an error, see
+    [`~data.annotation_tools.offsets.read_offsets`].
+
     Args:
         format (`str`):
             One of the above.
-        source (`str` or `Path`):
+        source (`str`, `Path`, `Dataset` or `IterableDataset`):
             A file (JSON, JSON Lines, CSV, TSV or Parquet, compressed or not), a folder, or a name on the Hub, as in
-            [`~utils.loading.load_split`].
+            [`~utils.loading.load_split`]; or the data set itself. For `"label-studio"` and `"doccano"` a file.
         split (`str`, *optional*, defaults to `"train"`), config (`str`, *optional*):
             As in [`~utils.loading.load_split`].
         columns (`Mapping[str, str]`, *optional*):
-            For `"columns"` alone: the columns that are the `"chosen"`, the `"rejected"`, and optionally the `"prompt"`
-            and the `"spans"`. Spans are `[start, end)` characters of the original.
+            For `"columns"`: the columns that are the `"chosen"`, the `"rejected"`, and optionally the `"prompt"` and
+            the `"spans"`. Spans are `[start, end)` characters of the original. For annotations: the fields that are the
+            `"text"` and the `"prompt"` (by default `prompt`, if there is such a field, and the only other text), and
+            what the `"spans"` and the `"edit"` were made with (by default, the only one that there is): controls of
+            Label Studio, questions of Argilla, the list of doccano. If one is named, only what is named is read.
+        labels (`Sequence[str]` or `Mapping[str, float]`, *optional*):
+            For annotations: the labels that mark what is wrong, or their severities, above 0. Others are no spans. By
+            default, all labels do.
+        annotators (`str`, *optional*, defaults to `"each"`):
+            For annotations of one text by several people: `"each"` has a row of its own, or characters that a
+            `"majority"` of them marked are wrong, more than half.
+        offsets (`str`, *optional*):
+            For annotations: what offsets count, `"code-points"`, `"utf-16"` or `"graphemes"`. By default, the spans
+            themselves must tell.
 
     Returns:
         [`Imported`]: the pairs, and what became of the rows. `rejected_spans` are lists of `[start, end]`.
@@ -119,15 +159,52 @@ def import_dataset(
         ValueError: If the format or a column is unknown, a row is malformed (the error names it, counted from 0), or no
             pair is left.
     """
-    from datasets import Dataset, Features, List, Value
+    from datasets import Dataset
 
+    columns = dict(columns or {})
+    _check_names(format, columns)
+    if format not in _TOOLS and (labels is not None or annotators != "each" or offsets is not None):
+        raise ValueError(
+            f"`labels`, `annotators` and `offsets` are for annotations ({', '.join(_TOOLS)}), not {format!r}."
+        )
+    counts: Counter[str] = Counter(rows=0, kept=0)
+    notes: Counter[str] = Counter()
+    name = str(source) if isinstance(source, (str, Path)) else "the data set"
+    if format in _TOOLS:
+        from .annotation_tools.annotations import Choices
+        from .annotation_tools.reading import annotated_rows, check_file, read_json
+
+        choices = Choices(columns, labels, annotators, offsets)
+        if format == "argilla":
+            rows = _read(source, split, config)
+        else:
+            rows = read_json(check_file(source, format, split, config))
+        made = annotated_rows(format, rows, choices, name, counts, notes)
+    else:
+        convert = partial(_columns, names=columns) if format == "columns" else _CONVERT[format]
+        made = convert_rows(_read(source, split, config), convert, name, counts)
+    kept: list[Row] = []
+    for row in made:
+        reason = row if isinstance(row, str) else _nothing_to_learn(row)
+        counts[reason or "kept"] += 1
+        if reason is None and not isinstance(row, str):
+            kept.append(row)
+    if not kept:
+        dropped = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+        raise ValueError(f"{'No row' if format in _TOOLS else 'No pair'} is left of {name} ({dropped}).")
+    return Imported(Dataset.from_list(kept, features=_features(kept, name)), dict(counts), dict(notes))
+
+
+def _check_names(format: str, columns: Row) -> None:
     if format not in FORMATS:
         raise ValueError(f"The format must be one of {list(FORMATS)}, but is {format!r}.")
-    columns = dict(columns or {})
     if format == "stepwise":
         raise ValueError(NO_EDITS)
-    if format == "columns":
-        if not {"chosen", "rejected"} <= columns.keys() <= NAMES.keys():
+    if format in _TOOLS:
+        if unknown := columns.keys() - _NAMES_OF_TOOLS:
+            raise ValueError(f"{format!r} takes the names {sorted(_NAMES_OF_TOOLS)}, not {sorted(unknown)}.")
+    elif format == "columns":
+        if not {"chosen", "rejected"} <= columns.keys() <= _NAMES_OF_COLUMNS:
             raise ValueError(
                 f"The format 'columns' needs the columns `chosen` and `rejected`, and may have `prompt` and `spans`; "
                 f"given are {sorted(columns)}. On the command line: --chosen COLUMN --rejected COLUMN."
@@ -135,37 +212,32 @@ def import_dataset(
     elif columns:
         raise ValueError(f"The format {format!r} has columns of its own: {sorted(columns)} are for 'columns' alone.")
 
-    convert = partial(_columns, names=columns) if format == "columns" else _CONVERT[format]
-    counts: Counter[str] = Counter(rows=0, kept=0)
-    pairs: list[Row] = []
-    for index, row in enumerate(_read(source, split, config)):
-        counts["rows"] += 1
-        try:
-            for pair in convert(row):
-                reason = pair if isinstance(pair, str) else _nothing_to_learn(pair)
-                counts[reason or "kept"] += 1
-                if reason is None and not isinstance(pair, str):
-                    pairs.append(pair)
-        except ValueError as error:
-            raise ValueError(f"Row {index} of {source}: {error}") from error
-    if not pairs:
-        dropped = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise ValueError(f"No pair is left of {source} ({dropped}).")
+
+def _features(rows: list[Row], name: str) -> "Features":
+    from datasets import Features, List, Value
 
     messages = List({"role": Value("string"), "content": Value("string")})
-    kinds = {}
-    for name in ("prompt", "chosen", "rejected"):
-        types = {type(pair[name]) for pair in pairs}
+    kinds: dict[str, Any] = {}
+    for column in ("prompt", "chosen", "rejected", "completion"):
+        types = {type(row[column]) for row in rows if column in row}
         if len(types) > 1:
-            raise ValueError(f"`{name}` is a text in some rows of {source} and a list of messages in others.")
-        kinds[name] = messages if types == {list} else Value("string")
-    if "rejected_spans" in pairs[0]:
+            raise ValueError(f"`{column}` is a text in some rows of {name} and a list of messages in others.")
+        if types:
+            kinds[column] = messages if types == {list} else Value("string")
+    if "rejected_spans" in rows[0]:
         kinds["rejected_spans"] = List(List(Value("int64")))
-    return Imported(Dataset.from_list(pairs, features=Features(kinds)), dict(counts))
+    if "completion_spans" in rows[0]:
+        span = {"start": Value("int64"), "end": Value("int64")}
+        if any("severity" in span for row in rows for span in row["completion_spans"]):
+            span["severity"] = Value("float64")
+        kinds["completion_spans"] = List(span)
+    return Features(kinds)
 
 
 def _nothing_to_learn(pair: Row) -> str | None:
-    """The reason to drop a pair, or `None`."""
+    """The reason to drop a pair or a one-sided row, or `None`."""
+    if "completion" in pair:
+        return None if pair["completion"].strip() else "the text is empty"
     chosen, rejected = pair["chosen"], pair["rejected"]
     if chosen == rejected:
         # The marked text would count as wrong on one side and as right on the other.
@@ -180,7 +252,11 @@ def _nothing_to_learn(pair: Row) -> str | None:
 # Reading
 
 
-def _read(source: str | Path, split: str, config: str | None) -> Iterable[Row]:
+def _read(source: "str | Path | Dataset | IterableDataset", split: str, config: str | None) -> Iterable[Row]:
+    if not isinstance(source, (str, Path)):
+        if split != "train" or config is not None:
+            raise ValueError("`split` and `config` have no effect on a data set that is loaded.")
+        return _named(source.with_format(None), "the data set")
     suffixes = [suffix for suffix in Path(source).suffixes if suffix != ".gz"]
     if suffixes and suffixes[-1] in (".csv", ".tsv") and Path(source).is_file() and split == "train" and not config:
         # Not by `load_dataset`, which would make numbers of answers such as "42", and nothing of "NA".
@@ -212,20 +288,11 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
 
 
-def _get(row: Row, column: str, kind: type = str) -> Any:
-    if column not in row:
-        raise ValueError(f"has no `{column}`, only {sorted(row)}.")
-    if not isinstance(row[column], kind):
-        names: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary"}
-        raise ValueError(f"`{column}` must be {names[kind]}, but is {shorten(row[column])}.")
-    return row[column]
-
-
 # One function for each format: it returns pairs, or the reason to drop the row.
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:
-    yield _split({side: _get(row, side) for side in ("chosen", "rejected")})
+    yield _split({side: get_value(row, side) for side in ("chosen", "rejected")})
 
 
 def _ultrafeedback(row: Row) -> Iterator[Row | str]:
@@ -242,22 +309,22 @@ def _split(sides: Row) -> Row | str:
 
 
 def _messages(row: Row, column: str) -> list[Row]:
-    messages = _get(row, column, list)
+    messages = get_value(row, column, list)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
-        _get(message, "content")
+        get_value(message, "content")
     # Messages may have more fields on one side than on the other, empty ones.
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:
-    answer, feedback = _get(row, "prediction 1"), _get(row, "feedback", dict)
-    spans = read_spans(_get(feedback, "errors", list), answer)
+    answer, feedback = get_value(row, "prediction 1"), get_value(row, "feedback", dict)
+    spans = read_spans(get_value(feedback, "errors", list), answer)
     yield {
-        "prompt": f"Question: {_get(row, 'question').strip()}\nAnswer:",
+        "prompt": f"Question: {get_value(row, 'question').strip()}\nAnswer:",
         # The space is the answer's: tokens hold the one before their word.
-        "chosen": " " + _get(feedback, "corrected-prediction"),
+        "chosen": " " + get_value(feedback, "corrected-prediction"),
         "rejected": " " + answer,
         "rejected_spans": [[start + 1, end + 1] for start, end in spans],
     }
@@ -265,9 +332,9 @@ def _qa_feedback(row: Row) -> Iterator[Row | str]:
 
 def _paradetox(row: Row) -> Iterator[Row | str]:
     if "en_toxic_comment" in row:  # on the Hub, a row for each rewrite
-        toxic, rewrites = _get(row, "en_toxic_comment"), [row.get("en_neutral_comment")]
+        toxic, rewrites = get_value(row, "en_toxic_comment"), [row.get("en_neutral_comment")]
     else:
-        toxic, rewrites = _get(row, "toxic"), [row.get(f"neutral{i}") for i in (1, 2, 3)]
+        toxic, rewrites = get_value(row, "toxic"), [row.get(f"neutral{i}") for i in (1, 2, 3)]
     rewrites = [rewrite for rewrite in rewrites if rewrite]
     if not rewrites:
         yield "a sentence without a rewrite"
@@ -277,9 +344,9 @@ def _paradetox(row: Row) -> Iterator[Row | str]:
 
 
 def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
-    given = {name: _get(row, column, object) for name, column in names.items()}
+    given = {name: get_value(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
-    read = _messages if messages else _get
+    read = _messages if messages else get_value
     pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
     if "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}

@@ -9,5 +9,6 @@
 - `evaluation`: accuracy, AUROC and calibration on held-out pairs;
 - `readout`: token and prefix scores of any supported reward model;
 - `scoring`: `score_dataset`: scored texts for display;
+- `export`: `export_scores`: scores as pre-annotations of annotation tools;
 - `text_scores`: scores of texts and of token ids.
 """

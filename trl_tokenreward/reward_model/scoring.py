@@ -258,7 +258,7 @@ class _Reader:
 
     def __call__(self, row: Mapping[str, Any], index: int) -> _Row | None:
         """`None` for a row that is too long."""
-        pair = _as_pair(row, index)
+        pair = as_pair(row, index)
         is_pair, pair = pair is row, dict(pair)
         if self.prepare is None:
             try:
@@ -282,7 +282,12 @@ class _Reader:
         return _Row(index, prompt, ids, starts, edited if is_pair else [])
 
 
-def _as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+def as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """A lone text, in `text` or `completion`, as a pair of equal sides; a pair as it is.
+
+    Raises:
+        ValueError: If a row is neither, or malformed. The error names it.
+    """
     try:
         check_row(row)
     except ValueError as error:

@@ -1,9 +1,11 @@
-"""Checks of arguments, and of what functions of the user's return."""
+"""Checks of arguments, of what functions of the user's return, and of rows that others wrote."""
 
 import inspect
 import math
 from collections.abc import Mapping, Set
 from typing import Any
+
+from .text import shorten
 
 
 def check_least(**arguments: tuple[float, float]) -> None:
@@ -49,3 +51,26 @@ def check_list(returned: Any, what: str, number: int) -> Any:
     if length != number:
         raise ValueError(f"{what} returned {length} scores for {number} completions.")
     return returned
+
+
+def get_value(row: Mapping[str, Any], column: str, kind: type = str) -> Any:
+    """The value in a column of a row, a text, a list, a dictionary, a whole number or anything (`object`).
+
+    Raises:
+        ValueError: If the row has no such column, or another kind of value in it. The caller adds the row's number.
+    """
+    if column not in row:
+        raise ValueError(f"has no `{column}`, only {sorted(map(str, row))}.")
+    return check_value(row[column], column, kind)
+
+
+def check_value(value: Any, name: str, kind: type) -> Any:
+    """The value, if it is of a kind that [`get_value`] knows; `name` is what the error calls it.
+
+    Raises:
+        ValueError: If it is another kind of value. The caller adds the row's number.
+    """
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        names: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary", int: "a whole number"}
+        raise ValueError(f"`{name}` must be {names[kind]}, but is {shorten(value)}.")
+    return value
