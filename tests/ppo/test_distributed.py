@@ -14,7 +14,7 @@ from trl_tokenreward import read_completions
 pytestmark = pytest.mark.slow
 
 
-PEFT = ["peft"] if importlib.util.find_spec("peft") else []
+PEFT = ["peft", "one base"] if importlib.util.find_spec("peft") else []
 
 # One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a
 # GPT-2, whose head is its embedding, and the others have Llamas.
