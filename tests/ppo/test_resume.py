@@ -77,7 +77,7 @@ def whole(tmp_path_factory):
     return outcome
 
 
-@pytest.mark.parametrize("run", ["terminal", "stream", "peft", "one base", "function"])
+@pytest.mark.parametrize("run", ["terminal", "stream", "peft", "one base", "shared trunk", "function"])
 def test_resumed_equals_uninterrupted(run, whole, tmp_path):
     if run in ("peft", "one base"):
         pytest.importorskip("peft")

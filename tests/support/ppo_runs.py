@@ -88,6 +88,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "num_mini_batches": 2,
         "gradient_accumulation_steps": 2,
     },
+    "shared trunk": {
+        "models": _dense,
+        "share_value_backbone": True,
+        "num_mini_batches": 2,
+        "gradient_accumulation_steps": 2,
+        "vf_coef": 0.5,
+    },
     "function": {
         "models": _callable,
         "num_mini_batches": 1,

@@ -17,6 +17,7 @@ from ..reward_model.readout import check_adapter, check_scorer, has_sequence_sco
 from .completion_scorer import RewardFunction
 from .config import FineGrainedPPOConfig
 from .one_base import share_base, value_adapter
+from .value_head import ValueHead
 
 
 class PPOModels(NamedTuple):
@@ -97,15 +98,24 @@ def prepare_models(
     """
     readers = {"ref_model": ref_model, "value_model": value_model}
     _check_vocabularies(policy, {**readers, "reward_model": reward_model} if shares_tokenizer else readers)
+    if args.share_value_backbone and value_model is not None:
+        raise ValueError("`value_model` has no effect with `share_value_backbone=True`: pass one of them.")
     first = _begins_value(reward_model, shares_tokenizer)
-    shares_base = args.share_base if args.share_base is not None else peft_config is not None
-    if value_model is None and not shares_base:
-        value_model = copied(policy if first is None else first, TokenRewardModel.from_backbone)
-    elif first is None and peft_config is not None and not _changes_nothing(peft_config):
-        first = copied(policy, TokenRewardModel.from_backbone)  # for the adapter will change the policy's base
+    with_adapters = args.share_base if args.share_base is not None else peft_config is not None
+    if value_model is None and not args.share_value_backbone:
+        if not with_adapters:
+            value_model = copied(policy if first is None else first, TokenRewardModel.from_backbone)
+        elif first is None and not _changes_nothing(peft_config):
+            first = copied(policy, TokenRewardModel.from_backbone)  # for the adapter may change the policy's base
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
-    if shares_base:
-        value_model = _on_one_base(args, policy, first, (ref_model, reward_model, value_model), peft_config)
+    share = with_adapters and _can_share(args, policy)
+    if share:
+        share_base(policy, ref_model, reward_model, value_model)
+    if args.share_value_backbone:
+        value_model = ValueHead(policy)
+    elif value_model is None:
+        config = peft_config or policy.peft_config[policy.active_adapters[0]]
+        value_model = copied(policy if first is None else first, lambda _: value_adapter(policy, first, config, share))
     _check_value_model(value_model)
     for trained in (policy, value_model):
         if is_peft_model(trained) and args.gradient_checkpointing:
@@ -139,34 +149,22 @@ def _begins_value(reward_model: nn.Module | RewardFunction, shares_tokenizer: bo
     return reward_model if usable else None
 
 
-def _on_one_base(
-    args: FineGrainedPPOConfig,
-    policy: nn.Module,
-    first: nn.Module | None,
-    others: tuple[nn.Module | None, nn.Module | RewardFunction, nn.Module | None],
-    peft_config: Any,
-) -> nn.Module:
-    """Have reference, reward and value model (`others`) hold the policy's frozen weights where they are equal, and give
-    the value model: the one that was passed, or else one with an adapter, on the base of `first` or of the policy."""
+def _can_share(args: FineGrainedPPOConfig, policy: nn.Module) -> bool:
+    """Whether models can hold one base. What is spread over processes is spread model by model."""
     if not is_peft_model(policy):
         raise ValueError("`share_base=True` needs a policy with an adapter: pass `peft_config`, or leave it unset.")
-    # What is spread over processes is spread model by model.
-    share = not will_shard(args)
-    if not share and args.share_base:
+    sharded = will_shard(args)
+    if sharded and args.share_base:
         raise ValueError(
             "`share_base=True` has no effect under FSDP and DeepSpeed, which spread each model's weights by "
             "themselves: leave it unset. The value model gets an adapter all the same."
         )
-    if share:
-        share_base(policy, *others)
-    if others[-1] is not None:
-        return others[-1]
-    config = peft_config or policy.peft_config[policy.active_adapters[0]]
-    source = policy if first is None else first
-    return copied(source, lambda _: value_adapter(policy, first, config, share))
+    return not sharded
 
 
 def _check_value_model(value_model: nn.Module) -> None:
+    if isinstance(value_model, ValueHead):
+        return
     check_scorer(value_model, "value_model")
     if not has_sequence_score(value_model):
         raise ValueError(
