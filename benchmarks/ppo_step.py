@@ -45,6 +45,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ppo_step.md"
 ARMS = ("trl", "ours")
+# What is run when it is named: with LoRA in the policy, each model on a base of its own and the value model trained in
+# full, or all models on one base; and a value head on the policy's backbone.
+MORE_ARMS = ("trl-lora", "ours-lora-copies", "ours-lora", "ours-trunk")
+LORA_RANK = 16
 FAMILIES = ("llama", "gpt_neox")
 PHASES = ("generation", "scoring", "optimisation", "rest")
 PAD, EOS = 0, 1
@@ -74,6 +78,8 @@ class Setting:
 
 
 SETTINGS = [
+    # The shape of SmolLM2-135M, a model that people use; those below are of vocabularies that dwarf their backbones.
+    Setting("smollm2", 49_152, 8, 64, 64, 40, 576, 30, 9, 1536),
     Setting("1k-full", 1_000, 32, 128, 128, 128, speedup_target=1.3, memory_target=1.8, floor_target=2.0),
     Setting("1k-padded", 1_000, 32, 128, 128, 32, speedup_target=2.2, memory_target=2.0, floor_target=2.0),
     Setting("50k-full", 50_000, 32, 32, 128, 128, speedup_target=2.8, memory_target=6.0, floor_target=2.0),
@@ -476,15 +482,49 @@ def our_trainer(script: Script, meter: Meter, config: dict[str, Any], **kwargs: 
 
     reward_model = TokenRewardModel.from_backbone(kwargs.pop("reward_model"), copy=False)
     torch.nn.init.normal_(reward_model.token_score.weight, std=0.02)
+    if "peft_config" in kwargs:
+        reward_model = lora_reward_model(reward_model)
     config = {**config, "logging_steps": NUM_PPO_EPOCHS}  # once an update, as TRL does
     return Trainer(args=FineGrainedPPOConfig(**config), reward_model=reward_model, **kwargs)
 
 
+def lora_config(**kwargs: Any) -> Any:
+    from peft import LoraConfig
+
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=LORA_RANK, target_modules=layers, **kwargs)
+
+
+def lora_reward_model(model: Any) -> Any:
+    from peft import get_peft_model
+
+    model = get_peft_model(model.requires_grad_(False), lora_config(modules_to_save=["score", "token_score"]))
+    return model.requires_grad_(False)
+
+
+def given_models(setting: Setting, family: str, seed: int, arm: str) -> dict[str, Any]:
+    """The models that a trainer is given. With LoRA, the reward model has the policy's base."""
+    models = {"model": make_model(setting, family, seed)}
+    if "lora" not in arm:
+        models["ref_model"] = make_model(setting, family, seed)
+        models["reward_model"] = make_model(setting, family, seed + 1, num_labels=1)
+    else:
+        models |= {"peft_config": lora_config(task_type="CAUSAL_LM"), "ref_model": None}
+        labels = {"num_labels": 1} if arm.startswith("trl") else {}
+        models["reward_model"] = make_model(setting, family, seed, **labels)
+    if arm in ("trl", "trl-lora", "ours"):
+        models["value_model"] = make_model(setting, family, seed + 2, num_labels=1)
+    return models
+
+
 def run_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Trains with one trainer, and returns the measurements that `job` asks for."""
+    import peft  # noqa: F401  what is imported now does not count as the models' memory
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
+
+    import trl_tokenreward.ppo.trainer  # noqa: F401
 
     torch.set_num_threads(job["threads"])
     setting, seed, updates = Setting(**job["setting"]), job["seed"], job["updates"] + 1
@@ -515,8 +555,11 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
             "use_cpu": _device() == "cpu",
         }
         meter, script = Meter(make_clock(job["clock"])), Script(setting, seed)
-        family = job["family"]
-        trainer = {"trl": trl_trainer, "ours": our_trainer}[job["arm"]](
+        family, arm = job["family"], job["arm"]
+        config |= {"ours-trunk": {"share_value_backbone": True}, "ours-lora-copies": {"share_base": False}}.get(arm, {})
+        meter.reset_memory()
+        before_models = meter.base
+        trainer = {"trl": trl_trainer, "ours": our_trainer}[arm.partition("-")[0]](
             script,
             meter,
             config,
@@ -526,19 +569,18 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
                 eos_token="<eos>",
                 padding_side="left",
             ),
-            model=make_model(setting, family, seed),
-            ref_model=make_model(setting, family, seed),
-            reward_model=make_model(setting, family, seed + 1, num_labels=1),
-            value_model=make_model(setting, family, seed + 2, num_labels=1),
+            **given_models(setting, family, seed, arm),
             train_dataset=dataset,
             eval_dataset=dataset,
             data_collator=PromptsInTurn(setting, seed),
         )
         meter.reset_memory()
+        of_models = (meter.base - before_models) / 2**20
         trainer.train()
         return {
             "phases": meter.phases(),
             "memory": meter.peak_above_base(),
+            "with_models": of_models + meter.peak_above_base(),
             "optimizer_steps": meter.optimizer_steps,
             "tokens": script.fingerprint(),
         }
@@ -626,6 +668,7 @@ def make_tables(
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows of each table."""
     updates, targets, phases = [], [], []
+    both = set(ARMS) <= set(options.arms)
     for setting in settings:
         runs = {arm: results[setting.name, arm] for arm in options.arms}
         totals = {arm: [u["total"] for r in runs[arm] for u in r["phases"]] for arm in runs}
@@ -633,7 +676,7 @@ def make_tables(
         floor = setting_floor(setting, options, *throughput)
         to_floor = {arm: statistics.median(totals[arm]) / floor for arm in runs}
         row = [setting.name, *(spread(totals[arm]) for arm in runs)]
-        if len(runs) == 2:
+        if both:
             medians = [[statistics.median(u["total"] for u in r["phases"]) for r in runs[arm]] for arm in ARMS]
             speedups = [theirs / ours for theirs, ours in zip(*medians, strict=True)]
             memory_ratio = memory["trl"] / memory["ours"]
@@ -650,15 +693,16 @@ def make_tables(
                 ]
             )
         row.extend(f"{memory[arm]:.0f}" for arm in runs)
-        if len(runs) == 2:
+        if both:
             row.append(f"{memory_ratio:.2f}")
+        row.extend(f"{statistics.median(r['with_models'] for r in runs[arm]):.0f}" for arm in runs)
         updates.append([*row, f"{floor:.2f}", *(f"{to_floor[arm]:.2f}" for arm in runs)])
         for arm in runs:
             seconds = {p: [u[p] for r in runs[arm] for u in r["phases"]] for p in PHASES}
             phases.append([setting.name, arm, *(spread(seconds[p]) for p in PHASES)])
-    both = len(options.arms) == 2
     header = ["setting", *(f"{arm}, s/update" for arm in options.arms)]
     header += ["speed-up"] * both + [f"{arm}, MiB" for arm in options.arms] + ["memory ratio"] * both
+    header += [f"{arm}, models too, MiB" for arm in options.arms]
     header += ["floor, s", *(f"{arm} ÷ floor" for arm in options.arms)]
     tables = [("One update", header, updates)]
     sizes = [[setting.name, *(str(getattr(setting, name)) for name in SIZES)] for setting in settings]
@@ -688,7 +732,7 @@ def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> li
         f"one that is not measured; {clock}, median and range. The speed-up is the median, and the range, of each "
         "repeat's ratio.",
         f"Memory is the peak above that of the loaded models ({memory}); gradients and the optimizer's state are part "
-        "of it.",
+        "of it. With the models too, it is the peak above that of a process that has none.",
         f"Floor: the matrix products of an update at {throughput[0] / 1e9:.0f} GFLOP/s ({matrices}, measured on a "
         f"square product) and the weights that decoding reads at {throughput[1] / 1e9:.1f} GB/s. Small models make "
         f"much of the vocabulary: the gains shrink as the backbone grows.",
@@ -709,7 +753,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--settings", nargs="+", choices=names, default=names, metavar="NAME", help="Default: all.")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="Trainers. Default: both.")
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *MORE_ARMS], default=ARMS, help="Default: trl and ours.")
     parser.add_argument("--family", choices=FAMILIES, default="llama", help="Architecture. Default: llama.")
     parser.add_argument("--repeats", type=int, default=3, help="Processes for each trainer and setting. Default: 3.")
     parser.add_argument("--updates", type=int, default=2, help="Measured updates in each process. Default: 2.")
@@ -728,7 +772,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in SIZES:
         sizes.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     options = parser.parse_args(argv)
-    options.arms = [arm for arm in ARMS if arm in options.arms]
+    options.arms = [arm for arm in (*ARMS, *MORE_ARMS) if arm in options.arms]
     options.command = " ".join(["python benchmarks/ppo_step.py", *(sys.argv[1:] if argv is None else argv)])
     for name in ("repeats", "updates", "threads", *SIZES):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -769,7 +813,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = choose_settings(options)
     from trl_tokenreward._trl import TRL_HAS_PPO
 
-    if "trl" in options.arms and not TRL_HAS_PPO:
+    if any(arm.startswith("trl") for arm in options.arms) and not TRL_HAS_PPO:
         raise SystemExit(
             f"TRL {version('trl')} has no PPOTrainer to compare with: run this with TRL 1.12 (`pip install "
             "trl==1.12.0`), or measure ours alone with `--arms ours`."

@@ -226,6 +226,49 @@ def sizes_table(shape: Shape = SHAPE, job: Job = JOB) -> Iterator[str]:
     yield f"| a checkpoint under FSDP2: float32 weights and optimizer | {12 * models / GB:.0f} GB |"
 
 
+# Bytes for each weight of the frozen base on one GPU. 4 bits: NF4 in blocks of 64 with a float32 scale each; embeddings
+# and head stay in bfloat16.
+PRECISIONS = {"bfloat16": 2.0, "4 bits": 0.5 + 4 / 64}
+
+
+def one_gpu(precision: str, rank: int = 16, shape: Shape = SHAPE, job: Job = JOB) -> dict[str, float]:
+    """Memory of PPO with LoRA on one GPU, part by part: policy, reference, value and reward model on one base."""
+    linear = shape.policy - 2 * shape.embedding
+    adapter = lora_parameters(rank, shape)
+    return {
+        "base": linear * PRECISIONS[precision] + 2 * shape.embedding * 2,
+        # Float32 weights, gradients and Adam's moments of two adapters; the reward model's is frozen.
+        "adapters": 2 * 16 * adapter + 4 * adapter,
+        "cache": job.decoded * job.length * shape.cache_per_token,
+        "checkpoints": 2 * shape.layers * shape.hidden_size * 2 * job.pass_tokens,
+        "one layer": 2 * (8 * shape.hidden_size + 3 * shape.intermediate_size) * 2 * job.pass_tokens,
+        "logits": 3 * _CHUNK_BYTES["cuda"],
+    }
+
+
+def lora_parameters(rank: int, shape: Shape = SHAPE) -> int:
+    """Parameters of an adapter of a rank in every linear layer."""
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    sides = 2 * (shape.hidden_size + queries) + 2 * (shape.hidden_size + keys)  # q and o; k and v
+    sides += 3 * (shape.hidden_size + shape.intermediate_size)
+    return rank * shape.layers * sides
+
+
+def one_gpu_table(hardware: Hardware = HARDWARE) -> Iterator[str]:
+    """Rows of a Markdown table: GB on one GPU, with prompts and responses of 512 tokens."""
+    parts = list(one_gpu("bfloat16"))
+    yield f"| base | batch of a pass | rows decoded at once | {' | '.join(parts)} | peak |"
+    yield f"| --- | ---: | ---: |{' ---: |' * (len(parts) + 1)}"
+    for precision in PRECISIONS:
+        for rows, decoded in ((16, 64), (4, 16), (1, 8)):
+            sizes = one_gpu(precision, job=Job(pass_tokens=rows * JOB.length, decoded=decoded))
+            always = sizes["base"] + sizes["adapters"]
+            passing = sizes["checkpoints"] + sizes["one layer"] + sizes["logits"]
+            peak = always + max(sizes["cache"], passing)
+            columns = " | ".join(f"{size / GB:.1f}" for size in sizes.values())
+            yield f"| {precision} | {rows} | {decoded} | {columns} | {peak / GB:.1f} |"
+
+
 def tables() -> dict[str, str]:
     """All tables, by name."""
     made = {
@@ -234,6 +277,7 @@ def tables() -> dict[str, str]:
         "memory on 64": memory_table(64),
         "time": time_table(),
         "communication": communication_table(),
+        "one GPU": one_gpu_table(),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

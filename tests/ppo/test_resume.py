@@ -77,9 +77,9 @@ def whole(tmp_path_factory):
     return outcome
 
 
-@pytest.mark.parametrize("run", ["terminal", "stream", "peft", "function"])
+@pytest.mark.parametrize("run", ["terminal", "stream", "peft", "one base", "shared trunk", "function"])
 def test_resumed_equals_uninterrupted(run, whole, tmp_path):
-    if run == "peft":
+    if run in ("peft", "one base"):
         pytest.importorskip("peft")
     interrupted(run, tmp_path, step=11)
     assert checkpoints(tmp_path) == ["checkpoint-8"]

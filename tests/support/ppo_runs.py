@@ -51,6 +51,12 @@ def _dense_peft(family: str) -> dict[str, Any]:
     return {**models, "value_model": lora(value_model, modules_to_save=["score"]), "peft_config": lora_config()}
 
 
+def _one_base(family: str) -> dict[str, Any]:
+    """The reward model is an adapter of the policy's checkpoint."""
+    models = _terminal(family)
+    return {**models, "reward_model": lora_reward_model(models["model"]), "peft_config": lora_config()}
+
+
 def _callable(family: str) -> dict[str, Any]:
     return {**_terminal(family), "reward_model": early_letters}
 
@@ -76,6 +82,18 @@ RUNS: dict[str, dict[str, Any]] = {
         "num_mini_batches": 2,
         "gradient_accumulation_steps": 2,
         "gradient_checkpointing": True,
+    },
+    "one base": {
+        "models": _one_base,
+        "num_mini_batches": 2,
+        "gradient_accumulation_steps": 2,
+    },
+    "shared trunk": {
+        "models": _dense,
+        "share_value_backbone": True,
+        "num_mini_batches": 2,
+        "gradient_accumulation_steps": 2,
+        "vf_coef": 0.5,
     },
     "function": {
         "models": _callable,
@@ -189,6 +207,16 @@ def token_reward_model(family: str = "llama", seed: int = 1) -> TokenRewardModel
     model = TokenRewardModel.from_backbone(scaled(tiny.sequence_classifier(family, seed, vocab_size=VOCAB_SIZE)))
     nn.init.normal_(model.token_score.weight, std=0.2)
     return model
+
+
+def lora_reward_model(model: nn.Module) -> nn.Module:
+    """A token reward model with an adapter and heads that make a difference, on a copy of a model, as it is loaded."""
+    reward_model = lora(TokenRewardModel.from_backbone(model), modules_to_save=["score", "token_score"])
+    generator = torch.Generator().manual_seed(7)
+    for parameter in reward_model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.2, generator=generator)
+    return reward_model.requires_grad_(False)
 
 
 def lora_config(**kwargs: Any) -> Any:

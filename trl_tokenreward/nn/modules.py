@@ -1,12 +1,12 @@
 """Modules: PEFT wrappers, training and evaluation mode, and copies."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from accelerate.utils import is_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -69,14 +69,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def independent_copy(model: nn.Module) -> nn.Module:
-    """A deep copy that runs its own weights.
+def independent_copy(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A deep copy that runs its own weights, except for those that are to be `shared`, which both have.
 
     TRL's SFTTrainer (seen in 1.12 and 1.16) replaces a model's `forward` by a function that remembers the model. A deep
     copy takes the function along, and with it runs the first model's weights: as a reference policy it would follow the
     policy.
     """
-    twin = copy.deepcopy(model)
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     for module in twin.modules():
         if _runs_another(module) is not None:
             del module.forward  # uncovers the class's own

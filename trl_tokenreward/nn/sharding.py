@@ -1,6 +1,7 @@
 """Models whose weights are spread over processes, by FSDP2 or by DeepSpeed ZeRO-3: whole weights for rollouts, frozen
 models, and checkpoints that say nothing of how many processes there were."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -11,8 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from .._trl import add_deepspeed_hooks, remove_deepspeed_hooks
+
+
+# What accelerate's launcher sets.
+_LAUNCHED_WITH = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def is_fsdp2(accelerator: Accelerator) -> bool:
@@ -25,6 +31,12 @@ def is_zero3(accelerator: Accelerator) -> bool:
     return (
         accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3
     )
+
+
+def will_shard(args: TrainingArguments) -> bool:
+    """True if FSDP or DeepSpeed will have the weights, told before there is an accelerator."""
+    launched = any(os.environ.get(name, "false").lower() in ("1", "true") for name in _LAUNCHED_WITH)
+    return launched or bool(getattr(args, "fsdp", None))
 
 
 def check_sharding(accelerator: Accelerator, ds3_gather_for_generation: bool) -> None:

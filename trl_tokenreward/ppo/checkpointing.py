@@ -11,6 +11,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..nn.sharding import distributed_like, full_optimizer_state_dict, load_optimizer_state_dict
 from .forward import PolicyAndValue
+from .value_head import ValueHead
 
 
 VALUE_MODEL_FOLDER = "value_model"
@@ -57,7 +58,9 @@ def load_models(models: PolicyAndValue, checkpoint: str) -> None:
     for name, model, folder in parts(models, checkpoint):
         if not os.path.isdir(folder):
             raise ValueError(f"The checkpoint {checkpoint} has no folder {folder} with the {name}.")
-        if is_peft_model(model):
+        if isinstance(model, ValueHead):
+            model.load_state_dict(distributed_like(ValueHead.read(folder), model))
+        elif is_peft_model(model):
             from peft import load_peft_weights, set_peft_model_state_dict
 
             for adapter in model.peft_config:

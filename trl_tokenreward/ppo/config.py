@@ -125,6 +125,18 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
             Sampling temperature in `evaluate` and `generate_completions`; 0 is greedy decoding. `None` selects
             `temperature`.
 
+        > Parameters that control the models
+
+        share_base (`bool`, *optional*):
+            Whether policy, reference, value and reward model hold the weights of one frozen base together, each under
+            an adapter of its own ([`~ppo.one_base`]). The value model that is not passed is then an adapter: a copy of
+            the reward model's, or a new one of the policy's kind. `None` selects `True` where `peft_config` is given.
+            With `False` the value model is trained in full, and each model holds weights of its own.
+        share_value_backbone (`bool`, *optional*, defaults to `False`):
+            Whether values are a head's on the policy's own hidden states ([`~ppo.value_head.ValueHead`]) instead of a
+            value model's. It takes about half the time and memory of training. The value loss then changes the policy
+            too, with the weight `vf_coef`, and values begin at 0 instead of as the reward model's.
+
         > Parameters that control the logging of completions
 
         log_completions (`bool`, *optional*, defaults to `False`):
@@ -192,6 +204,20 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
     eval_temperature: float | None = field(
         default=None,
         metadata={"help": "Sampling temperature in evaluation; 0 is greedy. If unset, `temperature`."},
+    )
+
+    # Parameters that control the models
+    share_base: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether policy, reference, value and reward model share one frozen base, each under an adapter. "
+            "If unset, where `peft_config` is given."
+        },
+    )
+
+    share_value_backbone: bool = field(
+        default=False,
+        metadata={"help": "Whether values are a head's on the policy's own hidden states, and not a value model's."},
     )
 
     # Parameters that control the logging of completions

@@ -10,6 +10,7 @@ from ..nn.lm_head import HeadLoss, TokenLoss, head_loss, states_and_head, token_
 from ..nn.sharding import layer_classes
 from ..nn.unpadding import right_packed, state_columns
 from ..reward_model.readout import packed_prefix_scores
+from .value_head import ValueHead
 
 
 def completion_logps(
@@ -44,8 +45,11 @@ def completion_values(
     after the last real one, (B,)."""
     ids, columns, mask = _packed_states(input_ids, attention_mask, length)
     lengths = attention_mask.sum(1)
-    packed_mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
-    values = packed_prefix_scores(model, ids, packed_mask.long())
+    if isinstance(model, ValueHead):
+        values = model.prefix_values(ids)
+    else:
+        packed_mask = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+        values = packed_prefix_scores(model, ids, packed_mask.long())
     final = values.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
     return _unflatten(values.flatten()[columns], mask), final
 
@@ -68,8 +72,8 @@ class PolicyAndValue(nn.Module):
     Args:
         policy (`PreTrainedModel` or `PeftModel`):
             A causal language model.
-        value_model (`PreTrainedModel` or `PeftModel`):
-            See [`~reward_model.readout.prefix_scores`].
+        value_model (`PreTrainedModel`, `PeftModel` or [`~ppo.value_head.ValueHead`]):
+            See [`~reward_model.readout.prefix_scores`]. A head reads the states that the policy's loss is made of.
     """
 
     # Attributes that transformers.Trainer reads.
@@ -106,22 +110,29 @@ class PolicyAndValue(nn.Module):
         """
         states, head = states_and_head(self.policy, input_ids, columns)
         policy = head_loss(head, states, input_ids.flatten()[columns + 1], temperature, token_loss)
+        if isinstance(self.value_model, ValueHead):
+            return policy, self.value_model(states)
         return policy, packed_prefix_scores(self.value_model, input_ids).flatten()[columns]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         return self.policy.is_gradient_checkpointing
 
+    @property
+    def _backbones(self) -> list[nn.Module]:
+        """The models that have layers of their own."""
+        return [self.policy] if isinstance(self.value_model, ValueHead) else [self.policy, self.value_model]
+
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        for model in (self.policy, self.value_model):
+        for model in self._backbones:
             model.gradient_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
-        for model in (self.policy, self.value_model):
+        for model in self._backbones:
             model.gradient_checkpointing_disable()
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        for model in (self.policy, self.value_model):
+        for model in self._backbones:
             model.activation_checkpointing_enable(*args, **kwargs)
 
     def add_model_tags(self, tags: list[str] | str) -> None:

@@ -15,6 +15,7 @@ from .forward import completion_logps, completion_values
 from .models import PPOModels, reference_adapter
 from .prompts import Prompts, join
 from .rollout import Completions
+from .value_head import ValueHead
 
 
 class Inference:
@@ -52,9 +53,10 @@ class Inference:
         training = trained.training
         is_trained = model is self.models.policy or model is self.models.value_model
         trained.eval()
+        held = model.policy if isinstance(model, ValueHead) else model  # whose layers run
         try:
             root = self._wrapped() if is_trained else model
-            with torch.no_grad(), self.accelerator.autocast(), unsharded(model, root, self.accelerator):
+            with torch.no_grad(), self.accelerator.autocast(), unsharded(held, root, self.accelerator):
                 yield model
         finally:
             trained.train(training)

@@ -11,11 +11,13 @@ from torch import nn
 
 from .._trl import disable_dropout_in_model
 from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
-from ..nn.sharding import copied
+from ..nn.sharding import copied, will_shard
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import check_adapter, check_scorer, has_sequence_score
 from .completion_scorer import RewardFunction
 from .config import FineGrainedPPOConfig
+from .one_base import share_base, value_adapter
+from .value_head import ValueHead
 
 
 class PPOModels(NamedTuple):
@@ -96,8 +98,25 @@ def prepare_models(
     """
     readers = {"ref_model": ref_model, "value_model": value_model}
     _check_vocabularies(policy, {**readers, "reward_model": reward_model} if shares_tokenizer else readers)
-    value_model = _value_model(policy, reward_model, value_model, shares_tokenizer)
+    if args.share_value_backbone and value_model is not None:
+        raise ValueError("`value_model` has no effect with `share_value_backbone=True`: pass one of them.")
+    first = _begins_value(reward_model, shares_tokenizer)
+    with_adapters = args.share_base if args.share_base is not None else peft_config is not None
+    if value_model is None and not args.share_value_backbone:
+        if not with_adapters:
+            value_model = copied(policy if first is None else first, TokenRewardModel.from_backbone)
+        elif first is None and not _changes_nothing(peft_config):
+            first = copied(policy, TokenRewardModel.from_backbone)  # for the adapter may change the policy's base
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
+    share = with_adapters and _can_share(args, policy)
+    if share:
+        share_base(policy, ref_model, reward_model, value_model)
+    if args.share_value_backbone:
+        value_model = ValueHead(policy)
+    elif value_model is None:
+        config = peft_config or policy.peft_config[policy.active_adapters[0]]
+        value_model = copied(policy if first is None else first, lambda _: value_adapter(policy, first, config, share))
+    _check_value_model(value_model)
     for trained in (policy, value_model):
         if is_peft_model(trained) and args.gradient_checkpointing:
             trained.enable_input_require_grads()
@@ -124,17 +143,28 @@ def _check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
             )
 
 
-def _value_model(
-    policy: nn.Module,
-    reward_model: nn.Module | RewardFunction,
-    value_model: nn.Module | None,
-    shares_tokenizer: bool,
-) -> nn.Module:
-    """The value model that was passed, or else a copy of the reward model, or else the policy's backbone with new
-    heads."""
-    if value_model is None:
-        usable = isinstance(reward_model, nn.Module) and shares_tokenizer and has_sequence_score(reward_model)
-        value_model = copied(reward_model if usable else policy, TokenRewardModel.from_backbone)
+def _begins_value(reward_model: nn.Module | RewardFunction, shares_tokenizer: bool) -> nn.Module | None:
+    """The reward model, if a value model can begin as a copy of it."""
+    usable = isinstance(reward_model, nn.Module) and shares_tokenizer and has_sequence_score(reward_model)
+    return reward_model if usable else None
+
+
+def _can_share(args: FineGrainedPPOConfig, policy: nn.Module) -> bool:
+    """Whether models can hold one base. What is spread over processes is spread model by model."""
+    if not is_peft_model(policy):
+        raise ValueError("`share_base=True` needs a policy with an adapter: pass `peft_config`, or leave it unset.")
+    sharded = will_shard(args)
+    if sharded and args.share_base:
+        raise ValueError(
+            "`share_base=True` has no effect under FSDP and DeepSpeed, which spread each model's weights by "
+            "themselves: leave it unset. The value model gets an adapter all the same."
+        )
+    return not sharded
+
+
+def _check_value_model(value_model: nn.Module) -> None:
+    if isinstance(value_model, ValueHead):
+        return
     check_scorer(value_model, "value_model")
     if not has_sequence_score(value_model):
         raise ValueError(
@@ -145,7 +175,6 @@ def _value_model(
     if isinstance(base, TokenRewardModel):
         # Values come from the sequence head. DDP demands a gradient for every parameter that can have one.
         base.token_score.requires_grad_(False)
-    return value_model
 
 
 def _with_adapter(

@@ -313,7 +313,9 @@ class TokenRewardModel(PreTrainedModel):
         else:
             assembled = cls._assemble(model)
         if copy:
-            assembled = deepcopy(assembled).requires_grad_(True)
+            assembled = deepcopy(assembled)
+            for parameter in assembled.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())  # not the integers of quantized layers
         return assembled.train(model.training)
 
     @classmethod
