@@ -33,7 +33,7 @@ from .stages import (
 
 logger = logging.get_logger(__name__)
 
-PEOPLE = "people"
+PEOPLE: Literal["people"] = "people"
 RoundEditor = Editor | Callable[[list[Prompt], list[str]], list[str]] | Literal["people"]
 
 
