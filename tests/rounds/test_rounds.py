@@ -85,7 +85,7 @@ def test_two_rounds(models, tmp_path, capsys):
     one, two = run(models, tmp_path / "out", rounds=2, config=config(replay=0.5))
     assert [path.name for path in sorted((tmp_path / "out").glob("round-*"))] == ["round-01", "round-02"]
     record = json.loads((tmp_path / "out/round-01/round.json").read_text())
-    assert {name: record[name] for name in ("samples", "edits", "reward_model", "policy")} == one.figures
+    assert {name: record[name] for name in ("data", "samples", "edits", "reward_model", "policy")} == one.figures
     assert record["settings"]["ppo.response_length"] == 6 and record["settings"]["editor"] == {"function": "put_right"}
 
     samples = [load_split(tmp_path / f"out/round-0{n}/samples.jsonl", "train") for n in (1, 2)]
@@ -325,7 +325,7 @@ def sampled(models, output):
         ({"config": lambda: config(ppo={"eval_strategy": "steps"}), "eval_pairs": None}, "of `ppo` needs `eval_pairs`"),
         ({"config": lambda: config(ppo={"num_mini_batches": 3})}, "must be a multiple of `num_mini_batches` = 3"),
         ({"config": lambda: config(ppo={"max_prompt_length": 1})}, "Nothing is left of the prompts data set"),
-        ({"pairs": Dataset.from_list([{"prompt": "a", "chosen": "b"}])}, "Row 0 of the pairs data set"),
+        ({"pairs": Dataset.from_list([{"prompt": "a", "chosen": "b"}])}, "Row 0 of the pairs 1 data set"),
         ({"eval_pairs": Dataset.from_list([{"chosen": "b", "rejected": 1}])}, "Row 0 of the eval_pairs data set"),
         ({"prompts": []}, "`prompts` must be a Dataset with rows"),
     ],
@@ -335,6 +335,8 @@ def test_errors_come_before_the_work(models, tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         run(models, tmp_path, **kwargs)
     assert not (tmp_path / "round-01/samples.jsonl").exists()
+    with pytest.raises(EditsPending):  # what was wrong may be put right
+        run(models, tmp_path, "people")
 
 
 def test_models_are_checked_before_the_work(models, tmp_path):

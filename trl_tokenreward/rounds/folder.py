@@ -38,8 +38,8 @@ class RoundFolder:
         self.reward_model, self.policy = path / "reward_model", path / "policy"
         settings = json.loads(json.dumps(settings, default=str))
         if not self._file.exists():
+            # It is written with the first stage: settings that something is wrong with may be put right.
             self._record = {"settings": settings}
-            self._write()
             return
         self._record = _read(self._file)
         before = self._record["settings"]

@@ -1,6 +1,7 @@
 """Runs rounds: a policy writes, its answers are edited, the reward model and the policy train on."""
 
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Any, Literal, NamedTuple
 
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.dropped import DroppedRows
 from ..editing.editors import Editor, FunctionEditor
+from ..ppo.config import FineGrainedPPOConfig
 from ..ppo.prompts import REMEDIES, prepare_prompts
 from ..ppo.schedule import Schedule
+from ..reward_model.config import TokenRewardConfig
 from ..utils.chat_endpoint import Prompt
 from ..utils.files import lock_folder
 from ..utils.loading import check_source, fingerprint, load_split, load_tokenizer
@@ -48,7 +53,8 @@ class Round(NamedTuple):
         reward_model, policy (`Path`):
             The models that it made.
         figures (`dict`):
-            Those of each stage, as in `round.json`: `samples`, `edits`, `reward_model` and `policy`.
+            As in `round.json`: the rows of the `data`, and those of each stage, `samples`, `edits`, `reward_model` and
+            `policy`.
     """
 
     number: int
@@ -219,36 +225,78 @@ def run_round(
     try:
         place = RoundFolder(path, settings)
         if "policy" not in place.figures:
-            tokenizer, dropped = load_tokenizer(policy), DroppedRows(REMEDIES)
-            limits = {"num_proc": ppo_args.dataset_num_proc, "max_prompt_length": ppo_args.max_prompt_length}
-            prompts = prepare_prompts(prompts, tokenizer, "prompts", dropped=dropped, **limits)
-            Schedule.plan(ppo_args, prompts)
-            earlier, held_out, eval_prompts = None, None, None
+            init_kwargs, progress = config.model_init_kwargs, not ppo_args.disable_tqdm
+            tokenizer = load_tokenizer(policy)
             reward_tokenizer = load_tokenizer(reward_model, trust_remote_code=reward_args.trust_remote_code)
-            if pairs:
-                parts = (prepare_pairs(part, reward_tokenizer, reward_args, "pairs")[0] for part in pairs)
-                earlier = concatenate_datasets(list(parts))
-            if eval_pairs is not None:
-                held_out = prepare_pairs(eval_pairs, reward_tokenizer, reward_args, "eval_pairs")[0]
-                eval_prompts = prepare_prompts(eval_pairs, tokenizer, "eval_pairs", **limits)
+            data = _prepare(prompts, pairs, eval_pairs, tokenizer, reward_tokenizer, reward_args, ppo_args)
+            Schedule.plan(ppo_args, data.prompts)
+            place.stage("data", lambda: data.counts)
 
-            own = prompts_of_round(prompts, number, config.num_prompts, config.ppo.seed)
-            _begin(number, f"sampling {len(own)} answers")
-            samples = partial(sample, place, policy, tokenizer, own, ppo_args, config.model_init_kwargs)
-            place.stage("samples", lambda: {**samples(), "prompts_too_long": dropped.counts()["too_long"]})
-            _begin(number, "edits of them")
-            place.stage("edits", partial(_edits, place, editor, config, not ppo_args.disable_tqdm))
-            _begin(number, "training the reward model")
-            reward = partial(train_reward_model, place, reward_model, earlier, held_out, reward_args, config.replay)
-            place.stage("reward_model", reward)
-            _begin(number, "PPO")
+            own = prompts_of_round(data.prompts, number, config.num_prompts, config.ppo.seed)
+            _begin(f"Round {number}: sampling {len(own)} answers", progress)
+            place.stage("samples", partial(sample, place, policy, tokenizer, own, ppo_args, init_kwargs))
+            _begin(f"Round {number}: editing them", progress)
+            place.stage("edits", partial(_edits, place, editor, config, progress))
+            _begin(f"Round {number}: training the reward model", progress)
+            reward = partial(train_reward_model, place, reward_model, data.pairs, data.eval_pairs)
+            place.stage("reward_model", partial(reward, reward_args, config.replay))
+            _begin(f"Round {number}: PPO", progress)
             reference = None if first_policy is None or str(first_policy) == str(policy) else first_policy
             reference = reference if config.reference == "first" else None
-            ppo = partial(train_policy, place, policy, reference, prompts, eval_prompts, ppo_args)
-            place.stage("policy", partial(ppo, config.model_init_kwargs))
+            ppo = partial(train_policy, place, policy, reference, data.prompts, data.eval_prompts)
+            place.stage("policy", partial(ppo, ppo_args, init_kwargs))
     finally:
         lock.release()
     return Round(number, place.edits, place.reward_model, place.policy, place.figures)
+
+
+class _Data(NamedTuple):
+    """What a round trains and is measured on, prepared, and the rows that were kept and dropped of each."""
+
+    prompts: Dataset
+    pairs: Dataset | None
+    eval_pairs: Dataset | None
+    eval_prompts: Dataset | None
+    counts: dict[str, Any]
+
+
+def _prepare(
+    prompts: Dataset,
+    pairs: Sequence[Dataset],
+    eval_pairs: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_tokenizer: PreTrainedTokenizerBase,
+    reward_args: TokenRewardConfig,
+    ppo_args: FineGrainedPPOConfig,
+) -> _Data:
+    """All that can be wrong with the data is found here, before the work."""
+    counts: dict[str, Any] = {}
+
+    def count(name: str, dropped: DroppedRows) -> None:
+        counts[name] = dropped.counts()
+        if counts[name]["kept"] < counts[name]["rows"]:
+            logger.warning(f"Data set {name}: {dropped.describe()}.")
+
+    def prepared_prompts(dataset: Dataset, name: str) -> Dataset:
+        dropped, limit = DroppedRows(REMEDIES), ppo_args.max_prompt_length
+        rows = prepare_prompts(dataset, tokenizer, name, ppo_args.dataset_num_proc, limit, dropped)
+        count(name, dropped)
+        return rows
+
+    def prepared_pairs(dataset: Dataset, name: str) -> Dataset:
+        rows, dropped = prepare_pairs(dataset, reward_tokenizer, reward_args, name)
+        count(name, dropped)
+        return rows
+
+    prompts = prepared_prompts(prompts, "prompts")
+    names = [f"pairs {place}" for place in range(1, len(pairs) + 1)]
+    parts = [prepared_pairs(part, name) for part, name in zip(pairs, names, strict=True)]
+    earlier = concatenate_datasets(parts) if parts else None
+    held_out = eval_prompts = None
+    if eval_pairs is not None:
+        held_out = prepared_pairs(eval_pairs, "eval_pairs")
+        eval_prompts = prepared_prompts(eval_pairs, "eval_prompts")
+    return _Data(prompts, earlier, held_out, eval_prompts, counts)
 
 
 def _edits(place: RoundFolder, editor: Editor | str, config: RoundConfig, progress: bool) -> dict[str, Any]:
@@ -288,6 +336,7 @@ def _check_arguments(
             raise ValueError(f"`eval_strategy={args.eval_strategy!r}` of `{name}` needs `eval_pairs`.")
 
 
-def _begin(number: int, what: str) -> None:
+def _begin(what: str, progress: bool) -> None:
     clear_device_cache(garbage_collection=True)  # of the stage before
-    logger.warning(f"Round {number}: {what}")
+    if progress:
+        tqdm.write(what, file=sys.stderr)
