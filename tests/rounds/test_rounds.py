@@ -25,6 +25,7 @@ from trl_tokenreward import (
 )
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.editing.checks import EditChecks
+from trl_tokenreward.editing.editors import FunctionEditor
 from trl_tokenreward.rounds import run as rounds_run
 from trl_tokenreward.rounds.stages import prompts_of_round
 from trl_tokenreward.utils.loading import load_split
@@ -117,6 +118,7 @@ def test_two_rounds(models, tmp_path, capsys):
     assert two.describe().startswith(f"Round 2: {len(samples[1])} answers, ")
 
 
+@pytest.mark.slow
 def test_the_reference_may_be_the_current_policy(models, tmp_path):
     one, two = run(models, tmp_path, rounds=2, config=config(reference="current"))
     assert two.figures["policy"]["before"]["objective/kl"] == pytest.approx(0, abs=1e-4)
@@ -139,6 +141,7 @@ def killed_at(monkeypatch, owner, name, call):
     monkeypatch.setattr(owner, name, counting)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(models, tmp_path, monkeypatch):
     often = {"save_strategy": "steps", "save_steps": 1}
     settings = {"rounds": 2, "config": config(ppo={**often, "save_steps": 2}, reward=often)}
@@ -189,8 +192,6 @@ def test_edits_go_on_after_the_last_row(models, tmp_path):
         if len(calls) == 2:
             raise Killed
         return put_right(prompts, answers)
-
-    from trl_tokenreward.editing.editors import FunctionEditor
 
     editor = FunctionEditor(failing, "failing", batch_size=2)
     with pytest.raises(Killed):

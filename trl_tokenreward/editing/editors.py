@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..nn.modules import evaluation_mode, max_positions, without_peft
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered
-from ..utils.validation import check_least, check_list
+from ..utils.text import shorten
+from ..utils.validation import check_least
 
 
 DEFAULT_TEMPLATE = """\
@@ -88,8 +89,7 @@ class FunctionEditor(Editor):
             Most answers in one call.
 
     Raises:
-        `ValueError`: for a bad argument, and when called, if the function returns another number of answers.
-        `TypeError`: when called, if it returns something else than a list of texts.
+        `ValueError`: for a bad argument, and when called, if the function does not return a list of as many texts.
     """
 
     def __init__(
@@ -102,10 +102,13 @@ class FunctionEditor(Editor):
     def edit(
         self, prompts: list[Prompt], answers: list[str], requests: list[str], attempt: int
     ) -> list[str | Unanswered]:
-        edited = check_list(self.function(prompts, answers), "The editing function", len(answers))
-        for answer in edited:
-            if not isinstance(answer, str):
-                raise TypeError(f"The editing function returned a list with {answer!r} in it, where a text is due.")
+        edited = self.function(prompts, answers)
+        is_list = isinstance(edited, list | tuple) and all(isinstance(answer, str) for answer in edited)
+        if not is_list or len(edited) != len(answers):
+            raise ValueError(
+                f"The editing function must return a list of {len(answers)} texts, as many as there are answers, but "
+                f"returned {shorten(edited)}."
+            )
         self.usage.requests += len(answers)
         return [f"<edited>{answer}</edited>" for answer in edited]
 
