@@ -243,7 +243,8 @@ def report(seeds: list[int], results: list[dict[str, Any]], command: str) -> str
         "rates are the demo's and the KL coefficient is the default, .05, tuned for none of the arms. The reference of "
         "the KL is the start policy.",
         "",
-        f"Mean over {len(seeds)} seeds, each with rows, models and completions of its own, with a 95 % interval of the "
+        f"Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, each with rows, models and completions of its "
+        "own, with a 95 % interval of the "
         f"mean (Student's t), on {SIZES['evaluation_rows']} held-out prompts. The win rate is against the start "
         "policy.",
         "",
@@ -259,6 +260,8 @@ def report(seeds: list[int], results: list[dict[str, Any]], command: str) -> str
     for name, what in (("win_rate", "Win rate"), ("score", "Judge's score"), ("kl", "KL")):
         values = [r["three rounds"]["curve"][-1][name] - r["one round"]["curve"][-1][name] for r in results]
         lines += ["", f"{what}, three rounds less one round, seed by seed: {interval(values, 3, sign='+')}."]
+    scores = [r["three rounds"]["curve"][-1]["score"] - r["one round"]["curve"][-1]["score"] for r in results]
+    lines += ["", verdict(scores)]
     lines += [
         "",
         "## At equal KL",
@@ -280,6 +283,19 @@ def report(seeds: list[int], results: list[dict[str, Any]], command: str) -> str
         lines.append(f"| {kl:g} | {' | '.join(cells)} |")
     lines += ["", "## The rounds", "", *_rounds_table(results, interval), "", *_seeds_table(seeds, results)]
     return "\n".join([*lines, ""])
+
+
+def verdict(differences: list[float]) -> str:
+    """What the seeds say about the judge's score of three rounds less that of one."""
+    from density_report import STUDENT
+
+    if len(differences) < 2:
+        return "One seed does not tell which arm is better."
+    half = STUDENT[len(differences) - 2] * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+    if abs(np.mean(differences)) <= half:
+        return "Three rounds do not beat one round with as many edits here: the interval of the difference includes 0."
+    better, worse = ("Three rounds", "one round") if np.mean(differences) > 0 else ("One round", "three rounds")
+    return f"{better} beat{'s' if better == 'One round' else ''} {worse} with as many edits here."
 
 
 def _rounds_table(results: list[dict[str, Any]], interval: Any) -> list[str]:
