@@ -89,7 +89,7 @@ def read_editor(args: argparse.Namespace) -> "Editor":
 
 
 def read_template(args: argparse.Namespace) -> dict[str, Any]:
-    """The argument `template` of [`edit_dataset`], if it is given."""
+    """The argument `template` of [`~editing.edit_dataset.edit_dataset`], if it is given."""
     return {"template": read_text(args.prompt_template)} if args.prompt_template else {}
 
 
