@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -570,7 +571,29 @@ def find_faults(prompt: str, completion: str) -> Counter[str]:
     return +faults
 
 
+def correct(prompt: str, completion: str) -> str:
+    """The answer without its faults, by the fewest changed words: itself if the judge finds no fault, else that of all
+    faultless answers to the prompt which differs from it in the fewest words. See [`judge`] for the arguments."""
+    from rapidfuzz.distance import Indel
+
+    if not find_faults(prompt, completion):
+        return completion
+    words = _words(completion)
+    best = min(_good_answers(f"\n\n{prompt.strip()}"), key=lambda answer: Indel.distance(_words(answer), words))
+    return f" {best}"
+
+
 SENTENCE_ENDS = (".", "!", "?")
+
+
+@cache
+def _good_answers(prompt: str) -> list[str]:
+    """Every answer to a prompt that [`make_corpus`] may have among its chosen ones."""
+    topic, subject, asked = _question_of()[prompt]
+    facts, added = topic.facts[subject], 1 - asked
+    statements = [template.format(subject=subject, fact=facts[asked]) for template in topic.statements[asked]]
+    additions = [template.format(subject=subject, fact=facts[added]) for template in topic.additions[added]]
+    return [" ".join(parts) for parts in product(OPENINGS, statements, additions, CLOSINGS)]
 
 
 def _words(text: str) -> list[str]:

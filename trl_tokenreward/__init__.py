@@ -46,6 +46,11 @@ _MODULE_OF = {
     "export_scores": "reward_model.export",
     "score_dataset": "reward_model.scoring",
     "read_completions": "ppo.completion_log",
+    "EditsPending": "rounds.run",
+    "Round": "rounds.run",
+    "RoundConfig": "rounds.settings",
+    "run_round": "rounds.run",
+    "run_rounds": "rounds.run",
     "EndpointJudge": "evaluation.judges",
     "Judge": "evaluation.judges",
     "RewardModelJudge": "evaluation.judges",
@@ -76,6 +81,8 @@ if TYPE_CHECKING:
     from .reward_model.scoring import TokenScorer, score_dataset
     from .reward_model.text_scores import TextScores
     from .reward_model.trainer import TokenRewardTrainer
+    from .rounds.run import EditsPending, Round, run_round, run_rounds
+    from .rounds.settings import RoundConfig
     from .views.scored_rows import ScoredRows
     from .views.scored_text import ScoredRow, ScoredText
 

@@ -12,7 +12,7 @@ from annotation_cases import ANSWERS, row_of, save_next
 from trl_tokenreward import TokenRewardConfig, TokenRewardTrainer, read_annotations
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.editing.edit_dataset import edit_dataset
-from trl_tokenreward.utils.chat_endpoint import EndpointUsage
+from trl_tokenreward.editing.editors import Editor
 
 
 pytestmark = pytest.mark.any_trl
@@ -74,20 +74,14 @@ def test_the_edits_train_a_reward_model(tmp_path):
 
 
 def test_people_and_models_make_one_data_set(tmp_path):
-    class Echo:
-        batch_size = concurrency = 1
-        prices, settings = None, {}
-
-        def __init__(self):
-            self.usage = EndpointUsage()
-
+    class Echo(Editor):
         def __call__(self, requests, attempt):
             return [f"<edited>{request.replace('bad', 'good')}</edited>" for request in requests]
 
     dataset = annotated(tmp_path / "work")
     people = read_annotations(tmp_path / "work").save(tmp_path / "people")
     template = "{answer}<edited></edited>{prompt}{criteria}"
-    model = edit_dataset(dataset, Echo(), tmp_path / "model", template=template, limit=1, progress=False).dataset
+    model = edit_dataset(dataset, Echo({}), tmp_path / "model", template=template, limit=1, progress=False).dataset
     assert people.remove_columns(["annotator", "edit_ratio"]).features == model.features
 
 

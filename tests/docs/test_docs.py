@@ -70,6 +70,10 @@ SHORTER = {
         *("--gradient_accumulation_steps", "1", "--total_episodes", "8", "--response_length", "8"),
     ],
     "edit": ["--limit", "4"],
+    "round": [
+        *("--num-prompts", "4", "--rounds", "1", "--max-edit-ratio", "1", "--max-length-change", "9"),
+        *("--reward-config", "short-reward.yaml", "--ppo-config", "short-ppo.yaml"),
+    ],
     "--local": ["--max-new-tokens", "8", "--limit", "2"],
 }
 CPU = 'use_cpu=True, bf16=False, report_to="none"'
@@ -132,6 +136,9 @@ def workplace(tmp_path_factory) -> Path:
     with opened_store(pairs, folder / "work") as store:
         shown = store.show("ada", "a tab")
         store.save("ada", "a tab", shown["row"], f"{shown['text']} Indeed.")
+    on_cpu = "use_cpu: true, bf16: false, report_to: none"
+    (folder / "short-reward.yaml").write_text(f"{{{on_cpu}, max_steps: 2}}")
+    (folder / "short-ppo.yaml").write_text(f"{{{on_cpu}, total_episodes: 8, response_length: 8}}")
     write_table(folder / "reviews.csv", ["original", "edited"], [[row["rejected"], row["chosen"]] for row in pairs])
     toxic = ["toxic", "neutral1", "neutral2", "neutral3"]
     write_table(folder / "paradetox.tsv", toxic, [["what a damn mess", "what a mess", "", ""]], delimiter="\t")
@@ -222,7 +229,7 @@ class Reader:
             arguments = words[1:] if words[0] == "trl-tokenreward" else words[3:]
             if arguments[0] == "import":  # what the workplace has in its place
                 Path(arguments[3]).unlink(missing_ok=True)
-            more = [option for name in ("edit", "--local") if name in arguments for option in SHORTER[name]]
+            more = [option for name in ("edit", "--local", "round") if name in arguments for option in SHORTER[name]]
             assert cli.main([*arguments, *more]) == 0, line
             return
         assert words[0] == "python" and (self.folder / words[1]).is_file(), (

@@ -7,9 +7,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
+from rapidfuzz.distance import Indel
 
 import demo_corpus
-from demo_corpus import find_faults, judge, make_corpus
+from demo_corpus import correct, find_faults, judge, make_corpus
 
 
 pytestmark = pytest.mark.any_trl
@@ -234,3 +235,28 @@ def test_bad_arguments_are_named():
         make_corpus(100_000, seed=0, split="evaluation")
     with pytest.raises(ValueError, match="knows only the prompts of its own corpus"):
         judge("\n\nHuman: Who are you?\n\nAssistant:", "Nobody.")
+
+
+def test_correct_puts_faults_right_and_nothing_else(rows):
+    exact = 0
+    for row in rows:
+        prompt, answer = split_dialogue(row["rejected"])
+        right = split_dialogue(row["chosen"])[1]
+        edited = correct(prompt, answer)
+        assert not find_faults(prompt, edited)
+        assert changes(answer, edited) <= changes(answer, right), (answer, edited)
+        exact += edited == right
+        assert correct(prompt, right) == right
+    # The others are as near: an opening or a closing that was wrong as a whole has several right ones.
+    assert exact > 0.3 * len(rows)
+
+
+def changes(before: str, after: str) -> int:
+    return Indel.distance(words_of(before), words_of(after))
+
+
+def test_correct_takes_any_text():
+    [row] = make_corpus(1, seed=0)
+    prompt, _ = split_dialogue(row["rejected"])
+    for text in ("", " ", "the the the", "Sure. Sure. Sure."):
+        assert not find_faults(prompt, correct(prompt, text))

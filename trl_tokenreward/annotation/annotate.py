@@ -23,7 +23,8 @@ def annotate_dataset(
 
     Args:
         dataset (`Dataset`):
-            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes.
+            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes, or rows of
+            `prompt` and `completion`, such as a policy's answers.
         output (`str` or `Path`):
             A new folder, or that of the work to go on with.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):

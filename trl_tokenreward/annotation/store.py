@@ -26,11 +26,12 @@ from datasets import Dataset, Features
 from ..data.formats import ASSISTANT, HUMAN
 from ..editing.checks import DEFAULT_CRITERIA, EDITED, EditChecks, length_change
 from ..editing.log import EditLog
-from ..editing.tasks import Task, read_tasks
+from ..editing.tasks import Task, as_pairs, read_tasks
 from ..edits.alignment import align_words
 from ..edits.diff import diff_pieces
 from ..utils.files import check_own_folder, lock_folder, write_text
 from ..utils.jsonl import parse_json
+from ..utils.loading import fingerprint
 from ..utils.text import unicode_problem, visible
 from ..utils.validation import check_least
 
@@ -129,6 +130,7 @@ class AnnotationStore:
             if problem := unicode_problem(value):
                 raise ValueError(f"`{name}` {problem}")
         check_own_folder(self.output, LOG)
+        dataset = as_pairs(dataset)
         tasks = read_tasks(dataset, limit)
         self._dataset = dataset.with_format(None)
         self.tasks = {task.row: task for task in tasks if not task.unfit}
@@ -138,7 +140,8 @@ class AnnotationStore:
             row: per_row if int((place + 1) * shared) > int(place * shared) else 1
             for place, row in enumerate(self.tasks)
         }
-        self.fingerprint = _fingerprint(self._dataset)
+        columns = [column for column in _COLUMNS if column in dataset.column_names]
+        self.fingerprint = fingerprint(self._dataset.select_columns(columns))
         self._free_after, self._on_decision = free_after, on_decision
 
         self._file_lock = lock_folder(self.output)
@@ -432,14 +435,6 @@ def _read_draft(path: Path) -> Draft:
 
 
 _COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """A hash of all rows, independent of `limit` and of where the data set is stored."""
-    digest = hashlib.sha256()
-    for row in dataset.select_columns([column for column in _COLUMNS if column in dataset.column_names]):
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
 
 
 def _record(task: Task, annotator: str, reason: str, **more: Any) -> dict[str, Any]:

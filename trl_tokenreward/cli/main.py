@@ -12,7 +12,7 @@ from ..utils.text import unicode_problem, visible
 # Modules of `trl_tokenreward.cli`, in the order in which the help lists them. Each has `add_parser(subparsers)`, which
 # adds a parser with `run` among its defaults: a function of the parsed arguments. Heavy imports happen
 # in `run`, so that `--help` is fast.
-COMMANDS = ("import_", "inspect", "edit", "annotate", "annotations", "score", "export")
+COMMANDS = ("import_", "inspect", "edit", "annotate", "annotations", "round", "score", "export")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from ..utils.text import visible
 
 if TYPE_CHECKING:
     from ..editing.checks import EditChecks
+    from ..editing.editors import Editor
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,64 @@ def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
 
     criteria = read_text(args.criteria) if args.criteria else DEFAULT_CRITERIA
     return EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change), criteria
+
+
+def add_editor(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """Adds the options of a language model as editor. Returns the group of those of which one is needed."""
+    add, editor = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    editor.add_argument(
+        "--endpoint", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1"
+    )
+    editor.add_argument(
+        "--local", metavar="MODEL", help="causal language model to run here: a folder or a name on the Hub"
+    )
+    add("--model", metavar="NAME", help="the endpoint's name of the model; its key is taken from OPENAI_API_KEY")
+    add(
+        "--prompt-template",
+        type=Path,
+        metavar="FILE",
+        help="text with {prompt}, {answer}, {criteria}, <edited>, </edited>",
+    )
+    add("--retries", type=int, default=2, help="how often a refused edit is tried again (default: %(default)s)")
+    add("--concurrency", type=int, default=8, help="most requests to the endpoint at a time (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="answers that the local model edits at a time (default: %(default)s)")
+    add("--max-new-tokens", type=int, help="most tokens in an edited answer (default: 1024, or the endpoint's)")
+    add("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens, to know the cost")
+    return editor
+
+
+def check_editor(args: argparse.Namespace) -> None:
+    """Raises a `ValueError` for options of [`add_editor`] that do not go together."""
+    if args.endpoint and not args.model:
+        raise ValueError("--endpoint needs --model, the endpoint's name of the model.")
+    if args.local and args.model:
+        raise ValueError("--model goes with --endpoint; --local names its model itself.")
+
+
+def read_editor(args: argparse.Namespace) -> "Editor":
+    """The editor of the options of [`add_editor`]."""
+    from ..editing.editors import EndpointEditor, LocalEditor
+
+    if args.endpoint:
+        settings = {"max_tokens": args.max_new_tokens} if args.max_new_tokens else None
+        prices = tuple(args.prices) if args.prices else None
+        return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=args.concurrency, prices=prices)
+    from transformers import AutoModelForCausalLM
+
+    from ..utils.loading import check_source, load_tokenizer
+
+    check_source(args.local, "model")
+    model = AutoModelForCausalLM.from_pretrained(
+        args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
+    )
+    return LocalEditor(
+        model, load_tokenizer(args.local), batch_size=args.batch_size, max_new_tokens=args.max_new_tokens or 1024
+    )
+
+
+def read_template(args: argparse.Namespace) -> dict[str, Any]:
+    """The argument `template` of [`~editing.edit_dataset.edit_dataset`], if it is given."""
+    return {"template": read_text(args.prompt_template)} if args.prompt_template else {}
 
 
 def say(line: str) -> None:

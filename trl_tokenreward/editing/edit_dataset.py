@@ -20,7 +20,7 @@ from .checks import DEFAULT_CRITERIA, EDITED, EditChecks
 from .editors import _RETRY, DEFAULT_TEMPLATE, Editor
 from .log import EditLog
 from .output import edit_card, edited_features, edited_row, quoted, save_edits
-from .tasks import Task, read_tasks
+from .tasks import Task, as_pairs, read_tasks
 
 
 # Failures that do not depend on the row: the next run tries these rows again.
@@ -108,6 +108,7 @@ def edit_dataset(
     template: str = DEFAULT_TEMPLATE,
     checks: EditChecks | None = None,
     retries: int = 2,
+    accept_unchanged: bool = False,
     limit: int | None = None,
     about: dict[str, Any] | None = None,
     progress: bool = True,
@@ -134,8 +135,8 @@ def edit_dataset(
 
     Args:
         dataset (`Dataset`):
-            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes. Of `chosen` no
-            more is read than what tells the prompt.
+            Preference rows in any of the formats of texts or messages that [`TokenRewardTrainer`] takes; of `chosen` no
+            more is read than what tells the prompt. Or rows of `prompt` and `completion`, such as a policy's answers.
         editor ([`Editor`]):
             Such as [`~editing.editors.EndpointEditor`] or [`~editing.editors.LocalEditor`].
         output (`str` or `Path`):
@@ -149,6 +150,9 @@ def edit_dataset(
             With the defaults, if not given.
         retries (`int`, *optional*, defaults to `2`):
             How often a refused edit is asked for again.
+        accept_unchanged (`bool`, *optional*, defaults to `False`):
+            If `True`, an answer that comes back unchanged is not asked for again: it may be right. It is dropped as
+            `"identical"` all the same, for there is nothing to learn from.
         limit (`int`, *optional*):
             Edit the first rows only. It may change from run to run.
         about (`dict`, *optional*):
@@ -170,15 +174,18 @@ def edit_dataset(
         if problem := unicode_problem(text):
             raise ValueError(f"`{name}` {problem}")
     check_least(retries=(retries, 0))
+    dataset = as_pairs(dataset)
     tasks = read_tasks(dataset, limit)
     checks, output = checks or EditChecks(), Path(output)
     check_own_folder(output, "log.jsonl")
     settings = {"about": about or {}, "editor": editor.settings, "retries": retries, "checks": checks.settings()}
     settings |= {"criteria": criteria, "template": template}
+    settings |= {"accept_unchanged": True} if accept_unchanged else {}
     lock = lock_folder(output)
     try:
         log = _Log(output / "log.jsonl", settings, editor.usage)
         how: dict[str, Any] = {"checks": checks, "criteria": criteria, "template": template, "retries": retries}
+        how["accepted"] = (EDITED, "identical") if accept_unchanged else (EDITED,)
         edit = partial(_edit_rows, editor=editor, log=log, **how)
         _edit_tasks([task for task in tasks if not task.unfit], editor, log, edit, progress)
         kept, counts = _write_rows(output, tasks, log, dataset)
@@ -220,7 +227,15 @@ def _edit_tasks(
 
 
 def _edit_rows(
-    tasks: list[Task], *, editor: Editor, log: _Log, checks: EditChecks, criteria: str, template: str, retries: int
+    tasks: list[Task],
+    *,
+    editor: Editor,
+    log: _Log,
+    checks: EditChecks,
+    criteria: str,
+    template: str,
+    retries: int,
+    accepted: tuple[str, ...],
 ) -> None:
     """Edits rows and logs each as soon as it is edited, or dropped."""
     problems = [""] * len(tasks)
@@ -231,9 +246,10 @@ def _edit_rows(
             for task, problem in zip(tasks, problems, strict=True)
         ]
         refused = []
-        for task, answer in zip(tasks, editor(requests, attempt), strict=True):
+        texts = [task.prompt for task in tasks], [task.answer for task in tasks]
+        for task, answer in zip(tasks, editor.edit(*texts, requests, attempt), strict=True):
             edited, reason, detail = _check_answer(task, answer, checks)
-            if reason == EDITED or reason in FAILURES or attempt == retries:
+            if reason in accepted or reason in FAILURES or attempt == retries:
                 said = None if isinstance(answer, Unanswered) else answer
                 if said is not None and unicode_problem(said):  # `dropped.jsonl` has it, and must load
                     said = visible(said)

@@ -1,12 +1,14 @@
-"""Editors: language models that minimally edit answers."""
+"""Editors: language models, or functions, that minimally edit answers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..nn.modules import evaluation_mode, max_positions, without_peft
-from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Unanswered
+from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered
+from ..utils.text import shorten
 from ..utils.validation import check_least
 
 
@@ -30,6 +32,8 @@ restructure the answer, do not improve its style, and keep its length about the 
 </answer>
 
 Write the whole edited answer between <edited> and </edited>, and nothing else."""
+# For answers that nobody has rejected.
+MAYBE_RIGHT_TEMPLATE = f"{DEFAULT_TEMPLATE} If the answer meets the criteria already, copy it as it is."
 _RETRY = """
 
 An earlier attempt at this was refused: {problem} Try again, and write the whole edited answer between <edited> and \
@@ -63,6 +67,50 @@ class Editor:
         """Returns the answer to each request, or an [`Unanswered`] with the reason. `attempt` is 0 at first; it is
         above 0 if earlier answers to the same requests were refused."""
         raise NotImplementedError
+
+    def edit(
+        self, prompts: list[Prompt], answers: list[str], requests: list[str], attempt: int
+    ) -> list[str | Unanswered]:
+        """As `__call__`, for an editor that reads the prompts and answers themselves instead of the requests that have
+        them in it."""
+        return self(requests, attempt)
+
+
+class FunctionEditor(Editor):
+    """A function as editor: rules, a model behind another interface, or a judge that knows what is right.
+
+    Args:
+        function (`Callable`):
+            Takes prompts (texts, or messages where the data set has messages) and answers, returns one edited answer
+            for each. One that is right it returns as it is.
+        name (`str`, *optional*):
+            What the settings call it. Defaults to the function's own name.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Most answers in one call.
+
+    Raises:
+        `ValueError`: for a bad argument, and when called, if the function does not return a list of as many texts.
+    """
+
+    def __init__(
+        self, function: Callable[[list[Prompt], list[str]], list[str]], name: str | None = None, batch_size: int = 8
+    ):
+        check_least(batch_size=(batch_size, 1))
+        super().__init__({"function": name or getattr(function, "__qualname__", type(function).__name__)})
+        self.function, self.batch_size = function, batch_size
+
+    def edit(
+        self, prompts: list[Prompt], answers: list[str], requests: list[str], attempt: int
+    ) -> list[str | Unanswered]:
+        edited = self.function(prompts, answers)
+        is_list = isinstance(edited, list | tuple) and all(isinstance(answer, str) for answer in edited)
+        if not is_list or len(edited) != len(answers):
+            raise ValueError(
+                f"The editing function must return a list of {len(answers)} texts, as many as there are answers, but "
+                f"returned {shorten(edited)}."
+            )
+        self.usage.requests += len(answers)
+        return [f"<edited>{answer}</edited>" for answer in edited]
 
 
 class EndpointEditor(Editor):

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from ..data.formats import ASSISTANT, HUMAN, preference_prompt, row_format
 from ..utils.chat_endpoint import Prompt
@@ -44,6 +44,19 @@ class Task(NamedTuple):
         """The answer with its text replaced. The white space around it stays, so that a model does not learn from
         it."""
         return self.answer.replace(self.answer.strip(), words.strip(), 1)
+
+
+def as_pairs(dataset: Dataset) -> Dataset:
+    """A data set of `prompt` and `completion` as pairs: `rejected` is the completion, and `chosen` is empty, for
+    nothing is known to be better. Any other data set is returned as it is."""
+    if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
+        return dataset
+    if {"chosen", "rejected"} & set(dataset.column_names):
+        return dataset
+    dataset = dataset.with_format(None)
+    features = Features({**dataset.features, "chosen": dataset.features["completion"]})
+    pairs = dataset.map(lambda answer: {"chosen": answer[:0]}, input_columns="completion", features=features)
+    return pairs.rename_column("completion", "rejected")
 
 
 def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:

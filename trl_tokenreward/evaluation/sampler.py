@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..nn.finite import not_finite
@@ -48,6 +49,8 @@ class AnswerSampler:
             Rows in one forward pass.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the random numbers, which are this sampler's own.
+        progress (`bool`, *optional*, defaults to `False`):
+            If `True`, shows a progress bar while a model answers.
 
     Raises:
         `TypeError`, `ValueError`: for bad arguments, and when called if a prompt leaves no room for an answer.
@@ -63,6 +66,7 @@ class AnswerSampler:
         stop_token_id: int | Literal["eos"] | None = "eos",
         batch_size: int = 16,
         seed: int = 0,
+        progress: bool = False,
     ):
         if response_length < 1 or batch_size < 1 or temperature < 0:
             raise ValueError(
@@ -78,7 +82,7 @@ class AnswerSampler:
                 raise TypeError("`prompts` must be a data set, or a list of texts or of lists of messages, not empty.")
             prompts = Dataset.from_dict({"prompt": prompts})
         self.tokenizer, self.response_length, self.temperature = tokenizer, response_length, temperature
-        self.stop_token_id, self.batch_size, self.seed = stop_token_id, batch_size, seed
+        self.stop_token_id, self.batch_size, self.seed, self.progress = stop_token_id, batch_size, seed, progress
         rows = list(prepare_prompts(prompts, tokenizer, "evaluation"))
         self._ids = [list(row["input_ids"]) for row in rows]
         if not rows:
@@ -98,7 +102,9 @@ class AnswerSampler:
             )
         answers: list[Answer] = []
         with evaluation_mode(model):
-            for rows, prompts in self._batches(model):
+            batches = -(-len(self._ids) // self.batch_size)
+            bar = tqdm(self._batches(model), total=batches, desc="Sampling answers", disable=not self.progress)
+            for rows, prompts in bar:
                 completions = generate(
                     model,
                     prompts,

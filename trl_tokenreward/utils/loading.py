@@ -1,5 +1,7 @@
 """Loads data sets and tokenizers by path or by name on the Hub, and saves data sets."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,6 +147,14 @@ def _reading(name: str | Path) -> Iterator[None]:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{name} has no rows.") from error
         raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of all rows, independent of where the data set is stored."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_output(path: str | Path) -> None:

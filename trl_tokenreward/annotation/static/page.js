@@ -280,6 +280,7 @@ async function go(row) {
   }
   showPrompt(shown.turns);
   $("preferred").textContent = shown.preferred;
+  $("preferred").parentElement.hidden = !shown.preferred; // a policy's own answer has none beside it
   $("preferred").scrollTop = 0;
   const here = keptHere();
   editor.value = here ?? shown.text;

@@ -1,0 +1,54 @@
+"""A function as editor, and rows that have one answer alone."""
+
+import pytest
+from datasets import Dataset
+
+from trl_tokenreward.editing.edit_dataset import edit_dataset
+from trl_tokenreward.editing.editors import FunctionEditor
+from trl_tokenreward.editing.tasks import as_pairs, read_tasks
+
+
+pytestmark = pytest.mark.any_trl
+
+ANSWERS = Dataset.from_list(
+    [{"prompt": f"p{i}", "completion": text} for i, text in enumerate((" It is bad. ", " It is good.", " "))]
+)
+
+
+def edit(output, function, **kwargs):
+    return edit_dataset(ANSWERS, FunctionEditor(function), output, progress=False, **kwargs)
+
+
+def test_a_function_edits_answers_that_have_no_other_side(tmp_path):
+    calls = []
+
+    def praise(prompts, answers):
+        calls.append((prompts, answers))
+        return [answer.replace("bad", "good") for answer in answers]
+
+    result = edit(tmp_path / "out", praise, accept_unchanged=True)
+    assert result.counts == {"edited": 1, "empty": 1, "identical": 1}
+    assert result.dataset.to_list() == [
+        {"prompt": "p0", "chosen": " It is good. ", "rejected": " It is bad. ", "row": 0}
+    ]
+    assert calls == [(["p0", "p1"], [" It is bad. ", " It is good."])]  # once
+    edit(tmp_path / "again", praise)
+    assert [prompts for prompts, _ in calls[1:]] == [["p0", "p1"], ["p1"], ["p1"]]  # it should have changed
+    with pytest.raises(ValueError, match=r"begun with other settings \(accept_unchanged\)"):
+        edit(tmp_path / "out", praise)
+
+
+@pytest.mark.parametrize("returned", [["one"], None, ["one", 2], "ab"])
+def test_what_a_function_returns_is_checked(tmp_path, returned):
+    with pytest.raises(ValueError, match="must return a list of 2 texts, as many as there are answers, but returned"):
+        edit(tmp_path, lambda prompts, answers: returned)
+
+
+def test_messages_and_other_data_sets():
+    question, answer = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a b"}]
+    rows = as_pairs(Dataset.from_list([{"prompt": question, "completion": answer}]))
+    assert rows[0] == {"prompt": question, "rejected": answer, "chosen": []}
+    [task] = read_tasks(rows)
+    assert (task.prompt, task.answer, task.unfit) == (question, "a b", "")
+    pairs = Dataset.from_list([{"prompt": "p", "completion": "c", "chosen": "a", "rejected": "b"}])
+    assert as_pairs(pairs) is pairs
