@@ -51,16 +51,10 @@ class RewardSource:
         token_rewards (`list[Tensor | None]` or `None`):
             What it said of the last batch: for each completion one number for each of its tokens, or `None` where it
             has no opinion. `None` if it gave one number for each completion.
-        scores_tokens (`bool`):
-            Whether it is a reward model that scores tokens.
     """
 
     name: str
     scorer: CompletionScorer
-
-    @property
-    def scores_tokens(self) -> bool:
-        return False
 
     def __init__(self) -> None:
         self.token_rewards: list[Tensor | None] | None = None
@@ -142,13 +136,9 @@ class ModelSource(RewardSource):
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None):
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.name = get_config_model_id(without_peft(model).config).split("/")[-1] or type(without_peft(model)).__name__
         self.ids: BatchIds | None = None  # the trainer says which, before TRL calls
-
-    @property
-    def scores_tokens(self) -> bool:
-        return self.scorer.scores_tokens
 
     def function(self) -> Callable[..., Any]:
         def reward(prompts: list[Any], **kwargs: Any) -> list[float]:

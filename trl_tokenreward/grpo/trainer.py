@@ -232,7 +232,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 stands = place_at_last(torch.ones_like(totals[rows]), mask[rows])
             else:
                 scores = RawScores(values[rows], source.scorer.signal or "token_scores")
-                shaping = self.args.with_reward_defaults(source.scores_tokens).shaping()
+                shaping = self.args.with_reward_defaults(source.scorer.kind).shaping()
                 spread = source.scorer.spread(scores, ids[rows], mask[rows], **shaping)
                 stands = source.scorer.places(scores.signal, ids[rows], mask[rows])
             rewards[rows] += weight * spread
@@ -243,7 +243,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
     def _holds_length(self) -> bool:
         if self.args.hold_length is not None:
             return self.args.hold_length
-        return any(source is not None and source.scores_tokens for source in self.sources)
+        return any(source is not None and source.scorer.kind != "other" for source in self.sources)
 
     def _log_advantages(self, means: Tensor) -> None:
         """The table of completions has one advantage for each: the mean of its tokens'."""

@@ -15,6 +15,7 @@ from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
 from ..nn.modules import without_peft
 from ..nn.unpadding import groups_by_length
+from ..reward_model.implicit import ImplicitReward
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import (
     architecture,
@@ -28,7 +29,7 @@ from ..utils.validation import check_list
 from .config import FineGrainedPPOConfig
 from .functional import place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
-from .reward_settings import check_density
+from .reward_settings import RewardKind, check_density
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
@@ -125,9 +126,11 @@ class CompletionScorer:
         self.density = density
 
     @property
-    def scores_tokens(self) -> bool:
-        """Whether the rewards are the token scores of a reward model."""
-        return isinstance(self.reward, nn.Module) and self.signal == "token_scores"
+    def kind(self) -> RewardKind:
+        """What the rewards are, which decides the defaults of their settings."""
+        if not isinstance(self.reward, nn.Module) or self.signal != "token_scores":
+            return "other"
+        return "log_ratios" if isinstance(self.reward, ImplicitReward) else "log_odds"
 
     # Scoring has two halves. The first scores this process's completions; then all processes gather their scores; the
     # second shapes and spreads the scores of the whole batch.
@@ -181,7 +184,8 @@ class CompletionScorer:
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
         if self.signal == "token_scores":
-            return zero_masked(token_scores(self.reward, input_ids, attention_mask)[:, width:], completion_mask)
+            scores = token_scores(self.reward, input_ids, attention_mask, start=width)[:, width:]
+            return zero_masked(scores, completion_mask)
         potentials = prefix_scores(self.reward, input_ids, attention_mask)[:, width:]
         if self.density != "potential":
             last = (completion_mask.sum(1) - 1).long().unsqueeze(1)

@@ -6,7 +6,7 @@ from transformers.utils import logging
 
 from .._trl import PPOConfig
 from ..utils.validation import check_least, check_no_nan
-from .reward_settings import RewardSettings, check_choice
+from .reward_settings import RewardKind, RewardSettings, check_choice
 
 
 logger = logging.get_logger(__name__)
@@ -349,15 +349,15 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
             )
         return eos_token_id if self.stop_token == "eos" else self.stop_token_id
 
-    def with_reward_defaults(self, scores_tokens: bool) -> Self:
+    def with_reward_defaults(self, kind: RewardKind) -> Self:
         """[`~ppo.reward_settings.RewardSettings.with_reward_defaults`], with no hold on the length where nothing ends a
         completion."""
-        if scores_tokens and self.hold_length is None and not self.has_stop_token:
+        if kind != "other" and self.hold_length is None and not self.has_stop_token:
             logger.warning_once(
                 "`hold_length` is off: without a stop token every completion has `response_length` tokens. Set "
                 "`hold_length=False` to say so, or a `stop_token`."
             )
-        args = super().with_reward_defaults(scores_tokens)
+        args = super().with_reward_defaults(kind)
         args.hold_length = args.hold_length and self.has_stop_token
         return args
 

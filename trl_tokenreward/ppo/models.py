@@ -1,8 +1,6 @@
 """The models of PPO: policy, reference, value and reward model, checked and made ready."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -10,10 +8,11 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 from .._trl import disable_dropout_in_model
+from ..nn.adapters import check_adapter, same_gradients
 from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
 from ..nn.sharding import copied
 from ..reward_model.modeling import TokenRewardModel
-from ..reward_model.readout import check_adapter, check_scorer, has_sequence_score
+from ..reward_model.readout import check_scorer, has_sequence_score
 from .completion_scorer import RewardFunction
 from .config import FineGrainedPPOConfig
 
@@ -212,7 +211,7 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
     init = getattr(config, "init_lora_weights", None)
     if init is not None:
         config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
-    with _same_gradients(policy):
+    with same_gradients(policy):
         try:
             policy.add_adapter(name, config)
         except ValueError as error:
@@ -230,41 +229,6 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
             twin.data = tensor.data.clone()
             twin.requires_grad_(False)
     return trained, name
-
-
-@contextmanager
-def reference_adapter(policy: nn.Module, trained: str | None, reference: str | None) -> Iterator[None]:
-    """Make a policy with an adapter the reference policy.
-
-    Args:
-        policy (`PeftModel`):
-            The policy.
-        trained, reference (`str`, *optional*):
-            Names of the adapter that is trained and of the one that is the reference. Without a reference, all adapters
-            are switched off.
-    """
-    with _same_gradients(policy):
-        if reference is None:
-            with policy.disable_adapter():
-                yield
-            return
-        policy.set_adapter(reference)
-        try:
-            yield
-        finally:
-            policy.set_adapter(trained)
-
-
-@contextmanager
-def _same_gradients(policy: nn.Module) -> Iterator[None]:
-    """Afterwards the parameters that had gradients have them again, and no others: PEFT gives them to all parameters of
-    an adapter that it activates."""
-    required = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in required:
-            parameter.requires_grad_(requires_grad)
 
 
 def _disable_dropout(model: nn.Module) -> None:

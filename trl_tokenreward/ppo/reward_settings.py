@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 
+# `"log_odds"`: a reward model's scores of tokens, the log-odds that an annotator leaves a token unchanged.
+# `"log_ratios"`: the token scores of an `ImplicitReward`, which has a scale of its own. `"other"`: a sequence score, or
+# what a function returns.
+RewardKind = Literal["log_odds", "log_ratios", "other"]
+
+
 @dataclass
 class RewardSettings:
     """Settings of rewards. The configurations that inherit them say what each is.
@@ -64,15 +70,15 @@ class RewardSettings:
         metadata={"help": "Mean length that `hold_length` keeps, in tokens. If unset, that of the first update."},
     )
 
-    def with_reward_defaults(self, scores_tokens: bool) -> Self:
+    def with_reward_defaults(self, kind: RewardKind) -> Self:
         """A copy in which the settings of rewards that are `None` have the values that they stand for.
 
         Args:
-            scores_tokens (`bool`):
-                Whether the rewards are the token scores of a reward model.
+            kind (`str`):
+                What the rewards are, see [`RewardKind`].
         """
         settings = copy.copy(self)
-        for name, value in reward_defaults(scores_tokens).items():
+        for name, value in reward_defaults(kind).items():
             if getattr(settings, name) is None:
                 setattr(settings, name, value)
         return settings
@@ -104,16 +110,17 @@ class RewardSettings:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
 
 
-def reward_defaults(scores_tokens: bool) -> dict[str, Any]:
+def reward_defaults(kind: RewardKind) -> dict[str, Any]:
     """What settings of rewards that are `None` stand for.
 
     Args:
-        scores_tokens (`bool`):
-            Whether the rewards are the token scores of a reward model.
+        kind (`str`):
+            What the rewards are, see [`RewardKind`].
     """
+    scores_tokens, log_odds = kind != "other", kind == "log_odds"
     return {
-        "token_score_transform": "log_sigmoid" if scores_tokens else "none",
-        "reward_scale": 0.2 if scores_tokens else 1.0,
+        "token_score_transform": "log_sigmoid" if log_odds else "none",
+        "reward_scale": 0.2 if log_odds else 1.0,
         "center_rewards": scores_tokens,
         "reward_clip": 1.0 if scores_tokens else math.inf,
         "hold_length": scores_tokens,

@@ -156,7 +156,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             self.scorer, self.sequence_scorer = make_scorers(
                 reward_model, processing_class, reward_processing_class, args
             )
-        args = args.with_reward_defaults(scores_tokens=self.scorer.scores_tokens)
+        args = args.with_reward_defaults(self.scorer.kind)
         self.models = prepare_models(
             args,
             model,
