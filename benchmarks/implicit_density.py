@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from density import prepare, run_all
-from density_data import paradetox
+from density import make_examiner, point_of, prepare, run_all
+from density_data import GoldJudge, paradetox
 from density_report import interval, machine, win_rate_at_kl
 from density_settings import (
     BATCH_SIZE,
@@ -43,10 +43,16 @@ LEARNING_RATE = 3e-4
 # DPO's beta is the factor of its implicit rewards too.
 BETAS = (0.1, 0.3)
 KL_LEVELS = (1, 2, 4)
-# As many settings for each arm.
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "token": [{"lam": lam} for lam in LAMS],
-    "implicit": [{"lam": LAMS[0], "reward_model": f"dpo-{beta:g}"} for beta in BETAS],
+# The implicit arm's KL coefficients, over DPO's beta: at 1, the best policy is the one that DPO has trained.
+KL_FACTORS = (0.5, 1, 2)
+# As many settings for each arm: coefficients of the KL penalty, and options.
+SETTINGS: dict[str, list[tuple[float, dict[str, Any]]]] = {
+    "token": [(kl_coef, {"lam": lam}) for lam in LAMS for kl_coef in KL_COEFS],
+    "implicit": [
+        (round(factor * beta, 3), {"lam": LAMS[0], "reward_model": f"dpo-{beta:g}"})
+        for beta in BETAS
+        for factor in KL_FACTORS
+    ],
 }
 
 
@@ -114,11 +120,29 @@ def train_dpo(beta: float, data: Path, output: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
+def examine_dpo(beta: float, data: Path, output: Path) -> None:
+    """What the policy that DPO has trained does by itself, in its folder's `policy.json`."""
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    path = output / f"dpo-{beta:g}" / "policy.json"
+    if path.exists():
+        return
+    torch.set_num_threads(1)
+    policy, start = (
+        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (path.parent, output / "start_policy")
+    )
+    parts = paradetox(data / "paradetox-8000.tsv")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "start_policy")
+    examiner = make_examiner(parts, GoldJudge(parts.gold), start, tokenizer)
+    path.write_text(json.dumps(point_of(examiner.examine(policy), examiner.start)))
+
+
 def tuning_jobs(arm: str) -> list[Job]:
     return [
         Job(arm, LEARNING_RATE, kl_coef, seed, UPDATES, options)
-        for options in OPTIONS[arm]
-        for kl_coef in KL_COEFS
+        for kl_coef, options in SETTINGS[arm]
         for seed in TUNING_SEEDS
     ]
 
@@ -133,7 +157,7 @@ def choose(results: list[dict[str, Any]], human_length: float) -> Job:
 
 def write_report(output: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
-    results = [r for r in results if r["job"]["arm"] in OPTIONS and r["job"]["updates"] == UPDATES]
+    results = [r for r in results if r["job"]["arm"] in SETTINGS and r["job"]["updates"] == UPDATES]
     known = json.loads((output / "prepared.json").read_text())
     human = known["lengths"]["chosen"]
     lines = [
@@ -143,9 +167,9 @@ def write_report(output: Path) -> None:
         "",
         "Policy, reward model, judge and runs are those of [the density dial](density.md). `token`: the token scores "
         "of the reward model that learned from the edits. `implicit`: DPO trains the start policy on the same pairs "
-        "(three epochs at a learning rate of 1e-3, as the reward model), and PPO from the start policy gets beta times the log "
-        f"ratio of each token, with the package's defaults. Every run: {UPDATES} updates of {BATCH_SIZE} completions "
-        f"at a learning rate of {LEARNING_RATE:g}.",
+        "(three epochs at a learning rate of 1e-3, as the reward model), and PPO from the start policy gets beta times "
+        f"the log ratio of each token, with the package's defaults. Every run: {UPDATES} updates of {BATCH_SIZE} "
+        f"completions at a learning rate of {LEARNING_RATE:g}.",
         "",
         "## Rewards, on the test part's edits",
         "",
@@ -161,6 +185,12 @@ def write_report(output: Path) -> None:
         "",
         "The reward model ranks by its sequence score, DPO by the sum of its implicit rewards.",
         "",
+        "## The policies that DPO has trained",
+        "",
+        "| | win rate | length-controlled | KL (nats) | length |",
+        "| --- | --- | --- | --- | --- |",
+        *_dpo_rows(output),
+        "",
         "## PPO",
         "",
         f"Each arm has the setting with the highest win rate on the tuning seed ({TUNING_SEEDS[0]}) at a KL of at most "
@@ -173,7 +203,7 @@ def write_report(output: Path) -> None:
         f"|{' --- |' * (7 + len(KL_LEVELS))}",
     ]
     of_arm = {}
-    for arm in OPTIONS:
+    for arm in SETTINGS:
         tuned = [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] in TUNING_SEEDS]
         setting = choose(tuned, human)._replace(seed=0)
         runs = [r for r in results if Job(**r["job"])._replace(seed=0) == setting and r["job"]["seed"] in SEEDS]
@@ -202,6 +232,17 @@ def write_report(output: Path) -> None:
     text = "\n".join(lines) + "\n"
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
+
+
+def _dpo_rows(output: Path) -> list[str]:
+    rows = []
+    for beta in BETAS:
+        point = json.loads((output / f"dpo-{beta:g}" / "policy.json").read_text())
+        cells = (
+            f"{point['win_rate']:.3f} | {point['length_controlled']:.3f} | {point['kl']:.1f} | {point['length']:.1f}"
+        )
+        rows.append(f"| DPO, beta {beta:g} | {cells} |")
+    return rows
 
 
 def _setting(job: Job) -> str:
@@ -238,13 +279,14 @@ def main() -> None:
         prepare(data, output)
     for beta in BETAS:
         train_dpo(beta, data, output)
+        examine_dpo(beta, data, output)
     human_length = json.loads((output / "prepared.json").read_text())["lengths"]["chosen"]
     chosen = {
         arm: choose(run_all(tuning_jobs(arm), data, output, arguments.jobs), human_length)
         for arm in ("implicit", "token")
     }
     # Seed by seed, so that a run that is stopped has both arms with the seeds that it has.
-    jobs = [chosen[arm]._replace(seed=seed) for seed in SEEDS[: arguments.seeds] for arm in OPTIONS]
+    jobs = [chosen[arm]._replace(seed=seed) for seed in SEEDS[: arguments.seeds] for arm in SETTINGS]
     run_all(jobs, data, output, arguments.jobs)
     return write_report(output)
 

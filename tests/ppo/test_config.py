@@ -67,6 +67,9 @@ OURS = {
     "hold_length": None,
     "target_length": None,
     "kl_target": None,
+    "reward_aggregation": "sum",
+    "reward_weights": None,
+    "reward_settings": None,
     "bootstrap_truncated": False,
     "eval_temperature": None,
     "use_vllm": False,
@@ -318,7 +321,7 @@ def test_what_is_left_to_the_reward_model(tmp_path):
     def resolved(kind, **settings):
         args = config(tmp_path, **settings)
         given = {name: getattr(args, name) for name in names}
-        values = args.with_reward_defaults(kind)
+        values = args.with_defaults_of([kind])
         assert {name: getattr(args, name) for name in names} == given
         return tuple(getattr(values, name) for name in names)
 
@@ -332,7 +335,7 @@ def test_what_is_left_to_the_reward_model(tmp_path):
 
 def test_a_hold_on_the_length_that_is_off_says_so_once(tmp_path, caplog):
     def resolve(**settings):
-        return config(tmp_path, **settings).with_reward_defaults("log_odds")
+        return config(tmp_path, **settings).with_defaults_of(["log_odds"])
 
     logger.warning_once.cache_clear()
     assert resolve().hold_length is False

@@ -13,8 +13,9 @@ from ..nn.modules import check_own_forward, independent_copy, vocab_size, withou
 from ..nn.sharding import copied
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import check_scorer, has_sequence_score
-from .completion_scorer import RewardFunction
 from .config import FineGrainedPPOConfig
+from .reward_functions import RewardFunction
+from .rewards import Rewards, argument_of, as_list
 
 
 class PPOModels(NamedTuple):
@@ -27,8 +28,8 @@ class PPOModels(NamedTuple):
             A model with a sequence head.
         ref_model (`nn.Module` or `None`):
             The reference policy. `None`: the policy with its adapter switched off, or with its reference adapter.
-        reward_model (`nn.Module` or `Callable`):
-            A reward model, or a reward function.
+        rewards (`tuple`):
+            Reward models, and reward functions.
         trained_adapter, ref_adapter (`str` or `None`):
             Names of the policy's adapter that is trained and of the one that is the reference, if one is.
     """
@@ -36,73 +37,85 @@ class PPOModels(NamedTuple):
     policy: nn.Module
     value_model: nn.Module
     ref_model: nn.Module | None
-    reward_model: nn.Module | RewardFunction
+    rewards: tuple[nn.Module | RewardFunction, ...]
     trained_adapter: str | None = None
     ref_adapter: str | None = None
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """The models that are not trained."""
-        return [model for model in (self.ref_model, self.reward_model) if isinstance(model, nn.Module)]
+        """The models that are not trained, each once."""
+        frozen = [model for model in (self.ref_model, *self.rewards) if isinstance(model, nn.Module)]
+        return [model for i, model in enumerate(frozen) if not any(model is other for other in frozen[:i])]
 
 
 def check_given(
-    policy: nn.Module,
-    ref_model: nn.Module | None,
-    reward_model: nn.Module | RewardFunction | None,
-    value_model: nn.Module | None,
+    policy: nn.Module, ref_model: nn.Module | None, reward_model: Any, value_model: nn.Module | None
 ) -> None:
     """Check the models that a user passes, before any work is done.
 
     Raises:
-        ValueError: If the reward model is missing, two arguments are one object, or a model runs another's weights.
+        ValueError: If there is no reward model, two arguments are one object, a reward reads a model that is trained,
+            or a model runs another's weights.
     """
-    if reward_model is None:
+    rewards = as_list(reward_model)
+    if reward_model is None or not rewards:
         raise ValueError("`reward_model` is required: a model, or a function that scores completions.")
     if ref_model is policy:
         raise ValueError("`model` and `ref_model` are one object: pass `ref_model=None` to have it copied.")
-    if value_model is not None and value_model is reward_model:
-        raise ValueError("`value_model` and `reward_model` are one object: pass `value_model=None` to have it copied.")
-    given = {"model": policy, "ref_model": ref_model, "reward_model": reward_model, "value_model": value_model}
+    given = {"model": policy, "ref_model": ref_model, "value_model": value_model}
+    for index, reward in enumerate(rewards):
+        argument = argument_of(index, len(rewards))
+        given[argument] = reward
+        if value_model is not None and value_model is reward:
+            raise ValueError(
+                f"`value_model` and `{argument}` are one object: pass `value_model=None` to have it copied."
+            )
+        check_not_trained(reward, policy, argument)
     for argument, model in given.items():
         if isinstance(model, nn.Module):
             check_own_forward(model, argument)
+
+
+def check_not_trained(reward: Any, policy: nn.Module, argument: str) -> None:
+    """Raise a `ValueError` if a reward reads the model that is trained, so that it would change with it."""
+    if isinstance(reward, nn.Module) and any(module is without_peft(policy) for module in reward.modules()):
+        raise ValueError(f"`{argument}` reads `model` itself, which is trained: load the model a second time for it.")
 
 
 def prepare_models(
     args: FineGrainedPPOConfig,
     policy: nn.Module,
     ref_model: nn.Module | None,
-    reward_model: nn.Module | RewardFunction,
+    rewards: Rewards,
     value_model: nn.Module | None,
     peft_config: Any = None,
-    shares_tokenizer: bool = True,
 ) -> PPOModels:
     """Make the models that are missing, wrap the policy in its adapter, and switch off dropout and unused gradients.
 
     Args:
         args ([`FineGrainedPPOConfig`]):
             The adapters' names, and whether gradients are checkpointed.
-        policy, ref_model, reward_model, value_model:
+        policy, ref_model, value_model:
             As the trainer takes them, see [`check_given`].
+        rewards ([`~ppo.rewards.Rewards`]):
+            The rewards.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter for the policy.
-        shares_tokenizer (`bool`, *optional*, defaults to `True`):
-            Whether the reward model reads the policy's own tokens. If not, the value model cannot be a copy of it.
 
     Raises:
         ValueError, TypeError: If a model is not supported. The error names the argument.
     """
-    readers = {"ref_model": ref_model, "value_model": value_model}
-    _check_vocabularies(policy, {**readers, "reward_model": reward_model} if shares_tokenizer else readers)
-    value_model = _value_model(policy, reward_model, value_model, shares_tokenizer)
+    _check_vocabularies(policy, {"ref_model": ref_model, "value_model": value_model, **rewards.readers})
+    value_model = _value_model(policy, [*rewards.readers.values()], value_model)
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
     for trained in (policy, value_model):
         if is_peft_model(trained) and args.gradient_checkpointing:
             trained.enable_input_require_grads()
     if ref_model is None and not is_peft_model(policy):
         ref_model = copied(policy, independent_copy)
-    models = PPOModels(policy, value_model, ref_model, reward_model, *adapters)
+    models = PPOModels(
+        policy, value_model, ref_model, tuple(reward.scorer.reward for reward in rewards.given), *adapters
+    )
     for model in (policy, value_model, *models.frozen):
         _disable_dropout(model)
     for model in models.frozen:
@@ -123,17 +136,12 @@ def _check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
             )
 
 
-def _value_model(
-    policy: nn.Module,
-    reward_model: nn.Module | RewardFunction,
-    value_model: nn.Module | None,
-    shares_tokenizer: bool,
-) -> nn.Module:
-    """The value model that was passed, or else a copy of the reward model, or else the policy's backbone with new
-    heads."""
+def _value_model(policy: nn.Module, reward_models: list[nn.Module], value_model: nn.Module | None) -> nn.Module:
+    """The value model that was passed, or else a copy of the first reward model that has a sequence head and reads the
+    policy's own tokens, or else the policy's backbone with new heads."""
     if value_model is None:
-        usable = isinstance(reward_model, nn.Module) and shares_tokenizer and has_sequence_score(reward_model)
-        value_model = copied(reward_model if usable else policy, TokenRewardModel.from_backbone)
+        usable = [model for model in reward_models if has_sequence_score(model)]
+        value_model = copied(usable[0] if usable else policy, TokenRewardModel.from_backbone)
     check_scorer(value_model, "value_model")
     if not has_sequence_score(value_model):
         raise ValueError(

@@ -99,7 +99,7 @@ class ImplicitReward(nn.Module):
 
 
 def _check_language_model(model: nn.Module, argument: str) -> None:
-    base = without_peft(model)
+    base = without_peft(model) if isinstance(model, nn.Module) else model
     is_causal_lm = isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None
     if not is_causal_lm or not base.can_generate() or base.config.is_encoder_decoder:
         raise TypeError(

@@ -19,7 +19,7 @@ from ..data.formats import SIDES, check_row, plain_rows, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
-from ..utils.text import unicode_problem
+from ..utils.text import distinct, unicode_problem
 from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
@@ -195,7 +195,7 @@ def score_dataset(
         total = len(dataset) if isinstance(dataset, Sequence) else None
     total = limit if total is None or limit is not None and limit < total else total
     readers = [_Reader(scorer, max_length) for scorer in scorers]
-    names = _distinct([scorer.name for scorer in scorers])
+    names = distinct([scorer.name for scorer in scorers])
     indexed = enumerate(islice(iter(dataset), limit))
     rows, too_long = [], []
     with tqdm(total=total, desc="Scoring rows", disable=not progress) as bar:
@@ -334,13 +334,6 @@ def _named(text: ScoredText, model: str) -> ScoredText:
         return text
     name = f"{text.name}, {model}" if text.name else model
     return ScoredText(text.tokens, text.series, name, text.numbers, text.edited, text.edit)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Adds a number to equal names, for example of one model with two signals."""
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
-    ]
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> list[str]:
