@@ -44,10 +44,10 @@ LEARNING_RATE = 3e-4
 BETAS = (0.1, 0.3)
 KL_LEVELS = (1, 2, 4)
 # The implicit arm's KL coefficients, over DPO's beta: at 1, the best policy is the one that DPO has trained.
-KL_FACTORS = (0.5, 1, 2)
+KL_FACTORS = (1, 2)
 # As many settings for each arm: coefficients of the KL penalty, and options.
 SETTINGS: dict[str, list[tuple[float, dict[str, Any]]]] = {
-    "token": [(kl_coef, {"lam": lam}) for lam in LAMS for kl_coef in KL_COEFS],
+    "token": [(kl_coef, {"lam": lam}) for lam in LAMS for kl_coef in KL_COEFS[:2]],
     "implicit": [
         (round(factor * beta, 3), {"lam": LAMS[0], "reward_model": f"dpo-{beta:g}"})
         for beta in BETAS
@@ -157,7 +157,8 @@ def choose(results: list[dict[str, Any]], human_length: float) -> Job:
 
 def write_report(output: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
-    results = [r for r in results if r["job"]["arm"] in SETTINGS and r["job"]["updates"] == UPDATES]
+    settings = {job._replace(seed=0).name for arm in SETTINGS for job in tuning_jobs(arm)}
+    results = [r for r in results if Job(**r["job"])._replace(seed=0).name in settings]
     known = json.loads((output / "prepared.json").read_text())
     human = known["lengths"]["chosen"]
     lines = [

@@ -223,9 +223,9 @@ def test_the_value_model_is_of_the_first_model_with_a_sequence_head(scenario):
     ("rewards", "settings", "error", "message"),
     [
         ([], {}, ValueError, "`reward_model` is required"),
-        ([by_token, 3], {}, TypeError, r"reward_model\[1\]: `reward_model` must be a model or a function, got int"),
-        ([by_token, nn.Linear(2, 2)], {}, TypeError, r"reward_model\[1\]: .* is a Linear"),
-        ([first_model, tiny.unigram_reward_model], {}, ValueError, r"reward_model\[1\]: .*token head is untrained"),
+        ([by_token, 3], {}, TypeError, r"`reward_model\[1\]`: `reward_model` must be a model or a function, got int"),
+        ([by_token, nn.Linear(2, 2)], {}, TypeError, r"`reward_model\[1\]`: .* is a Linear"),
+        ([first_model, tiny.unigram_reward_model], {}, ValueError, r"`reward_model\[1\]`: .*token head is untrained"),
         ([by_token, c_is_good], {"reward_weights": [1.0]}, ValueError, "`reward_weights` has 1 entries, .* is 2"),
         ([by_token], {"reward_settings": [{}, {}]}, ValueError, "`reward_settings` has 2 entries, .* is 1"),
         ([first_model], {"reward_aggregation": "min"}, ValueError, "has no effect on one reward"),
@@ -247,7 +247,7 @@ def test_the_value_model_is_of_the_first_model_with_a_sequence_head(scenario):
             [by_token, first_model],
             {"reward_settings": [{"reward_signal": "token_scores"}, {}]},
             ValueError,
-            r"reward_model\[0\]: `reward_signal` has no effect on a reward function",
+            r"`reward_model\[0\]`: `reward_signal` has no effect on a reward function",
         ),
         (
             [by_token, first_model],

@@ -101,6 +101,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 self.sources.append(load_source(reward, tokenizer, signal, args.model_init_kwargs))
             except TypeError as error:
                 raise TypeError(f"`reward_funcs[{index}]`: {error}") from error
+            if self.sources[-1] is None and set(_own_settings(args, index)) - {"reward_signal"}:
+                raise ValueError(_without_effect(index))
         named = [source for source in self.sources if source is not None]
         for own, name in zip(named, distinct([own.name for own in named]), strict=True):
             own.name = name
@@ -130,7 +132,12 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             self.completion_log = CompletionLog(self, args.num_completions_to_print or 8, GRPO_FOLDER)
             self.add_callback(self.completion_log)
         for index, source in enumerate(self.sources):
-            self._prepare_source(source, index)
+            try:
+                self._prepare_source(source, index)
+            except ValueError as error:
+                if len(self.sources) == 1:
+                    raise
+                raise ValueError(f"`reward_funcs[{index}]`: {error}") from error
         if args.reward_aggregation == "min":
             check_ensemble([None if source is None else source.scorer for source in self.sources], "reward_funcs")
         if any(isinstance(source, ModelSource) for source in self.sources):
@@ -138,8 +145,6 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     def _prepare_source(self, source: RewardSource | None, index: int) -> None:
         if source is None:
-            if self._own_settings(index):
-                raise ValueError(self._without_effect(index))
             return
         args, batch_size = self.args.of_reward(index), self.args.per_device_train_batch_size
         if isinstance(source, ModelSource):
@@ -153,21 +158,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             given = source.model, self._tokenizer, source.tokenizer, args.reward_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
         elif isinstance(source, FunctionSource):
-            own_signal = self._own_settings(index).get("reward_signal")
+            own_signal = _own_settings(self.args, index).get("reward_signal")
             given = source.call, self._tokenizer, None, own_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
         source.shaping = args.with_reward_defaults(source.scorer.kind).shaping()
-
-    def _own_settings(self, index: int) -> dict[str, Any]:
-        """The entry of `reward_settings` of a reward; the rewards that environments own have none."""
-        given = self.args.reward_settings or []
-        return given[index] if index < len(given) else {}
-
-    def _without_effect(self, index: int) -> str:
-        return (
-            f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
-            "which is taken as it is."
-        )
 
     # TRL's method makes the completions, reads the rewards and makes advantages of whole completions. These three take
     # hold of what passes, and put advantages of tokens in their place.
@@ -179,8 +173,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         for index, (source, totals) in enumerate(zip(self.sources, self._rewards_per_func.unbind(1), strict=True)):
             has_opinion = not totals.isnan().all()
-            if self._own_settings(index) and has_opinion and source is not None and source.token_rewards is None:
-                raise ValueError(self._without_effect(index))
+            if _own_settings(self.args, index) and has_opinion and source is not None and source.token_rewards is None:
+                raise ValueError(_without_effect(index))
         if all(source is None or source.token_rewards is None for source in self.sources):
             self.args.check_no_token_settings()
             if not self._holds_length:
@@ -328,3 +322,16 @@ def _stacked(rows: list[Tensor | None], shape: torch.Size, device: torch.device)
         if values is not None:
             stacked[row, : len(values)] = values.to(device)
     return stacked
+
+
+def _own_settings(args: FineGrainedGRPOConfig, index: int) -> dict[str, Any]:
+    """The entry of `reward_settings` of a reward; the rewards that environments own have none."""
+    given = args.reward_settings or []
+    return given[index] if index < len(given) else {}
+
+
+def _without_effect(index: int) -> str:
+    return (
+        f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
+        "which is taken as it is."
+    )

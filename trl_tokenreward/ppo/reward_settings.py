@@ -115,7 +115,7 @@ class RewardSettings:
                 Its place among the rewards.
         """
         settings = copy.copy(self)
-        if self.reward_settings is not None:
+        if self.reward_settings is not None and index < len(self.reward_settings):  # environments own rewards too
             vars(settings).update(self.reward_settings[index])
         return settings
 

@@ -177,7 +177,7 @@ def make_rewards(
         except (TypeError, ValueError) as error:
             if len(entries) == 1:
                 raise
-            raise type(error)(f"{argument_of(index, len(entries))}: {error}") from error
+            raise type(error)(f"`{argument_of(index, len(entries))}`: {error}") from error
     names = distinct([reward_name(reward) for reward in entries])
     rewards = [
         Reward(
