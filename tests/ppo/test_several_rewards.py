@@ -180,6 +180,24 @@ def test_defaults_of_implicit_rewards(scenario):
     assert (args.center_rewards, args.reward_clip, args.hold_length) == (True, 1.0, True)
 
 
+def test_with_a_teacher_reward_and_penalty_are_the_kl_to_the_teacher(scenario):
+    teacher = tiny.bigram_lm({token: {EOS: 0.5, C: 0.2, D: 0.2, A: 0.1} for token in range(16)})
+    trainer = scenario.make(
+        policy=policy(),
+        reward=ImplicitReward(teacher, tiny.bigram_lm(), 0.5),
+        ref_model=tiny.bigram_lm(),
+        dataset=prompts([A], [B], [C], [D]),
+        stop_token="eos",
+        kl_coef=0.5,
+    )
+    seen = trainer.collect_rollout(0)
+    of_teacher = {EOS: 0.5, C: 0.2, D: 0.2, A: 0.1}
+    for row, mask in enumerate(seen.completion_mask.bool()):
+        teacher_logps = torch.tensor([math.log(of_teacher[t]) for t in seen.completion_ids[row][mask].tolist()])
+        expected = 0.5 * (teacher_logps - seen.per_token_logps[row][mask])
+        torch.testing.assert_close(seen.token_level_rewards[row][mask], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_each_is_logged_by_name(scenario):
     rewards = [first_model(), first_model(), c_is_good]
     trainer = make(scenario, rewards, max_steps=2, eval_dataset=prompts([A], [B]))
