@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 
 import ppo_runs
 import tiny
-from trl_tokenreward import ImplicitReward, TokenRewardModel
+from trl_tokenreward import ImplicitReward, TokenRewardModel, TokenScorer, score_dataset
 from trl_tokenreward.reward_model.readout import has_sequence_score, has_token_scores, token_scores
 
 
@@ -159,3 +159,18 @@ def test_an_adapter_of_virtual_tokens_is_refused():
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ValueError, match="`model` has an adapter of the type PROMPT_TUNING"):
         ImplicitReward(get_peft_model(tiny.causal_lm(), config))
+
+
+def test_texts_are_shown_token_by_token():
+    tokenizer = tiny.tokenizer()
+    reward = ImplicitReward(*models())
+    row = {"prompt": "the quick", "text": " brown fox"}
+    [shown] = score_dataset([row], TokenScorer(reward, tokenizer)).rows
+    ids = torch.tensor([tokenizer("the quick brown fox<eos>")["input_ids"]])
+    start = len(tokenizer("the quick")["input_ids"])
+    expected = reward.token_scores(ids, torch.ones_like(ids), start)[0, start:]
+    [text] = shown.texts
+    assert text.series["score"] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
+    assert "sequence score" not in text.numbers
+    with pytest.raises(ValueError, match="no trained sequence head"):
+        TokenScorer(reward, tokenizer, signal="sequence_score")

@@ -12,6 +12,7 @@ from ..nn.adapters import check_adapter, reference_adapter
 from ..nn.lm_head import logps_at
 from ..nn.modules import check_own_forward, max_positions, vocab_size, without_peft
 from ..nn.unpadding import right_packed
+from .modeling import TokenRewardOutput
 
 
 class ImplicitReward(nn.Module):
@@ -25,9 +26,10 @@ class ImplicitReward(nn.Module):
     Zhong et al., 2024, https://huggingface.co/papers/2404.18922, and PRIME, Cui et al., 2025,
     https://huggingface.co/papers/2502.01456). Of a teacher, it is the reward of on-policy distillation.
 
-    It is a reward model as others are: `reward_model` of [`FineGrainedPPOTrainer`], or one of the `reward_funcs` of
-    [`FineGrainedGRPOTrainer`]. Where its tokenizer is not the policy's, pass the tokenizer too, as for others. Both
-    models are put in evaluation mode and get no gradients. Log-probabilities are at temperature 1.
+    It is a reward model as others are: `reward_model` of [`FineGrainedPPOTrainer`], one of the `reward_funcs` of
+    [`FineGrainedGRPOTrainer`], or the model of a [`TokenScorer`]. Where its tokenizer is not the policy's, pass the
+    tokenizer too, as for others. Both models are put in evaluation mode and get no gradients. Log-probabilities are at
+    temperature 1.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or `PeftModel`):
@@ -67,6 +69,20 @@ class ImplicitReward(nn.Module):
         """The configuration of that of the two models that reads fewer positions."""
         models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
         return without_peft(min(models, key=lambda model: max_positions(model) or math.inf)).config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the model."""
+        return without_peft(self.model).get_input_embeddings()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TokenRewardOutput:
+        """[`~ImplicitReward.token_scores`] of a batch in the form of a [`TokenRewardModel`]'s, with the sums up to each
+        column as prefix scores."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        scores = self.token_scores(input_ids, attention_mask)
+        return TokenRewardOutput(
+            logits=scores.sum(1, keepdim=True), token_scores=scores, prefix_scores=scores.cumsum(1)
+        )
 
     @torch.no_grad()
     def token_scores(self, input_ids: Tensor, attention_mask: Tensor, start: int = 0) -> Tensor:

@@ -24,6 +24,7 @@ from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
+from .implicit import ImplicitReward
 from .modeling import TokenRewardModel
 from .text_scores import scores_of_ids
 
@@ -41,8 +42,8 @@ class TokenScorer:
     A token reward model, ready to score texts.
 
     Args:
-        model ([`TokenRewardModel`] or `PeftModel`):
-            The model, or an adapter around one.
+        model ([`TokenRewardModel`], `PeftModel` or [`ImplicitReward`]):
+            The model, an adapter around one, or implicit rewards, which have token scores alone.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer, a fast one.
         name (`str`, *optional*):
@@ -68,10 +69,12 @@ class TokenScorer:
         has_sequence_score: bool = True,
     ):
         base = without_peft(model)
-        if not isinstance(base, TokenRewardModel):
+        if isinstance(base, ImplicitReward):
+            has_sequence_score = False
+        elif not isinstance(base, TokenRewardModel):
             raise TypeError(
-                f"`model` must be a TokenRewardModel or an adapter around one, got {type(base).__name__}: "
-                "`TokenRewardModel.from_backbone` makes one of it."
+                "`model` must be a TokenRewardModel, an adapter around one or an ImplicitReward, got "
+                f"{type(base).__name__}: `TokenRewardModel.from_backbone` makes one of it."
             )
         if signal not in (None, "token_scores", "sequence_score"):
             raise ValueError(f"`signal` must be 'token_scores' or 'sequence_score', got {signal!r}.")
@@ -79,7 +82,8 @@ class TokenScorer:
         self.name = name or base.config.name_or_path or type(base).__name__
         self.signal: Signal = signal or "token_scores"
         self.has_sequence_score = has_sequence_score
-        if self.signal == "token_scores" and not base.token_head_is_trained:
+        is_untrained = isinstance(base, TokenRewardModel) and not base.token_head_is_trained
+        if self.signal == "token_scores" and is_untrained:
             remedy = " or score with `signal='sequence_score'`" if has_sequence_score else ""
             raise ValueError(
                 f"The token head of {self.name} is untrained: every token would score 0. Train it with "
