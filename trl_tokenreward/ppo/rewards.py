@@ -67,13 +67,14 @@ class Rewards:
             check_ensemble([reward.scorer for reward in self.rewards], "reward_model")
 
     @property
-    def kinds(self) -> list[RewardKind]:
-        return [reward.scorer.kind for reward in self.rewards]
-
-    @property
     def given(self) -> list[Reward]:
         """Those that the trainer was given."""
         return [reward for reward in self.rewards if not reward.is_extra]
+
+    @property
+    def kinds(self) -> list[RewardKind]:
+        """What those are that the trainer was given."""
+        return [reward.scorer.kind for reward in self.given]
 
     @property
     def readers(self) -> dict[str, nn.Module]:
@@ -162,33 +163,25 @@ def make_rewards(
             f"There are {len(entries)} rewards in `reward_model`, but {len(tokenizers)} in `reward_processing_class`: "
             "pass a list with one tokenizer for each, `None` for those with the policy's and for functions."
         )
-    weights = args.reward_weights or [1.0] * len(entries)
-    stop_token_id = args.find_stop_token(processing_class.eos_token_id)
-    sizes = args.local_rollout_forward_batch_size, stop_token_id
-    scorers = []
+    sizes = args.local_rollout_forward_batch_size, args.find_stop_token(processing_class.eos_token_id)
+    rewards = []
     for index, (reward, tokenizer) in enumerate(zip(entries, tokenizers, strict=True)):
-        own = args.of_reward(index)
+        own, argument = args.of_reward(index), argument_of(index, len(entries))
         try:
             with gathered(reward):
-                scorers.append(
-                    CompletionScorer(reward, processing_class, tokenizer, own.reward_signal, own.reward_density, *sizes)
-                )
-            own.check_signal(scorers[-1].signal)
+                given = reward, processing_class, tokenizer, own.reward_signal, own.reward_density, *sizes
+                scorer = CompletionScorer(*given)
+            own.check_signal(scorer.signal)
         except (TypeError, ValueError) as error:
             if len(entries) == 1:
                 raise
-            raise type(error)(f"`{argument_of(index, len(entries))}`: {error}") from error
-    names = distinct([reward_name(reward) for reward in entries])
-    rewards = [
-        Reward(
-            names[index],
-            argument_of(index, len(entries)),
-            scorer,
-            args.of_reward(index).with_reward_defaults(scorer.kind).shaping(),
-            float(weights[index]),
-        )
-        for index, scorer in enumerate(scorers)
-    ]
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"`{argument}`: {error}") from error
+        weight = 1.0 if args.reward_weights is None else float(args.reward_weights[index])
+        shaping = own.with_reward_defaults(scorer.kind).shaping()
+        rewards.append(Reward(reward_name(reward), argument, scorer, shaping, weight))
+    names = distinct([reward.name for reward in rewards])
+    rewards = [reward._replace(name=name) for reward, name in zip(rewards, names, strict=True)]
     if args.sequence_score_coef > 0:
         rewards.append(_sequence_score(rewards, tokenizers[0], args, sizes))
     return Rewards(rewards, args.reward_aggregation)

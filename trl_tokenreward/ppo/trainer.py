@@ -157,7 +157,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         # New heads and adapters are random, so the seed comes first.
         set_seed(args.seed)
         self.rewards = make_rewards(reward_model, processing_class, reward_processing_class, args)
-        args = args.with_defaults_of([reward.scorer.kind for reward in self.rewards.given])
+        args = args.with_defaults_of(self.rewards.kinds)
         self.models = prepare_models(args, model, ref_model, self.rewards, value_model, peft_config)
         self.policy_model, self.value_model, self.ref_model = self.models[:3]
         self.reward_model = reward_model
