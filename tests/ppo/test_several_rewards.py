@@ -11,7 +11,7 @@ import tiny
 from ppo_scenario import RAW, logged, prompts
 from scorer_cases import TWO_ROWS, batch
 from tiny import EOS, A, B, C, D
-from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, ImplicitReward, read_completions
+from trl_tokenreward import FineGrainedPPOConfig, ImplicitReward, read_completions
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer
 
 
@@ -341,21 +341,12 @@ def test_a_completion_without_a_prompt_to_predict_its_first_token():
 
 
 def test_several_rewards_resume_exactly(tmp_path):
-    def trainer(folder):
-        models = lambda family: {  # noqa: E731
-            **ppo_runs._dense(family),
-            "reward_model": [ppo_runs.token_reward_model(), ppo_runs.early_letters],
-        }
-        ppo_runs.RUNS["several"] = {"models": models, "reward_weights": [1.0, 0.5]}
-        try:
-            return ppo_runs.make("several", folder, max_steps=8, save_steps=4, eval_strategy="no")
-        finally:
-            del ppo_runs.RUNS["several"]
+    def trainer():
+        return ppo_runs.make("several", tmp_path, max_steps=8, save_steps=4, eval_strategy="no")
 
-    whole = trainer(tmp_path)
+    whole = trainer()
     whole.train()
-    resumed = trainer(tmp_path)
+    resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert isinstance(whole, FineGrainedPPOTrainer)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
