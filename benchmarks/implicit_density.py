@@ -206,11 +206,15 @@ def write_report(output: Path) -> None:
     of_arm = {}
     for arm in SETTINGS:
         tuned = [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] in TUNING_SEEDS]
+        if not tuned:
+            of_arm[arm] = {}
+            lines.append(f"| {arm} | not run yet |{' |' * (5 + len(KL_LEVELS))}")
+            continue
         setting = choose(tuned, human)._replace(seed=0)
         runs = [r for r in results if Job(**r["job"])._replace(seed=0) == setting and r["job"]["seed"] in SEEDS]
         of_arm[arm] = {r["job"]["seed"]: r for r in runs}
-        if runs:
-            lines.append(f"| {arm} | {_setting(setting)} | {len(runs)} | {' | '.join(_cells(runs))} |")
+        cells = _cells(runs) if runs else ["not run yet"] + [""] * (3 + len(KL_LEVELS))
+        lines.append(f"| {arm} | {_setting(setting)} | {len(runs)} | {' | '.join(cells)} |")
     both = sorted(set.intersection(*map(set, of_arm.values())))
     if both:
         differences = [
@@ -221,14 +225,16 @@ def write_report(output: Path) -> None:
         "",
         "## Tuning",
         "",
-        "| arm | setting | win rate | KL | length | within bounds |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| arm | setting | at 4 nats | win rate | KL | length | within bounds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in results:
         if run["job"]["seed"] in TUNING_SEEDS:
             job, end = Job(**run["job"]), final(run)
             within = "yes" if allowed(end, human) else "no"
-            cells = f"{end.win_rate:.3f} | {end.kl:.1f} | {end.length:.1f} | {within}"
+            at_level = win_rate_at_kl(run["curve"], 4)
+            level = "–" if at_level is None else f"{at_level:.3f}"
+            cells = f"{level} | {end.win_rate:.3f} | {end.kl:.1f} | {end.length:.1f} | {within}"
             lines.append(f"| {job.arm} | {_setting(job)} | {cells} |")
     text = "\n".join(lines) + "\n"
     RESULTS.write_text(text, encoding="utf-8")
