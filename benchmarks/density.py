@@ -34,6 +34,7 @@ from density_settings import (
     BATCH_SIZE,
     EVALUATE_EVERY,
     HIDDEN_SIZE,
+    IMPLICIT_ARMS,
     KL_COEFS,
     LAMS,
     LAYERS,
@@ -222,7 +223,7 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
         "vf_coef": 0.5,
         "num_sample_generations": 0,
         "logging_steps": 4,
-        **ARMS[job.arm],
+        **{**ARMS, **IMPLICIT_ARMS}[job.arm],
         **job.options,
     }
     reward_model = output / settings.pop("reward_model", "reward_model")
@@ -231,7 +232,7 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
         "model": policy,
         "train_dataset": Dataset.from_dict({"input_ids": prompts}),
     }
-    make = trl_trainer if job.arm == "TRL" else our_trainer
+    make = {"TRL": trl_trainer, "implicit": implicit_trainer}.get(job.arm, our_trainer)
     trainer, steps_per_update = make(settings, arguments, output, reward_model)
     curve = learning_curve(examiner, steps_per_update)
     trainer.add_callback(curve)
@@ -254,6 +255,21 @@ def our_trainer(
 
     model = TokenRewardModel.from_pretrained(reward_model, dtype=torch.float32)
     trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=model, **arguments)
+    return trainer, trainer.schedule.steps_per_update
+
+
+def implicit_trainer(settings: dict[str, Any], arguments: dict[str, Any], output: Path, model: Path) -> tuple[Any, int]:
+    """PPO with the implicit rewards of a model trained with DPO, from a folder that has its beta in `metrics.json`."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, ImplicitReward
+
+    trained, start = (
+        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (model, output / "start_policy")
+    )
+    reward = ImplicitReward(trained, start, beta=json.loads((model / "metrics.json").read_text())["beta"])
+    trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=reward, **arguments)
     return trainer, trainer.schedule.steps_per_update
 
 
@@ -340,7 +356,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Folder with ParaDetox.")
     parser.add_argument("--output", type=Path, default=Path("runs/density"), help="Folder for models and results.")
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
-    parser.add_argument("--arm", choices=list(ARMS), default="token")
+    parser.add_argument("--arm", choices=[*ARMS, *IMPLICIT_ARMS], default="token")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--kl-coef", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)

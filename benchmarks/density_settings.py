@@ -32,6 +32,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "token": {**TOKENS, "reward_density": "token"},
     "token + sequence": {**TOKENS, "reward_density": "token", "sequence_score_coef": 0.5},
 }
+# An arm of `implicit_density.py` alone: the option `reward_model` names the folder of a model trained with DPO.
+IMPLICIT_ARMS: dict[str, dict[str, Any]] = {"implicit": {}}
 # The token arm without one of its defaults, each on the first seeds; `reward_model` names another reward model.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as by default": {},

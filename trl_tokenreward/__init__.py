@@ -17,6 +17,7 @@ _MODULE_OF = {
     "align_edits": "edits.alignment",
     "align_ids": "edits.alignment",
     "DataCollatorForTokenReward": "data.collator",
+    "ImplicitReward": "reward_model.implicit",
     "TextScores": "reward_model.text_scores",
     "TokenRewardModel": "reward_model.modeling",
     "TokenRewardModelConfig": "reward_model.configuration",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from .reward_model.configuration import TokenRewardModelConfig
     from .reward_model.evaluation import TokenRewardReport, evaluate_token_rewards
     from .reward_model.export import export_scores
+    from .reward_model.implicit import ImplicitReward
     from .reward_model.modeling import TokenRewardModel, TokenRewardOutput
     from .reward_model.scoring import TokenScorer, score_dataset
     from .reward_model.text_scores import TextScores

@@ -461,15 +461,15 @@ class TestRefused:
     @pytest.mark.parametrize(
         "change, message",
         [
-            (lambda rewards: rewards[:-1], "returned 3 rewards for 4 completions"),
-            (lambda rewards: [rewards[0][:-1], *rewards[1:]], "token rewards for completion 0, which has"),
+            (lambda rewards: rewards[:-1], "returned 3 scores for 4 completions"),
+            (lambda rewards: [rewards[0][:-1], *rewards[1:]], "token scores for completion 0, which has"),
             (
                 lambda rewards: [*rewards[:2], [math.nan] * len(rewards[2]), rewards[3]],
-                "nan for token 0 of completion 2",
+                r"\[nan.* for completion 2, where a finite",
             ),
-            (lambda rewards: [*rewards[:3], [math.inf] * len(rewards[3])], "inf for token 0 of completion 3"),
-            (lambda rewards: [1.0, *rewards[1:]], "single number 1.0 for completion 0"),
-            (lambda rewards: [["x"] * len(rewards[0]), *rewards[1:]], "where one float for each token is due"),
+            (lambda rewards: [*rewards[:3], [math.inf] * len(rewards[3])], r"\[inf.* for completion 3, where a finite"),
+            (lambda rewards: [1.0, *rewards[1:]], "floats and lists of floats; return one kind"),
+            (lambda rewards: [["x"] * len(rewards[0]), *rewards[1:]], r"x.* for completion 0, where a finite float"),
         ],
         ids=["completions", "tokens", "nan", "inf", "mixed", "strings"],
     )

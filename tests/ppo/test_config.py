@@ -67,6 +67,9 @@ OURS = {
     "hold_length": None,
     "target_length": None,
     "kl_target": None,
+    "reward_aggregation": "sum",
+    "reward_weights": None,
+    "reward_settings": None,
     "bootstrap_truncated": False,
     "eval_temperature": None,
     "use_vllm": False,
@@ -315,23 +318,24 @@ def test_strategies_by_epoch_are_refused(name, tmp_path):
 def test_what_is_left_to_the_reward_model(tmp_path):
     names = ("token_score_transform", "reward_scale", "center_rewards", "reward_clip", "hold_length")
 
-    def resolved(scores_tokens, **settings):
+    def resolved(kind, **settings):
         args = config(tmp_path, **settings)
         given = {name: getattr(args, name) for name in names}
-        values = args.with_reward_defaults(scores_tokens)
+        values = args.with_defaults_of([kind])
         assert {name: getattr(args, name) for name in names} == given
         return tuple(getattr(values, name) for name in names)
 
-    assert resolved(True, stop_token="eos") == ("log_sigmoid", 0.2, True, 1.0, True)
-    assert resolved(True) == ("log_sigmoid", 0.2, True, 1.0, False)
-    assert resolved(False, stop_token="eos") == ("none", 1.0, False, math.inf, False)
+    assert resolved("log_odds", stop_token="eos") == ("log_sigmoid", 0.2, True, 1.0, True)
+    assert resolved("log_odds") == ("log_sigmoid", 0.2, True, 1.0, False)
+    assert resolved("other", stop_token="eos") == ("none", 1.0, False, math.inf, False)
+    assert resolved("log_ratios", stop_token="eos") == ("none", 1.0, True, 1.0, True)
     own = {"token_score_transform": "none", "reward_scale": 3.0, "center_rewards": False, "reward_clip": 2.0}
-    assert resolved(True, **own, hold_length=True, stop_token_id=3) == (*own.values(), True)
+    assert resolved("log_odds", **own, hold_length=True, stop_token_id=3) == (*own.values(), True)
 
 
 def test_a_hold_on_the_length_that_is_off_says_so_once(tmp_path, caplog):
     def resolve(**settings):
-        return config(tmp_path, **settings).with_reward_defaults(scores_tokens=True)
+        return config(tmp_path, **settings).with_defaults_of(["log_odds"])
 
     logger.warning_once.cache_clear()
     assert resolve().hold_length is False

@@ -19,9 +19,9 @@ PEFT = ["peft", "one base"] if importlib.util.find_spec("peft") else []
 # One launch, some 20 seconds of imports, serves all the runs of an engine and a number of processes. "stream" has a
 # GPT-2, whose head is its embedding, and the others have Llamas.
 RUNS = {
-    ("ddp", 2): ["terminal", "stream", "function", "full length", "shared trunk", *PEFT],
+    ("ddp", 2): ["terminal", "stream", "function", "several", "full length", "shared trunk", *PEFT],
     ("ddp", 4): ["function"],
-    ("fsdp2", 2): ["terminal", "full length", "shared trunk", *PEFT],
+    ("fsdp2", 2): ["terminal", "several", "full length", "shared trunk", *PEFT],
     ("fsdp2", 4): ["stream"],
 }
 # What goes on from which checkpoint.

@@ -8,7 +8,7 @@ from torch import nn
 
 import ppo_runs
 import tiny
-from trl_tokenreward import TokenRewardModel
+from trl_tokenreward import ImplicitReward, TokenRewardModel
 from trl_tokenreward.nn.modules import backbone_of, without_peft
 from trl_tokenreward.ppo import models as ppo_models
 from trl_tokenreward.ppo.forward import completion_values
@@ -39,8 +39,17 @@ def make(directory, reward_model=None, model=None, value_model=None, peft_config
 
 def storage(*models):
     """Bytes of all the parameters of some models, each counted once."""
-    tensors = {p.data_ptr(): p for model in models if isinstance(model, nn.Module) for p in model.parameters()}
+    tensors = {p.data_ptr(): p for model in flat(models) for p in model.parameters()}
     return sum(p.numel() * p.element_size() for p in tensors.values())
+
+
+def flat(models):
+    """The modules among some models, rewards and lists of them."""
+    for model in models:
+        if isinstance(model, nn.Module):
+            yield model
+        elif isinstance(model, (list, tuple)):
+            yield from flat(model)
 
 
 def base_size(model):
@@ -145,6 +154,19 @@ def test_an_adapter_of_the_users_shares_its_base_where_that_is_asked(tmp_path):
     model = ppo_runs.lora(policy())
     trainer = make(tmp_path, model=model, peft_config=None, share_base=True)
     assert storage(*trainer.models) < 1.7 * base_size(policy())  # with the copy of the adapter that is the reference
+    trainer.train()
+
+
+def test_an_implicit_reward_holds_the_base_too(tmp_path):
+    """Two rewards, a language model's adapter and a reward model's, beside policy and value model: one base."""
+    implicit = ImplicitReward(ppo_runs.lora(policy()))
+    rewards = [implicit, ppo_runs.lora_reward_model(policy())]
+    trainer = make(tmp_path, rewards)
+    models = (*trainer.models[:2], *rewards)
+    assert storage(*models) < 2.5 * base_size(policy())
+    assert storage(*models) < base_size(policy()) + 1.2 * sum(
+        map(adapter_size, (*models[:2], implicit.model, rewards[1]))
+    )
     trainer.train()
 
 

@@ -32,7 +32,7 @@ def test_what_a_function_may_return(returned, expected):
     ("returned", "error", "message"),
     [
         ([1.0], ValueError, "returned 1 scores for 2 completions"),
-        (None, TypeError, "The reward function returned a NoneType, where a list of 2 entries is due"),
+        (None, TypeError, "The reward function '<lambda>' returned a NoneType, where a list of 2 entries is due"),
         (1.0, TypeError, "returned a float, where a list of 2 entries is due"),
         (torch.tensor(1.0), TypeError, "returned tensor(1.), where a list of 2 entries is due"),
         (np.float64(1.0), TypeError, "where a list of 2 entries is due"),
@@ -46,7 +46,7 @@ def test_what_a_function_may_return(returned, expected):
         ([[1, 2, 3, 4], []], ValueError, "returned 0 token scores for completion 1"),
         ([1.0, None], TypeError, "returned None for completion 1"),
         ([1.0, "good"], TypeError, "returned 'good' for completion 1"),
-        ([[1, 2, 3, None], [5, 6]], TypeError, "for completion 0, where a float or one float per token is due"),
+        ([[1, 2, 3, None], [5, 6]], TypeError, "for completion 0, where a finite float or one per token is due"),
         ([float("nan"), 1.0], ValueError, "returned nan for completion 0"),
         ([[1, 2, 3, 4], [5, float("inf")]], ValueError, "returned [5, inf] for completion 1"),
         (torch.zeros(2, 1, 1), ValueError, "for completion 0"),
@@ -63,7 +63,7 @@ def test_a_coroutine_is_no_list():
         return [1.0, 2.0]
 
     scorer = CompletionScorer(reward, tiny.word_tokenizer())
-    with pytest.raises(TypeError, match="The reward function is an `async` function"):
+    with pytest.raises(TypeError, match="The reward function 'reward' is an `async` function"):
         scorer.raw_scores(*TWO_ROWS)
 
 

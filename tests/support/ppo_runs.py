@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import tiny
-from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, ImplicitReward, TokenRewardModel
 from trl_tokenreward.ppo.collector import RolloutCollector
 
 
@@ -59,6 +59,11 @@ def _one_base(family: str) -> dict[str, Any]:
 
 def _callable(family: str) -> dict[str, Any]:
     return {**_terminal(family), "reward_model": early_letters}
+
+
+def _several(family: str) -> dict[str, Any]:
+    implicit = ImplicitReward(*(scaled(tiny.causal_lm(family, seed, vocab_size=VOCAB_SIZE)) for seed in (5, 6)))
+    return {**_dense(family), "reward_model": [token_reward_model(family), implicit, early_letters]}
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -103,6 +108,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "kl_estimator": "k3",
         "bootstrap_truncated": True,
         "missing_eos_penalty": 0.5,
+    },
+    "several": {
+        "models": _several,
+        "reward_weights": [1.0, 2.0, 0.25],
+        "reward_settings": [{}, {}, {"reward_density": "sequence"}],
+        "num_mini_batches": 1,
+        "num_ppo_epochs": 4,
     },
     # A target that is soon exceeded.
     "full length": {

@@ -5,18 +5,11 @@ from typing import Literal
 
 from trl import GRPOConfig, GRPOTrainer
 
-from ..ppo.reward_settings import RewardSettings, check_choice
+from ..ppo.reward_settings import OF_ONE_REWARD, RewardSettings, check_choice
 
 
 # What spreads and shapes token rewards, and has no effect on one reward for each completion.
-_OF_TOKEN_REWARDS = (
-    "advantage_estimator",
-    "reward_density",
-    "token_score_transform",
-    "reward_scale",
-    "center_rewards",
-    "reward_clip",
-)
+_OF_TOKEN_REWARDS = ("advantage_estimator", *(name for name in OF_ONE_REWARD if name != "reward_signal"))
 
 
 @dataclass
@@ -59,6 +52,12 @@ class FineGrainedGRPOConfig(RewardSettings, GRPOConfig):
             are. `None` selects `True` for the token scores of a reward model.
         target_length (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. `None` selects that of the first batch.
+        reward_aggregation (`str`, *optional*, defaults to `"sum"`):
+            How several rewards become one, as in [`FineGrainedPPOConfig`]: `"sum"`, with TRL's `reward_weights`, or
+            `"min"`, for several reward models that score tokens.
+        reward_settings (`list[dict]`, *optional*):
+            For each of `reward_funcs`, a dictionary of what it has for itself of the settings from `reward_signal` to
+            `reward_clip`.
     """
 
     advantage_estimator: Literal["process", "leave_one_out"] = field(

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from .._trl import get_config_model_id
-from ..nn.modules import without_peft
 from ..nn.unpadding import padded
 from ..ppo.completion_scorer import CompletionScorer
 from ..ppo.prompts import DataCollatorForPrompts, Prompts
+from ..ppo.reward_functions import returned_scores, reward_name
 from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import has_token_scores
@@ -48,19 +47,16 @@ class RewardSource:
             What logs and errors call it.
         scorer ([`~ppo.completion_scorer.CompletionScorer`]):
             Spreads the token rewards.
+        shaping (`dict[str, Any]`):
+            How it does so: arguments of [`~ppo.completion_scorer.CompletionScorer.spread`].
         token_rewards (`list[Tensor | None]` or `None`):
             What it said of the last batch: for each completion one number for each of its tokens, or `None` where it
             has no opinion. `None` if it gave one number for each completion.
-        scores_tokens (`bool`):
-            Whether it is a reward model that scores tokens.
     """
 
     name: str
     scorer: CompletionScorer
-
-    @property
-    def scores_tokens(self) -> bool:
-        return False
+    shaping: dict[str, Any]
 
     def __init__(self) -> None:
         self.token_rewards: list[Tensor | None] | None = None
@@ -75,10 +71,9 @@ class FunctionSource(RewardSource):
 
     def __init__(self, call: Callable[..., Any]):
         super().__init__()
-        self.call = call
+        self.call, self.name = call, reward_name(call)
         while isinstance(call, partial):
             call = call.func
-        self.name = getattr(call, "__name__", type(call).__name__)
         self._is_async = any(map(inspect.iscoroutinefunction, (call, type(call).__call__)))
 
     def function(self) -> Callable[..., Any]:
@@ -97,37 +92,9 @@ class FunctionSource(RewardSource):
         self.token_rewards = None
         if not isinstance(returned, (list, tuple)) or not any(_is_sequence(item) for item in returned):
             return returned  # TRL's own checks are next
-        if len(returned) != len(completion_ids):
-            raise ValueError(
-                f"The reward function '{self.name}' returned {len(returned)} rewards for {len(completion_ids)} "
-                "completions."
-            )
-        self.token_rewards = [
-            None if item is None else self._of_tokens(item, row, len(ids))
-            for row, (item, ids) in enumerate(zip(returned, completion_ids, strict=True))
-        ]
+        lengths = [len(ids) for ids in completion_ids]
+        self.token_rewards = [*returned_scores(returned, self.name, lengths, may_abstain=True)]
         return [None if rewards is None else float(rewards.sum()) for rewards in self.token_rewards]
-
-    def _of_tokens(self, item: Any, row: int, length: int) -> Tensor:
-        said = f"The reward function '{self.name}' returned"
-        if not _is_sequence(item):
-            raise ValueError(
-                f"{said} the single number {item!r} for completion {row} and one for each token of others: return one "
-                "kind."
-            )
-        try:
-            rewards = torch.as_tensor(item, dtype=torch.float32, device="cpu")
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(f"{said} {item!r} for completion {row}, where one float for each token is due.") from error
-        if rewards.shape != (length,):
-            raise ValueError(
-                f"{said} {len(rewards)} token rewards for completion {row}, which has {length} tokens (its EOS and the "
-                "tokens of tools count)."
-            )
-        if not rewards.isfinite().all():
-            token = int((~rewards.isfinite()).nonzero()[0])
-            raise ValueError(f"{said} {float(rewards[token])} for token {token} of completion {row}.")
-        return rewards
 
 
 class ModelSource(RewardSource):
@@ -135,20 +102,17 @@ class ModelSource(RewardSource):
 
     Args:
         model (`nn.Module`):
-            A [`TokenRewardModel`] or a token classifier with one label, on the device that it is to be read on.
+            A [`TokenRewardModel`], an [`ImplicitReward`] or a token classifier with one label, on the device that it is
+            to be read on.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Its tokenizer, where that is not the policy's.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None):
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.name = get_config_model_id(without_peft(model).config).split("/")[-1] or type(without_peft(model)).__name__
+        self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
+        self.name = reward_name(model)
         self.ids: BatchIds | None = None  # the trainer says which, before TRL calls
-
-    @property
-    def scores_tokens(self) -> bool:
-        return self.scorer.scores_tokens
 
     def function(self) -> Callable[..., Any]:
         def reward(prompts: list[Any], **kwargs: Any) -> list[float]:
@@ -190,6 +154,9 @@ def load_source(
             The setting `reward_signal`.
         init_kwargs (`dict`, *optional*):
             What to load with.
+
+    Raises:
+        TypeError: If it is no reward.
     """
     if isinstance(reward, str):
         kwargs = {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True}
@@ -202,6 +169,8 @@ def load_source(
     if isinstance(reward, nn.Module):
         scores_tokens = hasattr(reward, "config") and has_token_scores(reward)
         return ModelSource(reward, tokenizer) if scores_tokens and signal != "sequence_score" else None
+    if not callable(reward):
+        raise TypeError(f"It must be a model, the name or folder of one, or a function, got {reward!r}.")
     return FunctionSource(reward)
 
 

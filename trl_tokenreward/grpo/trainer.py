@@ -15,8 +15,11 @@ from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores
 from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repeated_ngrams
+from ..ppo.models import check_not_trained
 from ..ppo.reward_hacking import RewardHackingCallback
+from ..ppo.rewards import check_ensemble
 from ..utils.paper import PAPER
+from ..utils.text import distinct
 from .config import FineGrainedGRPOConfig
 from .functional import group_advantages
 from .sources import BatchIds, FunctionSource, ModelSource, RewardSource, load_source
@@ -87,10 +90,22 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * max(len(rewards), 1)
         if len(tokenizers) != len(rewards) and rewards:
             raise ValueError(f"There are {len(rewards)} `reward_funcs`, but {len(tokenizers)} processing classes.")
-        self.sources: list[RewardSource | None] = [
-            load_source(reward, tokenizer, args.reward_signal, args.model_init_kwargs)
-            for reward, tokenizer in zip(rewards, tokenizers, strict=False)
-        ]
+        if rewards:
+            args.check_number_of_rewards(len(rewards))
+        self.sources: list[RewardSource | None] = []
+        for index, (reward, tokenizer) in enumerate(zip(rewards, tokenizers, strict=False)):
+            if not isinstance(model, str):
+                check_not_trained(reward, model, f"reward_funcs[{index}]")
+            signal = args.of_reward(index).reward_signal
+            try:
+                self.sources.append(load_source(reward, tokenizer, signal, args.model_init_kwargs))
+            except TypeError as error:
+                raise TypeError(f"`reward_funcs[{index}]`: {error}") from error
+            if self.sources[-1] is None and set(_own_settings(args, index)) - {"reward_signal"}:
+                raise ValueError(_without_effect(index))
+        named = [source for source in self.sources if source is not None]
+        for own, name in zip(named, distinct([own.name for own in named]), strict=True):
+            own.name = name
         given = zip(rewards, self.sources, strict=True)
         super().__init__(
             model=model,
@@ -116,15 +131,22 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         if args.log_completions:
             self.completion_log = CompletionLog(self, args.num_completions_to_print or 8, GRPO_FOLDER)
             self.add_callback(self.completion_log)
-        for source in self.sources:
-            self._prepare_source(source)
+        for index, source in enumerate(self.sources):
+            try:
+                self._prepare_source(source, index)
+            except ValueError as error:
+                if len(self.sources) == 1:
+                    raise
+                raise ValueError(f"`reward_funcs[{index}]`: {error}") from error
+        if args.reward_aggregation == "min":
+            check_ensemble([None if source is None else source.scorer for source in self.sources], "reward_funcs")
         if any(isinstance(source, ModelSource) for source in self.sources):
             args.check_token_advantages()
 
-    def _prepare_source(self, source: RewardSource | None) -> None:
+    def _prepare_source(self, source: RewardSource | None, index: int) -> None:
         if source is None:
             return
-        args, batch_size = self.args, self.args.per_device_train_batch_size
+        args, batch_size = self.args.of_reward(index), self.args.per_device_train_batch_size
         if isinstance(source, ModelSource):
             # As TRL prepares the reward models that it reads itself.
             if self.is_deepspeed_enabled:
@@ -136,7 +158,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             given = source.model, self._tokenizer, source.tokenizer, args.reward_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
         elif isinstance(source, FunctionSource):
-            source.scorer = CompletionScorer(source.call, self._tokenizer, None, None, args.reward_density, batch_size)
+            own_signal = _own_settings(self.args, index).get("reward_signal")
+            given = source.call, self._tokenizer, None, own_signal, args.reward_density
+            source.scorer = CompletionScorer(*given, batch_size)
+        source.shaping = args.with_reward_defaults(source.scorer.kind).shaping()
 
     # TRL's method makes the completions, reads the rewards and makes advantages of whole completions. These three take
     # hold of what passes, and put advantages of tokens in their place.
@@ -146,6 +171,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             if source is not None:
                 source.token_rewards = None
         output = super()._generate_and_score_completions(inputs)
+        for index, (source, totals) in enumerate(zip(self.sources, self._rewards_per_func.unbind(1), strict=True)):
+            has_opinion = not totals.isnan().all()
+            if _own_settings(self.args, index) and has_opinion and source is not None and source.token_rewards is None:
+                raise ValueError(_without_effect(index))
         if all(source is None or source.token_rewards is None for source in self.sources):
             self.args.check_no_token_settings()
             if not self._holds_length:
@@ -188,12 +217,19 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             for source in self.sources
         ]
         ids_of_all = gather(packed_ids)
-        rewards, places = self._spread(of_tokens, ids_of_all, mask)
+        worst = torch.stack(of_tokens).amin(0) if self.args.reward_aggregation == "min" else None
+        if worst is None:
+            rewards, places = self._spread(of_tokens, ids_of_all, mask)
+        else:
+            assert self.sources[0] is not None
+            rewards, places = self._spread_of(self.sources[0], worst, ids_of_all, mask)
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         advantages = group_advantages(
             rewards, places, mask, num_generations, self.args.advantage_estimator, self.args.scale_rewards
         )
         metrics = self._metrics["train" if self.model.training else "eval"]
+        if worst is not None:
+            self._log_totals(worst.sum(1).view(-1, num_generations), metrics)
         metrics["completions/repetition"].append(float(repeated_ngrams(ids_of_all, mask, 3).mean()))
         if self._holds_length:
             if self._target_length is None:
@@ -205,7 +241,9 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         rows = slice(first, first + len(ids))
         local = advantages[rows, : columns.shape[1]]
         if self.completion_log is not None and self.model.training:
-            scores = torch.stack([x for x in of_tokens if x is not None] or [torch.zeros_like(rewards)]).sum(0)
+            weighted = zip(of_tokens, self.reward_weights.tolist(), strict=True)
+            scores = [weight * x for x, weight in weighted if x is not None] or [torch.zeros_like(rewards)]
+            scores = torch.stack(scores).sum(0) if worst is None else worst
             series = {"scores": scores, "rewards": rewards, "advantages": advantages}
             series = {name: x[rows, : columns.shape[1]] for name, x in series.items()}
             ends = getattr(self, "eos_token_ids", [self._tokenizer.eos_token_id])  # TRL 1.12 knows of one
@@ -231,19 +269,29 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 spread = place_at_last(totals[rows], mask[rows])
                 stands = place_at_last(torch.ones_like(totals[rows]), mask[rows])
             else:
-                scores = RawScores(values[rows], source.scorer.signal or "token_scores")
-                shaping = self.args.with_reward_defaults(source.scores_tokens).shaping()
-                spread = source.scorer.spread(scores, ids[rows], mask[rows], **shaping)
-                stands = source.scorer.places(scores.signal, ids[rows], mask[rows])
+                spread, stands = self._spread_of(source, values[rows], ids[rows], mask[rows])
             rewards[rows] += weight * spread
             places[rows] |= stands.bool()
         return rewards, places
+
+    def _spread_of(self, source: RewardSource, values: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token rewards shaped and spread as a source's are, and where they stand; all of shape (B, T)."""
+        scores = RawScores(values, source.scorer.signal or "token_scores")
+        spread = source.scorer.spread(scores, ids, mask, **source.shaping)
+        return spread, source.scorer.places(scores.signal, ids, mask)
 
     @property
     def _holds_length(self) -> bool:
         if self.args.hold_length is not None:
             return self.args.hold_length
-        return any(source is not None and source.scores_tokens for source in self.sources)
+        return any(source is not None and source.scorer.kind != "other" for source in self.sources)
+
+    def _log_totals(self, totals: Tensor, metrics: dict[str, list[float]]) -> None:
+        """Log rewards of completions, (groups, G), in place of the sums that TRL has logged."""
+        metrics["reward"][-1] = float(totals.mean())
+        metrics["reward_std"][-1] = float(totals.std())
+        alike = torch.isclose(totals.std(1), torch.zeros_like(totals[:, 0]))
+        metrics["frac_reward_zero_std"][-1] = float(alike.float().mean())
 
     def _log_advantages(self, means: Tensor) -> None:
         """The table of completions has one advantage for each: the mean of its tokens'."""
@@ -274,3 +322,16 @@ def _stacked(rows: list[Tensor | None], shape: torch.Size, device: torch.device)
         if values is not None:
             stacked[row, : len(values)] = values.to(device)
     return stacked
+
+
+def _own_settings(args: FineGrainedGRPOConfig, index: int) -> dict[str, Any]:
+    """The entry of `reward_settings` of a reward; the rewards that environments own have none."""
+    given = args.reward_settings or []
+    return given[index] if index < len(given) else {}
+
+
+def _without_effect(index: int) -> str:
+    return (
+        f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
+        "which is taken as it is."
+    )

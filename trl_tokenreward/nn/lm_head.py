@@ -172,6 +172,27 @@ def token_logps(head: OutputHead, states: Tensor, targets: Tensor, temperature: 
     return logps
 
 
+@torch.no_grad()
+def logps_at(model: nn.Module, input_ids: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of tokens of a batch, each given those before it in its row, without gradient.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            A causal language model.
+        input_ids (`Tensor`):
+            Shape (B, L), right-padded.
+        columns (`Tensor`):
+            Shape (N,): places of the tokens in the flattened (B * L,); none is the first of its row.
+        temperature (`float`):
+            Divides the logits.
+
+    Returns:
+        `Tensor`: Shape (N,), nats; see [`token_logps`].
+    """
+    states, head = states_and_head(model, input_ids, columns - 1)
+    return token_logps(head, states, input_ids.flatten()[columns], temperature)
+
+
 def head_loss(head: OutputHead, states: Tensor, targets: Tensor, temperature: float, token_loss: TokenLoss) -> HeadLoss:
     """The sum over tokens of a loss of their log-probabilities, differentiable in the states and the head's parameters.
 

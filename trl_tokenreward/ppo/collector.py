@@ -11,12 +11,13 @@ from ..nn.finite import not_finite
 from ..nn.masked import masked_whiten
 from ..nn.modules import computes_low, max_positions
 from .adaptation import AdaptiveState
-from .completion_scorer import CompletionScorer, RawScores
+from .completion_scorer import RawScores
 from .config import FineGrainedPPOConfig
 from .functional import gae, hold_mean_length, kl_per_token, mean_length, token_level_rewards
 from .inference import Inference
 from .metrics import sampling_difference
 from .prompts import DataCollator, Prompts, PromptSource
+from .rewards import Rewards
 from .rollout import Completions, Rollout
 from .sampling import generate, uniforms
 from .schedule import SAMPLING
@@ -33,29 +34,23 @@ class Readings(NamedTuple):
             Shape (B, T): V(s_t), before token t.
         final_values (`Tensor`):
             Shape (B,): the value after the last real token.
-        scores ([`~ppo.completion_scorer.RawScores`]):
-            The rewards before they are shaped.
-        sequence_scores ([`~ppo.completion_scorer.RawScores`] or `None`):
-            Sequence scores to add, with a `sequence_score_coef`.
+        scores (`dict[str, RawScores]`):
+            What each reward says before it is shaped, by [`~ppo.rewards.Reward.says`].
     """
 
     ref_per_token_logps: Tensor
     values: Tensor
     final_values: Tensor
-    scores: RawScores
-    sequence_scores: RawScores | None
+    scores: dict[str, RawScores]
 
     def by_model(self) -> dict[str, Tensor]:
         """The numbers, named by the arguments that the models come in."""
-        numbers = {
+        return {
             "a log-probability of `ref_model`": self.ref_per_token_logps,
             "a value of `value_model`": self.values,
             "the last value of `value_model`": self.final_values,
-            "a score of `reward_model`": self.scores.values,
+            **{says: scores.values for says, scores in self.scores.items()},
         }
-        if self.sequence_scores is not None:
-            numbers["the sequence score of `reward_model`"] = self.sequence_scores.values
-        return numbers
 
 
 class Collected(NamedTuple):
@@ -71,10 +66,8 @@ class RolloutCollector:
     Args:
         inference ([`~ppo.inference.Inference`]):
             The models.
-        scorer ([`~ppo.completion_scorer.CompletionScorer`]):
+        rewards ([`~ppo.rewards.Rewards`]):
             Scores of completions.
-        sequence_scorer ([`~ppo.completion_scorer.CompletionScorer`], *optional*):
-            Sequence scores that are added to token scores.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy.
         data_collator (`Callable`):
@@ -92,8 +85,7 @@ class RolloutCollector:
     def __init__(
         self,
         inference: Inference,
-        scorer: CompletionScorer,
-        sequence_scorer: CompletionScorer | None,
+        rewards: Rewards,
         processing_class: PreTrainedTokenizerBase,
         data_collator: DataCollator,
         args: FineGrainedPPOConfig,
@@ -101,8 +93,7 @@ class RolloutCollector:
         stop_token_id: int | None,
         vllm_engine: VLLMEngine | None,
     ):
-        self.inference = inference
-        self.scorer, self.sequence_scorer = scorer, sequence_scorer
+        self.inference, self.rewards = inference, rewards
         self.processing_class, self.data_collator = processing_class, data_collator
         self.args, self.accelerator = args, accelerator
         self.stop_token_id, self.vllm_engine = stop_token_id, vllm_engine
@@ -121,6 +112,7 @@ class RolloutCollector:
         prompts, completions, readings = self._gather(prompts, completions, readings)
         made = {"a log-probability of `model`": completions.per_token_logps, **readings.by_model()}
         _check(update, made, completions.mask)
+        metrics.update(self.rewards.metrics(readings.scores, completions.mask))
         rollout, length_bonus = self.advantages(prompts, completions, readings, adaptive)
         made = {
             "a score of `reward_model`, shaped,": rollout.token_level_scores,
@@ -203,10 +195,11 @@ class RolloutCollector:
         ref_per_token_logps = self.inference.ref_logps(prompts, completions)
         values, final_values = self.inference.values(prompts, completions)
         batch = prompts, completions.ids, completions.mask, rows
-        with self.inference.use(self.inference.models.reward_model):
-            scores = self.scorer.raw_scores(*batch)
-            sequence_scores = None if self.sequence_scorer is None else self.sequence_scorer.raw_scores(*batch)
-        return Readings(ref_per_token_logps, values, final_values, scores, sequence_scores)
+        scores = {}
+        for reward in self.rewards.rewards:
+            with self.inference.use(reward.scorer.reward):
+                scores[reward.says] = reward.scorer.raw_scores(*batch)
+        return Readings(ref_per_token_logps, values, final_values, scores)
 
     def advantages(
         self, prompts: Prompts, completions: Completions, readings: Readings, adaptive: AdaptiveState
@@ -229,7 +222,7 @@ class RolloutCollector:
         if args.hold_length:
             target = mean_length(mask) if adaptive.target_length is None else adaptive.target_length
             advantages, length_bonus = hold_mean_length(advantages, mask, target)
-        raw_token_scores = readings.scores.values * mask
+        raw_token_scores = self.rewards.total(readings.scores) * mask
         rollout = Rollout(
             prompt_ids=prompts.ids,
             prompt_mask=prompts.mask,
@@ -253,12 +246,7 @@ class RolloutCollector:
     def _token_level_scores(self, completions: Completions, readings: Readings) -> Tensor:
         """Scores, (B, T), shaped, spread over tokens and with the penalty for completions without a stop token."""
         args, mask = self.args, completions.mask
-        shaping = args.shaping()
-        scores = self.scorer.spread(readings.scores, completions.ids, mask, **shaping)
-        if self.sequence_scorer is not None and readings.sequence_scores is not None:
-            shaping["log_sigmoid"] = False  # a sequence score is not the log-odds of a token
-            spread = self.sequence_scorer.spread(readings.sequence_scores, completions.ids, mask, **shaping)
-            scores = scores + args.sequence_score_coef * spread
+        scores = self.rewards.spread(readings.scores, completions.ids, mask)
         if args.missing_eos_penalty is not None:
             last = (mask.sum(1) - 1).long()
             scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~self._has_eos(completions)
@@ -294,8 +282,7 @@ class RolloutCollector:
         """The models that read the policy's own tokens, by argument."""
         given = self.inference.models
         models = {"model": given.policy, "ref_model": given.ref_model, "value_model": given.value_model}
-        if self.scorer.reward_processing_class is None:
-            models["reward_model"] = given.reward_model
+        models |= self.rewards.readers
         return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
     def _gather(
@@ -311,10 +298,6 @@ class RolloutCollector:
                 x = accelerator.pad_across_processes(x, dim=1, pad_index=pad_index, pad_first=pad_first)
             return accelerator.gather(x.contiguous())
 
-        def gather_scores(scores: RawScores) -> RawScores:
-            return scores._replace(values=gather(scores.values))
-
-        sequence_scores = readings.sequence_scores
         return (
             Prompts(gather(prompts.ids, pad, True), gather(prompts.mask, 0, True)),
             Completions(gather(completions.ids, pad), *(gather(x) for x in completions[1:])),
@@ -322,8 +305,9 @@ class RolloutCollector:
                 ref_per_token_logps=gather(readings.ref_per_token_logps),
                 values=gather(readings.values),
                 final_values=gather(readings.final_values),
-                scores=gather_scores(readings.scores),
-                sequence_scores=None if sequence_scores is None else gather_scores(sequence_scores),
+                scores={
+                    says: scores._replace(values=gather(scores.values)) for says, scores in readings.scores.items()
+                },
             ),
         )
 

@@ -1,7 +1,6 @@
 """Scores of completions, from reward models of every supported kind and from Python functions."""
 
 from bisect import bisect_left
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import regex
@@ -15,6 +14,7 @@ from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
 from ..nn.modules import without_peft
 from ..nn.unpadding import groups_by_length
+from ..reward_model.implicit import ImplicitReward
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import (
     architecture,
@@ -24,14 +24,11 @@ from ..reward_model.readout import (
     prefix_scores,
     token_scores,
 )
-from ..utils.validation import check_list
-from .config import FineGrainedPPOConfig
 from .functional import place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
-from .reward_settings import check_density
+from .reward_functions import RewardFunction, returned_scores, reward_name
+from .reward_settings import RewardKind, check_density
 
-
-RewardFunction = Callable[..., list[float] | list[list[float]]]
 
 # A token that ends a sentence, with the quotation marks and brackets that may close after it, or a line.
 _ENDS_SENTENCE = regex.compile(rf"{SENTENCE_END}[\p{{Pe}}\p{{Pf}}\"']*\s*$|\n")
@@ -125,9 +122,11 @@ class CompletionScorer:
         self.density = density
 
     @property
-    def scores_tokens(self) -> bool:
-        """Whether the rewards are the token scores of a reward model."""
-        return isinstance(self.reward, nn.Module) and self.signal == "token_scores"
+    def kind(self) -> RewardKind:
+        """What the rewards are, which decides the defaults of their settings."""
+        if not isinstance(self.reward, nn.Module) or self.signal != "token_scores":
+            return "other"
+        return "log_ratios" if isinstance(self.reward, ImplicitReward) else "log_odds"
 
     # Scoring has two halves. The first scores this process's completions; then all processes gather their scores; the
     # second shapes and spreads the scores of the whole batch.
@@ -181,7 +180,8 @@ class CompletionScorer:
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
         if self.signal == "token_scores":
-            return zero_masked(token_scores(self.reward, input_ids, attention_mask)[:, width:], completion_mask)
+            scores = token_scores(self.reward, input_ids, attention_mask, start=width)[:, width:]
+            return zero_masked(scores, completion_mask)
         potentials = prefix_scores(self.reward, input_ids, attention_mask)[:, width:]
         if self.density != "potential":
             last = (completion_mask.sum(1) - 1).long().unsqueeze(1)
@@ -250,11 +250,8 @@ class CompletionScorer:
             completions = [[{"role": "assistant", "content": text}] for text in completions]
         reward: Any = self.reward
         returned = reward(prompts=texts, completions=completions, completion_ids=ids, **columns)
-        check_list(returned, "The reward function", len(ids))
-        returned = [_returned_scores(scores, row) for row, scores in enumerate(returned)]
-        if len({scores.ndim for scores in returned}) > 1:
-            raise ValueError("The reward function returned floats and lists of floats; return one kind.")
-        signal = "token_scores" if returned[0].ndim == 1 else "sequence_score"
+        values: list[Any] = returned_scores(returned, reward_name(reward), [len(tokens) for tokens in ids])
+        signal = "token_scores" if values[0].ndim == 1 else "sequence_score"
         if self._returned_before not in (None, signal):
             raise ValueError("The reward function changed between one float and one float per token.")
         self._returned_before = signal
@@ -263,16 +260,11 @@ class CompletionScorer:
                 raise ValueError(
                     f"`reward_density={self.density!r}` needs a reward function that returns one float per token."
                 )
-            totals = torch.stack(returned).to(completion_ids.device)
+            totals = torch.stack(values).to(completion_ids.device)
             return RawScores(place_at_last(totals, completion_mask), signal)
         scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
-        for row, (values, tokens) in enumerate(zip(returned, ids, strict=True)):
-            if len(values) != len(tokens):
-                raise ValueError(
-                    f"The reward function returned {len(values)} token scores for completion {row}, which has "
-                    f"{len(tokens)} tokens (its EOS counts)."
-                )
-            scores[row, : len(tokens)] = values
+        for row, of_tokens in enumerate(values):
+            scores[row, : len(of_tokens)] = of_tokens
         return RawScores(scores, signal)
 
     def _decode(self, ids: list[int]) -> str:
@@ -300,49 +292,6 @@ class CompletionScorer:
             if not text.endswith(_INCOMPLETE):
                 start = None
         return ends
-
-
-def make_scorers(
-    reward: nn.Module | RewardFunction,
-    processing_class: PreTrainedTokenizerBase,
-    reward_processing_class: PreTrainedTokenizerBase | None,
-    args: FineGrainedPPOConfig,
-) -> tuple[CompletionScorer, CompletionScorer | None]:
-    """The scorer of completions, and that of the sequence scores that `sequence_score_coef` adds to token scores.
-
-    Raises:
-        ValueError, TypeError: If the reward does not give what the arguments ask for.
-    """
-    given = reward, processing_class, reward_processing_class
-    sizes = args.local_rollout_forward_batch_size, args.find_stop_token(processing_class.eos_token_id)
-    scorer = CompletionScorer(*given, args.reward_signal, args.reward_density, *sizes)
-    if args.token_score_transform == "log_sigmoid" and scorer.signal == "sequence_score":
-        raise ValueError("`token_score_transform` has no effect on a sequence score.")
-    if args.sequence_score_coef == 0:
-        return scorer, None
-    if scorer.signal != "token_scores" or not has_sequence_score(reward):
-        raise ValueError(
-            "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must "
-            "be a TokenRewardModel, and `reward_signal` 'token_scores' or unset."
-        )
-    return scorer, CompletionScorer(*given, "sequence_score", "sequence", *sizes)
-
-
-def _returned_scores(scores: Any, row: int) -> Tensor:
-    """What a reward function returned for one completion, as a float32 tensor of no or one dimension."""
-    try:
-        tensor = torch.as_tensor(scores, dtype=torch.float32, device="cpu")
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(
-            f"The reward function returned {scores!r} for completion {row}, where a float or one float per token is "
-            "due."
-        ) from error
-    if tensor.ndim > 1 or not tensor.isfinite().all():
-        raise ValueError(
-            f"The reward function returned {scores!r} for completion {row}, where a finite float or one per token is "
-            "due."
-        )
-    return tensor
 
 
 def _real(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -1,4 +1,6 @@
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self
 
@@ -6,7 +8,7 @@ from transformers.utils import logging
 
 from .._trl import PPOConfig
 from ..utils.validation import check_least, check_no_nan
-from .reward_settings import RewardSettings, check_choice
+from .reward_settings import RewardKind, RewardSettings, check_choice
 
 
 logger = logging.get_logger(__name__)
@@ -114,6 +116,16 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
             `True` for the token scores of a reward model with a stop token, else `False`.
         target_length (`float`, *optional*):
             The mean length that `hold_length` keeps, in tokens. `None` selects that of the first update's completions.
+        reward_aggregation (`str`, *optional*, defaults to `"sum"`):
+            How several rewards become one. `"sum"`: each is shaped by itself, and they are added up with their weights.
+            `"min"`: of an ensemble of reward models of one kind, at each token the smallest score counts, before it is
+            shaped (compare Coste et al., 2024).
+        reward_weights (`list[float]`, *optional*):
+            The weight of each of several rewards in the sum. `None` selects 1 for each.
+        reward_settings (`list[dict]`, *optional*):
+            For each of several rewards, a dictionary of what it has for itself of `reward_signal`, `reward_density`,
+            `token_score_transform`, `reward_scale`, `center_rewards` and `reward_clip`. The rest it has from the fields
+            of these names.
         kl_target (`float`, *optional*):
             Target for the mean KL of a completion to the reference, in nats. Above it, the coefficient of the KL
             penalty grows by at most 20 % per update; below it, the coefficient falls, but not under `kl_coef`
@@ -186,6 +198,9 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
     )
 
     # Parameters that control the rewards
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "The weight of each of several rewards in the sum. If unset, 1 for each."}
+    )
     sequence_score_coef: float = field(
         default=0.0,
         metadata={"help": "Weight with which the sequence score is added to token scores, on the last token."},
@@ -336,6 +351,8 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
             raise ValueError("Set `total_episodes` or `max_steps`, not both: each says how long the run is.")
         if not (self.sequence_score_coef >= 0 and math.isfinite(self.sequence_score_coef)):
             raise ValueError(f"`sequence_score_coef` must be finite and not negative, got {self.sequence_score_coef}.")
+        if self.sequence_score_coef > 0 and self.reward_aggregation == "min":
+            raise ValueError("`sequence_score_coef` does not go with `reward_aggregation='min'`.")
         if self.sequence_score_coef > 0 and "sequence_score" in (self.reward_signal, _signal_of(self.reward_density)):
             raise ValueError("`sequence_score_coef` has no effect where the sequence score is the reward already.")
         if self.kl_target is not None and self.kl_coef <= 0:
@@ -375,15 +392,32 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
             )
         return eos_token_id if self.stop_token == "eos" else self.stop_token_id
 
-    def with_reward_defaults(self, scores_tokens: bool) -> Self:
-        """[`~ppo.reward_settings.RewardSettings.with_reward_defaults`], with no hold on the length where nothing ends a
-        completion."""
+    def check_number_of_rewards(self, number: int) -> None:
+        """[`~ppo.reward_settings.RewardSettings.check_number_of_rewards`], and that there are as many weights."""
+        super().check_number_of_rewards(number)
+        if self.reward_weights is not None and len(self.reward_weights) != number:
+            raise ValueError(
+                f"`reward_weights` has {len(self.reward_weights)} entries, but the number of rewards is {number}."
+            )
+
+    def with_defaults_of(self, kinds: Sequence[RewardKind]) -> Self:
+        """A copy in which the settings of rewards that are `None` have the values that they stand for; of several
+        rewards, `hold_length` alone, since the others depend on each. The length is not held where nothing ends a
+        completion.
+
+        Args:
+            kinds (`Sequence[str]`):
+                What the rewards are.
+        """
+        scores_tokens = any(kind != "other" for kind in kinds)
         if scores_tokens and self.hold_length is None and not self.has_stop_token:
             logger.warning_once(
                 "`hold_length` is off: without a stop token every completion has `response_length` tokens. Set "
                 "`hold_length=False` to say so, or a `stop_token`."
             )
-        args = super().with_reward_defaults(scores_tokens)
+        args = self.with_reward_defaults(kinds[0]) if len(kinds) == 1 else copy.copy(self)
+        if args.hold_length is None:
+            args.hold_length = scores_tokens
         args.hold_length = args.hold_length and self.has_stop_token
         return args
 

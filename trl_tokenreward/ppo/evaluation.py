@@ -116,11 +116,12 @@ def _evaluate_rows(
 
 
 def evaluate(collector: RolloutCollector, dataset: EvalDataset, temperature: float) -> tuple[dict[str, float], int]:
-    """Means of [`METRICS`] over the completions of all prompts, and the number of prompts.
+    """Means of [`METRICS`] over the completions of all prompts, and the number of prompts; of several rewards, also
+    `rewards/<name>/mean` of each.
 
     Scores are raw: neither shaped nor spread. The KL is that of the sampled completions at the training temperature.
     """
-    table = []
+    rewards, table = collector.rewards, []
     for batch in evaluation_batches(collector, dataset, temperature):
         mask = batch.completions.mask
         logps = collector.inference.policy_logps(batch.prompts, batch.completions)
@@ -128,16 +129,18 @@ def evaluate(collector: RolloutCollector, dataset: EvalDataset, temperature: flo
         raise_together(problem, collector.accelerator)
         kl = kl_per_token(logps, batch.readings.ref_per_token_logps, collector.args.kl_estimator)
         columns = (
-            masked_sum(batch.readings.scores.values, mask, dim=1),
+            masked_sum(rewards.total(batch.readings.scores), mask, dim=1),
             masked_sum(kl, mask, dim=1),
             mask.sum(1),
             batch.completions.ended,
+            *rewards.totals(batch.readings.scores, mask).values(),
         )
         table.extend(torch.stack([c.float() for c in columns], dim=1)[: batch.counted].tolist())
     table = gather_object(table)
     if not table:
         raise ValueError("The evaluation data set is empty.")
-    return dict(zip(METRICS, np.mean(table, axis=0).tolist(), strict=True)), len(table)
+    names = (*METRICS, *(f"rewards/{reward.name}/mean" for reward in rewards.logged))
+    return dict(zip(names, np.mean(table, axis=0).tolist(), strict=True)), len(table)
 
 
 def completion_table(
@@ -158,12 +161,13 @@ def completion_table(
     batches = (islice(evaluation_batches(collector, dataset, temperature), most) for dataset in datasets)
     table = []
     for counted, _, prompts, completions, readings in chain.from_iterable(batches):
+        scores = collector.rewards.total(readings.scores)
         for i in range(counted):
             table.append(
                 {
                     "query": decode(prompts.ids[i][prompts.mask[i].bool()], skip_special_tokens=True),
                     "model response": decode(completions.ids[i][completions.mask[i].bool()]),
-                    "score": float(masked_sum(readings.scores.values[i], completions.mask[i])),
+                    "score": float(masked_sum(scores[i], completions.mask[i])),
                 }
             )
     return pd.DataFrame(gather_object(table))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.lm_head import HeadLoss, TokenLoss, head_loss, states_and_head, token_logps
+from ..nn.lm_head import HeadLoss, TokenLoss, head_loss, logps_at, states_and_head
 from ..nn.sharding import layer_classes
 from ..nn.unpadding import right_packed, state_columns
 from ..reward_model.readout import packed_prefix_scores
@@ -34,8 +34,7 @@ def completion_logps(
         `Tensor`: Shape (B, T), nats, 0 where the mask is 0. No gradient.
     """
     ids, columns, mask = _packed_states(input_ids, attention_mask, length)
-    states, head = states_and_head(model, ids, columns)
-    return _unflatten(token_logps(head, states, ids.flatten()[columns + 1], temperature), mask)
+    return _unflatten(logps_at(model, ids, columns + 1, temperature), mask)
 
 
 def completion_values(

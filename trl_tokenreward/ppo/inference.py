@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..nn.adapters import reference_adapter
 from ..nn.sharding import unsharded
 from ..nn.unpadding import groups_by_length
 from .config import FineGrainedPPOConfig
 from .forward import completion_logps, completion_values
-from .models import PPOModels, reference_adapter
+from .models import PPOModels
 from .prompts import Prompts, join
 from .rollout import Completions
 from .value_head import ValueHead

@@ -1,8 +1,6 @@
 """The models of PPO: policy, reference, value and reward model, checked and made ready."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -10,13 +8,15 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 from .._trl import disable_dropout_in_model
+from ..nn.adapters import check_adapter, same_gradients
 from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
 from ..nn.sharding import copied, will_shard
 from ..reward_model.modeling import TokenRewardModel
-from ..reward_model.readout import check_adapter, check_scorer, has_sequence_score
-from .completion_scorer import RewardFunction
+from ..reward_model.readout import check_scorer, has_sequence_score
 from .config import FineGrainedPPOConfig
 from .one_base import share_base, value_adapter
+from .reward_functions import RewardFunction
+from .rewards import Rewards, argument_of, as_list
 from .value_head import ValueHead
 
 
@@ -30,8 +30,8 @@ class PPOModels(NamedTuple):
             A model with a sequence head.
         ref_model (`nn.Module` or `None`):
             The reference policy. `None`: the policy with its adapter switched off, or with its reference adapter.
-        reward_model (`nn.Module` or `Callable`):
-            A reward model, or a reward function.
+        rewards (`tuple`):
+            Reward models, and reward functions.
         trained_adapter, ref_adapter (`str` or `None`):
             Names of the policy's adapter that is trained and of the one that is the reference, if one is.
     """
@@ -39,68 +39,79 @@ class PPOModels(NamedTuple):
     policy: nn.Module
     value_model: nn.Module
     ref_model: nn.Module | None
-    reward_model: nn.Module | RewardFunction
+    rewards: tuple[nn.Module | RewardFunction, ...]
     trained_adapter: str | None = None
     ref_adapter: str | None = None
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """The models that are not trained."""
-        return [model for model in (self.ref_model, self.reward_model) if isinstance(model, nn.Module)]
+        """The models that are not trained, each once."""
+        frozen = [model for model in (self.ref_model, *self.rewards) if isinstance(model, nn.Module)]
+        return [model for i, model in enumerate(frozen) if not any(model is other for other in frozen[:i])]
 
 
 def check_given(
-    policy: nn.Module,
-    ref_model: nn.Module | None,
-    reward_model: nn.Module | RewardFunction | None,
-    value_model: nn.Module | None,
+    policy: nn.Module, ref_model: nn.Module | None, reward_model: Any, value_model: nn.Module | None
 ) -> None:
     """Check the models that a user passes, before any work is done.
 
     Raises:
-        ValueError: If the reward model is missing, two arguments are one object, or a model runs another's weights.
+        ValueError: If there is no reward model, two arguments are one object, a reward reads a model that is trained,
+            or a model runs another's weights.
     """
-    if reward_model is None:
+    rewards = as_list(reward_model)
+    if reward_model is None or not rewards:
         raise ValueError("`reward_model` is required: a model, or a function that scores completions.")
     if ref_model is policy:
         raise ValueError("`model` and `ref_model` are one object: pass `ref_model=None` to have it copied.")
-    if value_model is not None and value_model is reward_model:
-        raise ValueError("`value_model` and `reward_model` are one object: pass `value_model=None` to have it copied.")
-    given = {"model": policy, "ref_model": ref_model, "reward_model": reward_model, "value_model": value_model}
+    given = {"model": policy, "ref_model": ref_model, "value_model": value_model}
+    for index, reward in enumerate(rewards):
+        argument = argument_of(index, len(rewards))
+        given[argument] = reward
+        if value_model is not None and value_model is reward:
+            raise ValueError(
+                f"`value_model` and `{argument}` are one object: pass `value_model=None` to have it copied."
+            )
+        check_not_trained(reward, policy, argument)
     for argument, model in given.items():
         if isinstance(model, nn.Module):
             check_own_forward(model, argument)
+
+
+def check_not_trained(reward: Any, policy: nn.Module, argument: str) -> None:
+    """Raise a `ValueError` if a reward reads the model that is trained, so that it would change with it."""
+    if isinstance(reward, nn.Module) and any(module is without_peft(policy) for module in reward.modules()):
+        raise ValueError(f"`{argument}` reads `model` itself, which is trained: load the model a second time for it.")
 
 
 def prepare_models(
     args: FineGrainedPPOConfig,
     policy: nn.Module,
     ref_model: nn.Module | None,
-    reward_model: nn.Module | RewardFunction,
+    rewards: Rewards,
     value_model: nn.Module | None,
     peft_config: Any = None,
-    shares_tokenizer: bool = True,
 ) -> PPOModels:
     """Make the models that are missing, wrap the policy in its adapter, and switch off dropout and unused gradients.
 
     Args:
         args ([`FineGrainedPPOConfig`]):
             The adapters' names, and whether gradients are checkpointed.
-        policy, ref_model, reward_model, value_model:
+        policy, ref_model, value_model:
             As the trainer takes them, see [`check_given`].
+        rewards ([`~ppo.rewards.Rewards`]):
+            The rewards.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter for the policy.
-        shares_tokenizer (`bool`, *optional*, defaults to `True`):
-            Whether the reward model reads the policy's own tokens. If not, the value model cannot be a copy of it.
 
     Raises:
         ValueError, TypeError: If a model is not supported. The error names the argument.
     """
-    readers = {"ref_model": ref_model, "value_model": value_model}
-    _check_vocabularies(policy, {**readers, "reward_model": reward_model} if shares_tokenizer else readers)
+    _check_vocabularies(policy, {"ref_model": ref_model, "value_model": value_model, **rewards.readers})
     if args.share_value_backbone and value_model is not None:
         raise ValueError("`value_model` has no effect with `share_value_backbone=True`: pass one of them.")
-    first = _begins_value(reward_model, shares_tokenizer)
+    # What a value model can begin as a copy of.
+    first = next((model for model in rewards.readers.values() if has_sequence_score(model)), None)
     with_adapters = args.share_base if args.share_base is not None else peft_config is not None
     if value_model is None and not args.share_value_backbone:
         if not with_adapters:
@@ -110,7 +121,7 @@ def prepare_models(
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
     share = with_adapters and _can_share(args, policy)
     if share:
-        share_base(policy, ref_model, reward_model, value_model)
+        share_base(policy, ref_model, value_model, *(reward.scorer.reward for reward in rewards.given))
     if args.share_value_backbone:
         value_model = ValueHead(policy)
     elif value_model is None:
@@ -122,7 +133,9 @@ def prepare_models(
             trained.enable_input_require_grads()
     if ref_model is None and not is_peft_model(policy):
         ref_model = copied(policy, independent_copy)
-    models = PPOModels(policy, value_model, ref_model, reward_model, *adapters)
+    models = PPOModels(
+        policy, value_model, ref_model, tuple(reward.scorer.reward for reward in rewards.given), *adapters
+    )
     for model in (policy, value_model, *models.frozen):
         _disable_dropout(model)
     for model in models.frozen:
@@ -141,12 +154,6 @@ def _check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
                 f"not have. If they share a tokenizer, and one of them is only padded further, resize the smaller: "
                 f"`{name}.resize_token_embeddings({largest})`."
             )
-
-
-def _begins_value(reward_model: nn.Module | RewardFunction, shares_tokenizer: bool) -> nn.Module | None:
-    """The reward model, if a value model can begin as a copy of it."""
-    usable = isinstance(reward_model, nn.Module) and shares_tokenizer and has_sequence_score(reward_model)
-    return reward_model if usable else None
 
 
 def _can_share(args: FineGrainedPPOConfig, policy: nn.Module) -> bool:
@@ -241,7 +248,7 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
     init = getattr(config, "init_lora_weights", None)
     if init is not None:
         config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
-    with _same_gradients(policy):
+    with same_gradients(policy):
         try:
             policy.add_adapter(name, config)
         except ValueError as error:
@@ -259,41 +266,6 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
             twin.data = tensor.data.clone()
             twin.requires_grad_(False)
     return trained, name
-
-
-@contextmanager
-def reference_adapter(policy: nn.Module, trained: str | None, reference: str | None) -> Iterator[None]:
-    """Make a policy with an adapter the reference policy.
-
-    Args:
-        policy (`PeftModel`):
-            The policy.
-        trained, reference (`str`, *optional*):
-            Names of the adapter that is trained and of the one that is the reference. Without a reference, all adapters
-            are switched off.
-    """
-    with _same_gradients(policy):
-        if reference is None:
-            with policy.disable_adapter():
-                yield
-            return
-        policy.set_adapter(reference)
-        try:
-            yield
-        finally:
-            policy.set_adapter(trained)
-
-
-@contextmanager
-def _same_gradients(policy: nn.Module) -> Iterator[None]:
-    """Afterwards the parameters that had gradients have them again, and no others: PEFT gives them to all parameters of
-    an adapter that it activates."""
-    required = [(parameter, parameter.requires_grad) for parameter in policy.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in required:
-            parameter.requires_grad_(requires_grad)
 
 
 def _disable_dropout(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ follow each other to a device.
 
 import copy
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils import logging
 
 from ..nn.modules import backbone_of, independent_copy, without_peft
 from ..reward_model.given_model import with_trained_heads
+from ..reward_model.implicit import ImplicitReward
 from ..reward_model.modeling import TokenRewardModel
 
 
@@ -99,10 +101,11 @@ def share_base(policy: "PeftModel", *others: Any) -> int:
     """
     own = {name: module._parameters[key] for name, module, key in _base_weights(policy, _backbone(policy))}
     saved = 0
-    for other in others:
-        if not isinstance(other, nn.Module):
+    models = [[other.model, other.ref_model] if isinstance(other, ImplicitReward) else [other] for other in others]
+    for model in chain.from_iterable(models):
+        if not isinstance(model, nn.Module):
             continue
-        for name, module, key in _base_weights(other, _backbone(other)):
+        for name, module, key in _base_weights(model, _backbone(model)):
             theirs, ours = module._parameters[key], own.get(name)
             if ours is not None and ours is not theirs and not ours.requires_grad and _are_equal(ours, theirs):
                 saved += theirs.numel() * theirs.element_size()

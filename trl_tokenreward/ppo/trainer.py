@@ -1,7 +1,7 @@
 """PPO with dense rewards on [`~transformers.Trainer`]'s own loop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..data.dropped import DroppedRows
 from ..data.vocabulary import check_ids
 from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.modules import vocab_size, without_peft
-from ..nn.sharding import check_sharding, full_state_dict, gathered, is_fsdp2, keep_head, shard_frozen
+from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from .adaptation import FILE as ADAPTIVE_STATE_FILE
@@ -36,7 +36,6 @@ from .callbacks import UpdateCallback
 from .checkpointing import load_models, load_sharded_optimizer, save_models, save_sharded_optimizer
 from .collector import RolloutCollector
 from .completion_log import CompletionLog
-from .completion_scorer import RewardFunction, make_scorers
 from .config import FineGrainedPPOConfig
 from .evaluation import EvalDataset, completion_table, evaluate, print_table, select_dataset
 from .forward import PolicyAndValue
@@ -45,7 +44,9 @@ from .inference import Inference
 from .metrics import RolloutMetrics, StepStatistics, rollout_metrics
 from .models import check_given, prepare_models
 from .prompts import REMEDIES, DataCollator, DataCollatorForPrompts, PromptSource, prepare_prompts
+from .reward_functions import RewardFunction
 from .reward_hacking import RewardHackingCallback
+from .rewards import make_rewards
 from .rollout import Rollout
 from .schedule import Schedule, trainer_arguments
 from .vllm import VLLMEngine
@@ -76,16 +77,18 @@ class FineGrainedPPOTrainer(PPOTrainer):
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
             The reference of the KL penalty. If `None`, the policy as it is passed: a copy of it, or, where it has an
             adapter, a copy of the adapter named `"ref"`. With `peft_config`, the policy without the new adapter.
-        reward_model ([`TokenRewardModel`], [`~transformers.PreTrainedModel`] or `Callable`):
-            What scores completions: a [`TokenRewardModel`] or a token classifier with one label (dense), a sequence
-            classifier with one label, or a function (see [`~ppo.completion_scorer.CompletionScorer`]) that returns a
-            float or one float per token for each completion.
+        reward_model ([`TokenRewardModel`], [`ImplicitReward`], [`~transformers.PreTrainedModel`], `Callable`, or a
+            list of them):
+            What scores completions: a [`TokenRewardModel`], an [`ImplicitReward`] or a token classifier with one label
+            (dense), a sequence classifier with one label, or a function (see
+            [`~ppo.completion_scorer.CompletionScorer`]) that returns a float or one float per token for each
+            completion. Of several, `reward_weights`, `reward_settings` and `reward_aggregation` say what each counts.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Prompts, in a column `input_ids` (tokens) or `prompt` (a text or messages), or preference rows, see
             [`~ppo.prompts.prepare_prompts`]. A stream needs `total_episodes` or `max_steps`.
         value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
-            Its sequence head gives the values. If `None`, a copy of the reward model; where that is a function or has
-            another tokenizer, the policy's backbone with a new head.
+            Its sequence head gives the values. If `None`, a copy of the first reward model that has such a head and the
+            policy's tokenizer; where there is none, the policy's backbone with a new head.
         data_collator (`Callable`, *optional*):
             Makes left-padded `input_ids` and `attention_mask` of a list of rows. If `None`,
             [`~ppo.prompts.DataCollatorForPrompts`].
@@ -98,8 +101,9 @@ class FineGrainedPPOTrainer(PPOTrainer):
             Callbacks.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Wraps the policy in an adapter.
-        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the reward model where it is not the policy's.
+        reward_processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
+            Tokenizer of the reward model where it is not the policy's. Of several rewards, a list with one for each,
+            `None` for those with the policy's and for functions.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole mini-batch.
@@ -118,7 +122,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         processing_class: PreTrainedTokenizerBase,
         model: PreTrainedModel,
         ref_model: PreTrainedModel | None = None,
-        reward_model: nn.Module | RewardFunction | None = None,
+        reward_model: nn.Module | RewardFunction | Sequence[nn.Module | RewardFunction] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         value_model: nn.Module | None = None,
         data_collator: DataCollator | None = None,
@@ -127,7 +131,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
-        reward_processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_class: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None = None,
     ) -> None:
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
@@ -152,21 +156,11 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
         # New heads and adapters are random, so the seed comes first.
         set_seed(args.seed)
-        with gathered(reward_model):
-            self.scorer, self.sequence_scorer = make_scorers(
-                reward_model, processing_class, reward_processing_class, args
-            )
-        args = args.with_reward_defaults(scores_tokens=self.scorer.scores_tokens)
-        self.models = prepare_models(
-            args,
-            model,
-            ref_model,
-            reward_model,
-            value_model,
-            peft_config,
-            shares_tokenizer=self.scorer.reward_processing_class is None,
-        )
-        self.policy_model, self.value_model, self.ref_model, self.reward_model = self.models[:4]
+        self.rewards = make_rewards(reward_model, processing_class, reward_processing_class, args)
+        args = args.with_defaults_of(self.rewards.kinds)
+        self.models = prepare_models(args, model, ref_model, self.rewards, value_model, peft_config)
+        self.policy_model, self.value_model, self.ref_model = self.models[:3]
+        self.reward_model = reward_model
 
         self.schedule = Schedule.plan(args, train_dataset)
         args = trainer_arguments(args, self.schedule)
@@ -244,8 +238,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             vllm_engine = VLLMEngine(self.policy_model, tokenizer, accelerator, args, self.stop_token_id, rows)
         return self._collector_class(
             Inference(self.models, args, accelerator, lambda: self.model, lambda: self.model_wrapped),
-            self.scorer,
-            self.sequence_scorer,
+            self.rewards,
             tokenizer,
             self.data_collator,
             args,

@@ -7,10 +7,10 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..nn.adapters import check_adapter
 from ..nn.modules import backbone_of
 from .config import TokenRewardConfig
 from .modeling import TokenRewardModel
-from .readout import check_adapter
 
 
 if TYPE_CHECKING:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
+from ..nn.adapters import check_adapter
 from ..nn.modules import backbone_of, is_causal, without_peft
 from ..nn.unpadding import right_packed
+from .implicit import ImplicitReward
 from .modeling import TokenRewardModel
 
 
@@ -15,8 +16,9 @@ def architecture(model: nn.Module) -> str:
 
 
 def has_token_scores(model: nn.Module) -> bool:
-    """True if the model scores single tokens: a `TokenRewardModel` or a token classifier."""
-    return isinstance(without_peft(model), TokenRewardModel) or architecture(model).endswith("ForTokenClassification")
+    """True if the model scores single tokens: a `TokenRewardModel`, an `ImplicitReward` or a token classifier."""
+    scores_tokens = isinstance(without_peft(model), (TokenRewardModel, ImplicitReward))
+    return scores_tokens or architecture(model).endswith("ForTokenClassification")
 
 
 def has_sequence_score(model: nn.Module) -> bool:
@@ -47,8 +49,11 @@ def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -
     return _read_packed(model, input_ids, attention_mask, packed_prefix_scores)
 
 
-def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The token head at every column, shape (B, L), float32, of a model for which [`has_token_scores`] holds."""
+def token_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, start: int = 0) -> Tensor:
+    """The token scores of every column from `start` on, shape (B, L), float32, of a model for which
+    [`has_token_scores`] holds. Those of the columns before it may be anything."""
+    if isinstance(model, ImplicitReward):
+        return model.token_scores(input_ids, attention_mask, start)
     return _read_packed(model, input_ids, attention_mask, packed_token_scores)
 
 
@@ -80,25 +85,17 @@ def _read_packed(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, re
     return scores.new_zeros(input_ids.shape).scatter(1, columns, scores)
 
 
-def check_adapter(model: nn.Module, argument: str) -> None:
-    """Raise a `ValueError` if `model` has an adapter of virtual tokens. The model under the wrapper does
-    not know them, so every position would shift."""
-    for config in model.peft_config.values() if is_peft_model(model) else ():
-        if config.is_prompt_learning:
-            raise ValueError(
-                f"`{argument}` has an adapter of the type {config.peft_type.value}, which adds virtual tokens: use one "
-                "that changes layers, such as LoRA."
-            )
-
-
 def check_scorer(model: nn.Module, argument: str) -> None:
     """Raise a `TypeError` or `ValueError` unless `model` is a supported reward (or value) model with one label."""
     check_adapter(model, argument)
     if not (has_token_scores(model) or has_sequence_score(model)):
         raise TypeError(
-            f"`{argument}` is a {architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, or "
-            "an AutoModelForSequenceClassification of a decoder (with a head named `score`)."
+            f"`{argument}` is a {architecture(model)}. Pass a TokenRewardModel, an AutoModelForTokenClassification, "
+            "an AutoModelForSequenceClassification of a decoder (with a head named `score`), or an ImplicitReward of "
+            "causal language models."
         )
+    if isinstance(model, ImplicitReward):
+        return
     if without_peft(model).config.num_labels != 1:
         raise ValueError(
             f"`{argument}` has `num_labels={without_peft(model).config.num_labels}`; a score needs one: load it with "

@@ -19,11 +19,12 @@ from ..data.formats import SIDES, check_row, plain_rows, row_format
 from ..data.preprocessing import RowPreparer
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
-from ..utils.text import unicode_problem
+from ..utils.text import distinct, unicode_problem
 from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
+from .implicit import ImplicitReward
 from .modeling import TokenRewardModel
 from .text_scores import scores_of_ids
 
@@ -41,8 +42,8 @@ class TokenScorer:
     A token reward model, ready to score texts.
 
     Args:
-        model ([`TokenRewardModel`] or `PeftModel`):
-            The model, or an adapter around one.
+        model ([`TokenRewardModel`], `PeftModel` or [`ImplicitReward`]):
+            The model, an adapter around one, or implicit rewards, which have token scores alone.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer, a fast one.
         name (`str`, *optional*):
@@ -68,10 +69,12 @@ class TokenScorer:
         has_sequence_score: bool = True,
     ):
         base = without_peft(model)
-        if not isinstance(base, TokenRewardModel):
+        if isinstance(base, ImplicitReward):
+            has_sequence_score = False
+        elif not isinstance(base, TokenRewardModel):
             raise TypeError(
-                f"`model` must be a TokenRewardModel or an adapter around one, got {type(base).__name__}: "
-                "`TokenRewardModel.from_backbone` makes one of it."
+                "`model` must be a TokenRewardModel, an adapter around one or an ImplicitReward, got "
+                f"{type(base).__name__}: `TokenRewardModel.from_backbone` makes one of it."
             )
         if signal not in (None, "token_scores", "sequence_score"):
             raise ValueError(f"`signal` must be 'token_scores' or 'sequence_score', got {signal!r}.")
@@ -79,7 +82,8 @@ class TokenScorer:
         self.name = name or base.config.name_or_path or type(base).__name__
         self.signal: Signal = signal or "token_scores"
         self.has_sequence_score = has_sequence_score
-        if self.signal == "token_scores" and not base.token_head_is_trained:
+        is_untrained = isinstance(base, TokenRewardModel) and not base.token_head_is_trained
+        if self.signal == "token_scores" and is_untrained:
             remedy = " or score with `signal='sequence_score'`" if has_sequence_score else ""
             raise ValueError(
                 f"The token head of {self.name} is untrained: every token would score 0. Train it with "
@@ -195,7 +199,7 @@ def score_dataset(
         total = len(dataset) if isinstance(dataset, Sequence) else None
     total = limit if total is None or limit is not None and limit < total else total
     readers = [_Reader(scorer, max_length) for scorer in scorers]
-    names = _distinct([scorer.name for scorer in scorers])
+    names = distinct([scorer.name for scorer in scorers])
     indexed = enumerate(islice(iter(dataset), limit))
     rows, too_long = [], []
     with tqdm(total=total, desc="Scoring rows", disable=not progress) as bar:
@@ -339,13 +343,6 @@ def _named(text: ScoredText, model: str) -> ScoredText:
         return text
     name = f"{text.name}, {model}" if text.name else model
     return ScoredText(text.tokens, text.series, name, text.numbers, text.edited, text.edit)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Adds a number to equal names, for example of one model with two signals."""
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
-    ]
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> list[str]:

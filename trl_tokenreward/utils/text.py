@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -51,3 +52,10 @@ def shorten(value: Any) -> str:
 def quoted_start(text: str) -> str:
     """The beginning of a text, quoted."""
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Adds a number to equal names, for example of one model with two signals."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})" for i, name in enumerate(names)
+    ]
