@@ -1,5 +1,6 @@
-"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`], `prompt`, `chosen` (the edit),
-`rejected` (the original) and, if the wrong characters are known, `rejected_spans`.
+"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`]: `prompt`, `chosen` (the edit),
+`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; or, of what was marked and not
+edited, `completion` and `completion_spans`.
 
 Heavy imports happen inside functions, because the command line reads the names of the formats from here.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.text import shorten
-from .spans import read_spans
+from .spans import read_spans, spans_of_places
 
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FORMATS = {
     "ultrafeedback": "pairs of conversations, with the prompt as a text beside them (binarized)",
     "qa-feedback": "answers with the characters that are wrong, and their corrections",
     "paradetox": "toxic sentences with up to three neutral rewrites (TSV, or the columns on the Hub)",
+    "toxic-spans": "posts with the characters that are toxic, and no correction (SemEval-2021 task 5, CSV)",
     "stepwise": "TRL's stepwise supervision, which has no edits and is refused",
     "columns": "any two columns, and optionally a prompt and spans",
 }
@@ -52,9 +54,9 @@ class Imported(NamedTuple):
 
     Args:
         dataset (`Dataset`):
-            The pairs.
+            The pairs, or rows of one side.
         counts (`dict[str, int]`):
-            `"rows"` read, `"kept"` pairs, and what was dropped by reason. A row may have several pairs, or lack one.
+            `"rows"` read, those `"kept"`, and what was dropped by reason. A row may have several pairs, or lack one.
     """
 
     dataset: "Dataset"
@@ -68,7 +70,8 @@ class Imported(NamedTuple):
         table = Table(box=None, show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        names = {"rows": "rows read", "kept": "pairs kept"}
+        kept = "pairs kept" if "chosen" in self.dataset.column_names else "rows kept"
+        names = {"rows": "rows read", "kept": kept}
         for name, count in self.counts.items():
             table.add_row(Text(names.get(name, f"dropped: {name}")), str(count))
         return table
@@ -94,11 +97,13 @@ def import_dataset(
       `"Question: …\\nAnswer:"`, without the passages that the answers were drawn from.
     - `"paradetox"`: one pair for each rewrite of a sentence, without a prompt. The sentences are lower-case with spaces
       before punctuation and the rewrites are not, so many of these edits are of spelling.
+    - `"toxic-spans"`: `text`, and `spans`, the places of its toxic characters as a list (`"[8, 9, 10]"`; `"[]"` where
+      nothing is toxic). They become rows of one side, `completion` and `completion_spans`.
     - `"stepwise"`: refused; the error says why.
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
       is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
-    Pairs whose sides are the same, and pairs with an empty side, are dropped and counted.
+    Pairs whose sides are the same, and rows with an empty side, are dropped and counted.
 
     Args:
         format (`str`):
@@ -154,18 +159,20 @@ def import_dataset(
 
     messages = List({"role": Value("string"), "content": Value("string")})
     kinds = {}
-    for name in ("prompt", "chosen", "rejected"):
+    for name in [name for name in ("prompt", "chosen", "rejected", "completion") if name in pairs[0]]:
         types = {type(pair[name]) for pair in pairs}
         if len(types) > 1:
             raise ValueError(f"`{name}` is a text in some rows of {source} and a list of messages in others.")
         kinds[name] = messages if types == {list} else Value("string")
-    if "rejected_spans" in pairs[0]:
-        kinds["rejected_spans"] = List(List(Value("int64")))
+    for name in {"rejected_spans", "completion_spans"} & pairs[0].keys():
+        kinds[name] = List(List(Value("int64")))
     return Imported(Dataset.from_list(pairs, features=Features(kinds)), dict(counts))
 
 
 def _nothing_to_learn(pair: Row) -> str | None:
-    """The reason to drop a pair, or `None`."""
+    """The reason to drop a pair or a row of one side, or `None`."""
+    if "completion" in pair:
+        return None if pair["completion"].strip() else "the text is empty"
     chosen, rejected = pair["chosen"], pair["rejected"]
     if chosen == rejected:
         # The marked text would count as wrong on one side and as right on the other.
@@ -221,7 +228,7 @@ def _get(row: Row, column: str, kind: type = str) -> Any:
     return row[column]
 
 
-# One function for each format: it returns pairs, or the reason to drop the row.
+# One function for each format: it returns pairs or rows of one side, or the reason to drop the row.
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:
@@ -276,6 +283,19 @@ def _paradetox(row: Row) -> Iterator[Row | str]:
         yield "a rewrite given twice" if repeated else {"prompt": "", "chosen": rewrite, "rejected": toxic}
 
 
+def _toxic_spans(row: Row) -> Iterator[Row | str]:
+    text, listed = _get(row, "text"), _get(row, "spans", object)
+    try:
+        places = json.loads(listed) if isinstance(listed, str) else listed
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`spans` is no list of characters: {error}.") from error
+    if not isinstance(places, list) or any(type(place) is not int for place in places):
+        raise ValueError(f"`spans` must be a list of the places of characters, but is {shorten(listed)}.")
+    if wrong := [place for place in places if not 0 <= place < len(text)]:
+        raise ValueError(f"`spans` has the place {wrong[0]}, but `text` has {len(text)} characters.")
+    yield {"completion": text, "completion_spans": spans_of_places(places)}
+
+
 def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     given = {name: _get(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
@@ -301,4 +321,5 @@ _CONVERT: dict[str, Callable[[Row], Iterator[Row | str]]] = {
     "ultrafeedback": _ultrafeedback,
     "qa-feedback": _qa_feedback,
     "paradetox": _paradetox,
+    "toxic-spans": _toxic_spans,
 }
