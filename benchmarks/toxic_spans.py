@@ -3,16 +3,16 @@
     python benchmarks/toxic_spans.py all --data <folder> --model models/SmolLM2-135M-Instruct
     python benchmarks/toxic_spans.py report    # the table of what is there
 
-The folder holds `toxic-spans-train.csv.gz`, `-trial` and `-test`, the official files. A run trains one epoch on the posts
-of the train file, chooses the threshold on those of the trial file and measures character F1 on those of the test file.
-`make model` fetches the model.
+The folder holds `toxic-spans-train.csv.gz`, `-trial` and `-test`, the official files. A run trains one epoch on the
+posts of the train file, chooses the threshold on those of the trial file and measures character F1 on those of the test
+file. `make model` fetches the model.
 
 A run of the kind `once` reads each post from left to right. In one of the kind `twice` the prompt is the post, so that
 the model has read all of it when it scores its first word.
 
 Every run is a process of one thread and writes one JSON file in the output folder; a run whose file exists is not
-repeated. Its trainer saves checkpoints, so a run that is stopped goes on from the last. It takes an hour or two on a core
-with AMX.
+repeated. Its trainer saves checkpoints, so a run that is stopped resumes from the last. It takes an hour or two on a
+core with AMX.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown: one row a run, with a figure that misses the target in italics."""
     lines = [
-        f"| posts are read | seed | F1 of characters, test (≥ {TARGET}) | trial | AUROC of tokens | steps | min | commit |",
+        f"| post is read | seed | F1 on test (≥ {TARGET}) | F1 on trial | AUROC of tokens | steps | min | commit |",
         f"|{' --- |' * 8}",
     ]
     for result in results:

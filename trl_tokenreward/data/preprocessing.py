@@ -136,12 +136,13 @@ def _scatter(mask: Sequence[bool], places: Sequence[int], length: int) -> list[i
 
 def _characters(row: Row, side: str, text: RenderedText, places: range, own: TokenizedText, length: int) -> Row:
     """The columns [`CHARACTERS`]: the characters of each token of the completion, without white space at their edges,
-    and the row's spans."""
-    words, offsets = text.text[text.start : text.end], [[0, 0]] * length
+    with 1 for a token inside of a word, whose beginning is in the token before it; and the row's spans."""
+    words, offsets = text.text[text.start : text.end], [[0, 0, 0]] * length
     for place, (start, end) in zip(places, own.offsets, strict=True):
         token = words[start:end]
         if token.strip():
-            offsets[place] = [end - len(token.lstrip()), start + len(token.rstrip())]
+            start, end = end - len(token.lstrip()), start + len(token.rstrip())
+            offsets[place] = [start, end, int(start > 0 and words[start - 1 : start + 1].isalnum())]
     return dict(zip(CHARACTERS, (offsets, _read_spans(row, f"{side}_spans", words)), strict=True))
 
 
@@ -523,8 +524,8 @@ def prepare_dataset(
             What errors and progress bars call the data set.
         with_characters (`bool`, *optional*, defaults to `False`):
             If `True`, rows with spans of all their wrong characters keep these as `rejected_characters`, and as
-            `rejected_offsets` the characters of each token, white space at its edges left out. Both are `None` in other
-            rows.
+            `rejected_offsets` what [`~reward_model.character_scores.marked_text`] needs of each token. Both are `None`
+            in other rows.
 
     Returns:
         `tuple[Dataset | IterableDataset, DroppedRows]`: the rows that are kept, and the counts. Those of a stream are 0

@@ -24,33 +24,38 @@ class MarkedText(NamedTuple):
     wrong: np.ndarray
 
 
-def marked_text(
-    offsets: Sequence[Sequence[int]], scores: Sequence[float], spans: Sequence[Sequence[int]]
-) -> MarkedText:
+def marked_text(tokens: Sequence[Sequence[int]], scores: Sequence[float], spans: Sequence[Sequence[int]]) -> MarkedText:
     """Spreads the scores of tokens over the characters that they stand for.
 
-    What stands between two tokens, such as the space before a word, has the higher of their scores, so that it is
-    marked where both are. What is in no token's span and not between two is never marked.
+    A word of several tokens has the score of its last: a model that reads from left to right knows the word there. What
+    stands between two tokens, such as the space before a word, has the higher of their scores, so that it is marked
+    where both are. What is in no token and not between two is never marked.
 
     Args:
-        offsets (`Sequence[Sequence[int]]`):
-            `[start, end)` characters of each token, without the white space at their edges; where both are equal the
-            token stands for none.
+        tokens (`Sequence[Sequence[int]]`):
+            `[start, end, inside]` of each token: its characters, without the white space at their edges, and 1 if it
+            goes on with the word of the token before it. Where `start` and `end` are equal it stands for none.
         scores (`Sequence[float]`):
             The score of each token.
         spans (`Sequence[Sequence[int]]`):
             `[start, end)` characters that are wrong.
     """
-    length = max((end for _, end in (*offsets, *spans)), default=0)
-    values, wrong = np.full(length, np.inf), np.zeros(length, dtype=bool)
-    reached, last = None, np.inf
-    for (start, end), score in zip(offsets, scores, strict=True):
+    words: list[list[float]] = []
+    for (start, end, inside), score in zip(tokens, scores, strict=True):
         if start >= end:
             continue
-        if reached is not None:
-            values[reached:start] = max(last, score)
-        values[start:end] = score
-        reached, last = end, score
+        if inside and words:
+            words[-1][1:] = end, score
+        else:
+            words.append([start, end, score])
+    ends = [end for _, end, _ in words] + [end for _, end in spans]
+    length = int(max(ends, default=0))
+    values, wrong = np.full(length, np.inf), np.zeros(length, dtype=bool)
+    for before, word in zip([None, *words], words, strict=False):
+        start, end, score = word
+        if before is not None:
+            values[int(before[1]) : int(start)] = max(before[2], score)
+        values[int(start) : int(end)] = score
     for start, end in spans:
         wrong[start:end] = True
     return MarkedText(values, wrong)

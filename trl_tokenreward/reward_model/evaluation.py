@@ -245,7 +245,7 @@ def evaluate_token_rewards(
     samples = np.array(
         [
             (
-                _ratio(n @ (with_sequences * won), n @ with_sequences),
+                _ratio(float(n @ (with_sequences * won)), float(n @ with_sequences)),
                 _ratio(n @ wins, n @ pairs),
                 _auroc_of_ranks(rank, rejected.edited, n[rejected.row]),
                 _ratio(n @ f1, n @ with_spans),
@@ -255,9 +255,9 @@ def evaluate_token_rewards(
     )
     values = (
         _ratio(float(with_sequences @ won), float(with_sequences.sum())),
-        _ratio(wins.sum(), pairs.sum()),
+        _ratio(float(wins.sum()), float(pairs.sum())),
         _auroc(-rejected.score, rejected.edited),
-        _ratio(f1.sum(), with_spans.sum()),
+        _ratio(float(f1.sum()), float(with_spans.sum())),
     )
     # A sample may have drawn no row with an edit, where there are few.
     figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
