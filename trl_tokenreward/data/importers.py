@@ -158,14 +158,15 @@ def import_dataset(
         raise ValueError(f"No pair is left of {source} ({dropped}).")
 
     messages = List({"role": Value("string"), "content": Value("string")})
-    kinds = {}
+    kinds: dict[str, Any] = {}
     for name in [name for name in ("prompt", "chosen", "rejected", "completion") if name in pairs[0]]:
         types = {type(pair[name]) for pair in pairs}
         if len(types) > 1:
             raise ValueError(f"`{name}` is a text in some rows of {source} and a list of messages in others.")
         kinds[name] = messages if types == {list} else Value("string")
-    for name in {"rejected_spans", "completion_spans"} & pairs[0].keys():
-        kinds[name] = List(List(Value("int64")))
+    for column in ("rejected_spans", "completion_spans"):
+        if column in pairs[0]:
+            kinds[column] = List(List(Value("int64")))
     return Imported(Dataset.from_list(pairs, features=Features(kinds)), dict(counts))
 
 

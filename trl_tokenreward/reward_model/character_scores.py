@@ -52,12 +52,11 @@ def marked_text(tokens: Sequence[Sequence[int]], scores: Sequence[float], spans:
     length = int(max(ends, default=0))
     values, wrong = np.full(length, np.inf), np.zeros(length, dtype=bool)
     for before, word in zip([None, *words], words, strict=False):
-        start, end, score = word
         if before is not None:
-            values[int(before[1]) : int(start)] = max(before[2], score)
-        values[int(start) : int(end)] = score
-    for start, end in spans:
-        wrong[start:end] = True
+            values[int(before[1]) : int(word[0])] = max(before[2], word[2])
+        values[int(word[0]) : int(word[1])] = word[2]
+    for span in spans:
+        wrong[slice(*span)] = True
     return MarkedText(values, wrong)
 
 

@@ -90,8 +90,8 @@ class TokenRewardReport:
             rejected side, where low scores should find them; for insertions, which leave no token there, on the chosen
             side, where high scores should.
         rows_without_kind (`int`):
-            Pairs whose sides differ outside of their edit masks (such as those with spans of their own), so that nothing
-            says what became what. They are not in `by_kind`.
+            Pairs whose sides differ outside of their edit masks (such as those with spans of their own), so that
+            nothing says what became what. They, and rows of one side, are not in `by_kind`.
     """
 
     rows: int
@@ -246,9 +246,9 @@ def evaluate_token_rewards(
         [
             (
                 _ratio(float(n @ (with_sequences * won)), float(n @ with_sequences)),
-                _ratio(n @ wins, n @ pairs),
+                _ratio(float(n @ wins), float(n @ pairs)),
                 _auroc_of_ranks(rank, rejected.edited, n[rejected.row]),
-                _ratio(n @ f1, n @ with_spans),
+                _ratio(float(n @ f1), float(n @ with_spans)),
             )
             for n in resampled(len(table), seed, resamples)
         ]
