@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 
+import numpy as np
 import pytest
 from datasets import Dataset, List, Value
 
@@ -251,3 +253,67 @@ def test_real_paradetox():
     assert counts["rows"] == 7999 and counts["a sentence without a rewrite"] == 5
     row = {"prompt": "", "chosen": "he was brave too!", "rejected": "he had steel balls too !"}
     assert imported.dataset[0] == row and len(imported.dataset) == counts["kept"] == 12347
+
+
+class TestToxicSpans:
+    def test_golden(self, tmp_path):
+        path = tmp_path / "posts.csv"
+        path.write_text(
+            'spans,text\n"[0, 1, 2, 3, 9, 8]",Damn, sad\n'.replace("Damn, sad", '"Damn, 😀 sad"')
+            + '[],"so\nit is"\n[],\n',
+            encoding="utf-8",
+        )
+        imported = import_dataset("toxic-spans", path)
+        assert imported.dataset.to_list() == [
+            {"completion": "Damn, 😀 sad", "completion_spans": [[0, 4], [8, 10]]},
+            {"completion": "so\nit is", "completion_spans": []},
+        ]
+        assert imported.counts == {"rows": 3, "kept": 2, "the text is empty": 1}
+        rows, _ = prepare_dataset(imported.dataset, tiny.tokenizer())
+        assert any(rows[0]["rejected_edit_mask"]) and not any(rows[1]["rejected_edit_mask"])
+
+    @pytest.mark.parametrize(
+        ("spans", "message"),
+        [
+            ("[0, 9]", "`spans` has the place 9, but `text` has 4 characters"),
+            ("[-1]", "`spans` has the place -1"),
+            ("[1, 2", "`spans` is no list of characters"),
+            ("{}", "`spans` must be a list of the places"),
+            ("[true]", "`spans` must be a list of the places"),
+            ("[1.5]", "`spans` must be a list of the places"),
+            ("", "`spans` is no list"),
+        ],
+    )
+    def test_malformed(self, spans, message, tmp_path):
+        path = tmp_path / "posts.csv"
+        path.write_text(f'spans,text\n[],good\n"{spans}",four\n', encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"Row 1 of .*posts\.csv: {message}"):
+            import_dataset("toxic-spans", path)
+
+    def test_anything_is_read_or_refused_with_its_row(self, tmp_path):
+        """Random rows: what is read marks the given places, and an error names row and column."""
+        random = np.random.default_rng(0)
+        pieces = ["[", "]", "1", "2", ",", " ", "-1", "0", "a", '"', "null", "9e9", "[1]", "é"]
+        path, kept = tmp_path / "rows.jsonl", 0
+        for _ in range(300):
+            text = "".join(random.choice([*"ab 😀\n"], random.integers(0, 6)))
+            spans = "".join(random.choice(pieces, random.integers(0, 7)))
+            if random.random() < 0.4:
+                spans = str(random.integers(0, 5, random.integers(0, 4)).tolist())
+            write(path, [{"text": "ok", "spans": "[0]"}, {"text": text, "spans": spans}])
+            try:
+                row = import_dataset("toxic-spans", path).dataset.to_list()[-1]
+            except ValueError as error:
+                assert re.search(r"Row 1 of .*: .*`spans`", str(error), re.DOTALL), error
+                continue
+            if row["completion"] == text:
+                kept += 1
+                assert {i for a, b in row["completion_spans"] for i in range(a, b)} == set(json.loads(spans))
+        assert kept > 20
+
+    def test_the_real_files(self):
+        imported = import_dataset("toxic-spans", shared_file("toxic-spans-trial.csv.gz"))
+        assert imported.counts == {"rows": 690, "kept": 690}
+        assert sum(not spans for spans in imported.dataset["completion_spans"]) == 43
+        first = imported.dataset[0]
+        assert [first["completion"][a:b] for a, b in first["completion_spans"]] == ["moron", "bigot"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..utils.text import shorten
 from ..utils.validation import get_value
 from .foreign_rows import convert_rows
-from .spans import read_spans
+from .spans import read_spans, spans_of_places
 
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ FORMATS = {
     "label-studio": "spans and edits of Label Studio (JSON or JSON_MIN)",
     "argilla": "spans and edits of Argilla (a data set)",
     "doccano": "spans of doccano (JSON Lines)",
+    "toxic-spans": "posts with the characters that are toxic, and no correction (SemEval-2021 task 5, CSV)",
     "stepwise": "TRL's stepwise supervision, which has no edits and is refused",
     "columns": "any two columns, and optionally a prompt and spans",
 }
@@ -116,11 +117,13 @@ def import_dataset(
     - `"paradetox"`: one pair for each rewrite of a sentence, without a prompt. The sentences are lower-case with spaces
       before punctuation and the rewrites are not, so many of these edits are of spelling.
     - `"label-studio"`, `"argilla"`, `"doccano"`: what people marked or edited in these tools, see below.
+    - `"toxic-spans"`: `text`, and `spans`, the places of its toxic characters as a list (`"[8, 9, 10]"`; `"[]"` where
+      nothing is toxic). They become rows of one side, `completion` and `completion_spans`.
     - `"stepwise"`: refused; the error says why.
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
       is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
-    Pairs whose sides are the same, and pairs with an empty side, are dropped and counted.
+    Pairs whose sides are the same, and rows with an empty side, are dropped and counted.
 
     Annotations with an edit become pairs. Spans alone become one-sided rows: `prompt`, `completion` and
     `completion_spans`, a list of `start`, `end` and, if `labels` has severities, `severity`. A text in which nothing is
@@ -227,11 +230,18 @@ def _features(rows: list[Row], name: str) -> "Features":
     if "rejected_spans" in rows[0]:
         kinds["rejected_spans"] = List(List(Value("int64")))
     if "completion_spans" in rows[0]:
-        span = {"start": Value("int64"), "end": Value("int64")}
-        if any("severity" in span for row in rows for span in row["completion_spans"]):
-            span["severity"] = Value("float64")
-        kinds["completion_spans"] = List(span)
+        kinds["completion_spans"] = List(_span_kind([span for row in rows for span in row["completion_spans"]]))
     return Features(kinds)
+
+
+def _span_kind(spans: list[Any]) -> Any:
+    """The feature of spans: `[start, end]`, or dictionaries that may have a severity."""
+    from datasets import List, Value
+
+    if not any(isinstance(span, dict) for span in spans):
+        return List(Value("int64"))
+    kind = {"start": Value("int64"), "end": Value("int64")}
+    return {**kind, "severity": Value("float64")} if any("severity" in span for span in spans) else kind
 
 
 def _nothing_to_learn(pair: Row) -> str | None:
@@ -288,7 +298,7 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
 
 
-# One function for each format: it returns pairs, or the reason to drop the row.
+# One function for each format: it returns pairs or rows of one side, or the reason to drop the row.
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:
@@ -343,6 +353,19 @@ def _paradetox(row: Row) -> Iterator[Row | str]:
         yield "a rewrite given twice" if repeated else {"prompt": "", "chosen": rewrite, "rejected": toxic}
 
 
+def _toxic_spans(row: Row) -> Iterator[Row | str]:
+    text, listed = get_value(row, "text"), get_value(row, "spans", object)
+    try:
+        places = json.loads(listed) if isinstance(listed, str) else listed
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`spans` is no list of characters: {error}.") from error
+    if not isinstance(places, list) or any(type(place) is not int for place in places):
+        raise ValueError(f"`spans` must be a list of the places of characters, but is {shorten(listed)}.")
+    if wrong := [place for place in places if not 0 <= place < len(text)]:
+        raise ValueError(f"`spans` has the place {wrong[0]}, but `text` has {len(text)} characters.")
+    yield {"completion": text, "completion_spans": spans_of_places(places)}
+
+
 def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     given = {name: get_value(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
@@ -368,4 +391,5 @@ _CONVERT: dict[str, Callable[[Row], Iterator[Row | str]]] = {
     "ultrafeedback": _ultrafeedback,
     "qa-feedback": _qa_feedback,
     "paradetox": _paradetox,
+    "toxic-spans": _toxic_spans,
 }

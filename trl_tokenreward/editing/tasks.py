@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features
 
-from ..data.formats import ASSISTANT, HUMAN, preference_prompt, row_format
+from ..data.formats import ASSISTANT, HUMAN, preference_prompt, row_format, row_sides
 from ..utils.chat_endpoint import Prompt
 from ..utils.validation import check_least
 
@@ -82,6 +82,8 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
 def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task, str]:
     """The task of one row, and the format that it has, which must be `format` unless that is `None`."""
     try:
+        if len(row_sides(row)) == 1:
+            raise ValueError("has marked spans and no second side: what is edited are the `rejected` sides of pairs.")
         own = row_format(row)
     except ValueError as error:
         raise ValueError(f"Row {index} of the data set, {error}") from error

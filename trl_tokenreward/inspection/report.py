@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..data.dropped import DroppedRows
-from ..data.formats import SIDES, plain_rows, preference_prompt, row_format
+from ..data.formats import SIDES, plain_rows, preference_prompt, row_format, row_sides
 from ..data.preprocessing import RowPreparer, row_outcome
 from ..data.spans import read_spans
 from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit_ratio
@@ -170,6 +170,8 @@ def _texts(row: dict[str, Any], index: int) -> _Texts:
     try:
         if all(f"{side}_ids" in row for side in SIDES):
             raise ValueError("has token ids, and there is no text to show: inspect the data set before it is prepared.")
+        if len(row_sides(row)) == 1:
+            raise ValueError("has one side, and so no edit to inspect: `trl-tokenreward score` shows its marks.")
         names = [name for name in ("prompt", *SIDES) if name in row or name in SIDES]
         row_format(row)  # says what is missing
         kinds = {name: type(row.get(name)).__name__ for name in names}

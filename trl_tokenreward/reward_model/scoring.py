@@ -15,8 +15,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from ..data.formats import SIDES, check_row, plain_rows, row_format
-from ..data.preprocessing import RowPreparer
+from ..data.formats import SIDES, check_row, plain_rows, row_format, row_sides
+from ..data.preprocessing import RowPreparer, prepared_sides
 from ..nn.modules import without_peft
 from ..utils.loading import check_source, load_tokenizer
 from ..utils.text import distinct, unicode_problem
@@ -81,6 +81,7 @@ class TokenScorer:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or base.config.name_or_path or type(base).__name__
         self.signal: Signal = signal or "token_scores"
+        has_sequence_score = has_sequence_score and base.sequence_head_is_trained
         self.has_sequence_score = has_sequence_score
         is_untrained = isinstance(base, TokenRewardModel) and not base.token_head_is_trained
         if self.signal == "token_scores" and is_untrained:
@@ -166,9 +167,9 @@ def score_dataset(
 
     Args:
         dataset (`Dataset`, `IterableDataset` or `Iterable[Mapping]`):
-            Rows with `text` or `completion`, a text or messages, and perhaps a `prompt`; or preference rows in any
-            format of [`~data.preprocessing.prepare_dataset`], whose sides are both scored, with the edited tokens
-            marked.
+            Rows with `text` or `completion`, a text or messages, and perhaps a `prompt`; or rows in any format of
+            [`~data.preprocessing.prepare_dataset`], of whose one or two sides each is scored, with the edited or wrong
+            tokens marked.
         scorers ([`TokenScorer`]):
             One model, or several to see side by side, each with its own tokens.
         limit (`int`, *optional*):
@@ -241,13 +242,13 @@ def score_dataset(
 
 class _Row(NamedTuple):
     """A row as one model reads it: its number, its prompt, and its texts as ids, with where they begin and which tokens
-    are edited."""
+    are edited or wrong."""
 
     number: int
     prompt: str
     ids: list[list[int]]
     starts: list[int]
-    edited: list[list[bool]]  # of both sides, or of none
+    edited: list[list[bool]]  # of the rejected and perhaps the chosen side, or of none
 
 
 class _Reader:
@@ -263,14 +264,15 @@ class _Reader:
     def __call__(self, row: Mapping[str, Any], index: int) -> _Row | None:
         """`None` for a row that is too long."""
         pair = as_pair(row, index)
-        is_pair, pair = pair is row, dict(pair)
+        is_text, pair = pair is not row, dict(pair)
         if self.prepare is None:
             try:
-                self.prepare = RowPreparer(row_format(pair), self.tokenizer, "scored")
+                is_pair = len(row_sides(pair)) == len(SIDES)
+                self.prepare = RowPreparer(row_format(pair) if is_pair else None, self.tokenizer, "scored")
             except ValueError as error:
                 raise ValueError(f"Row {index} of the scored data set, {error}") from error
         prepared = self.prepare(pair, index)
-        sides = ("rejected", "chosen") if is_pair else ("chosen",)
+        sides = ("chosen",) if is_text else prepared_sides(prepared)[::-1]
         ids = [prepared[f"{side}_ids"] for side in sides]
         if max(map(len, ids)) > self.max_length:
             return None
@@ -283,7 +285,7 @@ class _Reader:
             list(map(bool, prepared[f"{side}_edit_mask"][start:])) for side, start in zip(sides, starts, strict=True)
         ]
         prompt = self.tokenizer.decode(ids[0][: starts[0]], skip_special_tokens=True)
-        return _Row(index, prompt, ids, starts, edited if is_pair else [])
+        return _Row(index, prompt, ids, starts, [] if is_text else edited)
 
 
 def as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -296,7 +298,8 @@ def as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
         check_row(row)
     except ValueError as error:
         raise ValueError(f"Row {index}: {error}") from error
-    if all(side in row or f"{side}_ids" in row for side in SIDES):
+    marked = any(row.get(f"{column}_spans") is not None for column in ("completion", "rejected"))
+    if marked or all(side in row or f"{side}_ids" in row for side in SIDES):
         return row
     columns = [name for name in ("text", "completion") if name in row]
     if len(columns) != 1:
@@ -326,7 +329,7 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
     scores = iter(scorer._scores(sequences, starts, batch_size, of_rows))
     results = []
     for row in rows:
-        edits: Any = zip(row.edited, ("delete", "insert"), strict=True) if row.edited else [((), None)]
+        edits: Any = zip(row.edited, ("delete", "insert"), strict=False) if row.edited else [((), None)]
         texts = []
         for ids, start, (edited, edit) in zip(row.ids, row.starts, edits, strict=True):
             score, per_token = next(scores)
