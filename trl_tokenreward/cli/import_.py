@@ -2,7 +2,8 @@
 
 import argparse
 
-from ..data.importers import FORMATS, NAMES
+from ..data.importers import FORMATS, NAMES, STEP_FORMATS
+from ..data.steps import STEP_LABELS
 from .options import add_split, say
 
 
@@ -11,7 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "import",
         help="bring a data set into the columns of TokenRewardTrainer",
         description="Writes `prompt`, `chosen` (the edit), `rejected` (the original) and, where they are known, "
-        "`rejected_spans`, and says what was dropped and why.",
+        "`rejected_spans`; of solutions in steps `prompt`, `completion`, `completion_spans` (the wrong steps) and "
+        "`completion_judged`. Says what was dropped and why.",
         epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
     )
     parser.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))
@@ -21,6 +23,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     columns = parser.add_argument_group("columns of the format `columns`")
     for name in NAMES:
         columns.add_argument(f"--{name}", metavar="COLUMN", help=f"column with the {NAMES[name]}")
+    steps = parser.add_argument_group(f"steps of the formats {' and '.join(f'`{name}`' for name in STEP_FORMATS)}")
+    steps.add_argument("--step-separator", metavar="TEXT", help="what stands between two steps (default: a new line)")
+    steps.add_argument(
+        "--step-labels",
+        choices=STEP_LABELS,
+        help="; ".join(f"{name}: {text}" for name, text in STEP_LABELS.items()) + " (default: every_token)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,7 +42,13 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     columns = {name: getattr(arguments, name) for name in NAMES if getattr(arguments, name) is not None}
     imported = import_dataset(
-        arguments.format, arguments.source, split=arguments.split, config=arguments.config, columns=columns
+        arguments.format,
+        arguments.source,
+        split=arguments.split,
+        config=arguments.config,
+        columns=columns,
+        step_separator=arguments.step_separator,
+        step_labels=arguments.step_labels,
     )
     save_dataset(imported.dataset, arguments.output)
     say(f"{arguments.source} as {arguments.format}:")

@@ -1,5 +1,6 @@
-"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`], `prompt`, `chosen` (the edit),
-`rejected` (the original) and, if the wrong characters are known, `rejected_spans`.
+"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`]: `prompt`, `chosen` (the edit),
+`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; or, of solutions in steps, rows with
+one side (see `data.steps`).
 
 Heavy imports happen inside functions, because the command line reads the names of the formats from here.
 """
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.text import shorten
+from ..utils.validation import get_value
 from .spans import read_spans
+from .steps import STEP_LABELS, prmbench_rows, stepwise_row
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.table import Table
+
+    from .steps import StepLabels
 
 
 Row = dict[str, Any]
@@ -29,7 +34,8 @@ FORMATS = {
     "ultrafeedback": "pairs of conversations, with the prompt as a text beside them (binarized)",
     "qa-feedback": "answers with the characters that are wrong, and their corrections",
     "paradetox": "toxic sentences with up to three neutral rewrites (TSV, or the columns on the Hub)",
-    "stepwise": "TRL's stepwise supervision, which has no edits and is refused",
+    "stepwise": "TRL's stepwise supervision: solutions in steps, with a label for each",
+    "prmbench": "solutions in steps, and the same with wrong steps",
     "columns": "any two columns, and optionally a prompt and spans",
 }
 NAMES = {
@@ -39,12 +45,7 @@ NAMES = {
     "spans": "spans of the original that are wrong: [[start, end], ...], in CSV as JSON",
 }
 
-NO_EDITS = (
-    "stepwise supervision says which steps of a completion are wrong, but holds no edit of it, and a token reward "
-    "model learns from pairs. The same text cannot stand on both sides: the wrong steps, marked in `rejected`, would "
-    "count as right in `chosen`, where nothing is marked. Have the completions edited, with each wrong step as a span "
-    "[start, end) of its characters, and import them with the format 'columns'."
-)
+STEP_FORMATS = ("stepwise", "prmbench")
 
 
 class Imported(NamedTuple):
@@ -52,9 +53,10 @@ class Imported(NamedTuple):
 
     Args:
         dataset (`Dataset`):
-            The pairs.
+            The pairs, or the rows with one side.
         counts (`dict[str, int]`):
-            `"rows"` read, `"kept"` pairs, and what was dropped by reason. A row may have several pairs, or lack one.
+            `"rows"` read, pairs or solutions `"kept"`, and what was dropped by reason. A row may have several pairs or
+            solutions, or lack one.
     """
 
     dataset: "Dataset"
@@ -68,7 +70,8 @@ class Imported(NamedTuple):
         table = Table(box=None, show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        names = {"rows": "rows read", "kept": "pairs kept"}
+        kept = "pairs kept" if "chosen" in self.dataset.column_names else "solutions kept"
+        names = {"rows": "rows read", "kept": kept}
         for name, count in self.counts.items():
             table.add_row(Text(names.get(name, f"dropped: {name}")), str(count))
         return table
@@ -81,6 +84,8 @@ def import_dataset(
     split: str = "train",
     config: str | None = None,
     columns: Mapping[str, str] | None = None,
+    step_separator: str | None = None,
+    step_labels: "StepLabels | None" = None,
 ) -> Imported:
     """Brings a data set into the columns of [`TokenRewardTrainer`].
 
@@ -94,11 +99,14 @@ def import_dataset(
       `"Question: …\\nAnswer:"`, without the passages that the answers were drawn from.
     - `"paradetox"`: one pair for each rewrite of a sentence, without a prompt. The sentences are lower-case with spaces
       before punctuation and the rewrites are not, so many of these edits are of spelling.
-    - `"stepwise"`: refused; the error says why.
+    - `"stepwise"`: TRL's stepwise supervision, `prompt`, `completions` (the steps) and `labels`, see
+      [`~data.steps.stepwise_row`].
+    - `"prmbench"`: a right solution and the same with wrong steps, as two rows, see [`~data.steps.prmbench_rows`].
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
       is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
-    Pairs whose sides are the same, and pairs with an empty side, are dropped and counted.
+    Pairs whose sides are the same, and pairs with an empty side, are dropped and counted, as are solutions that have no
+    steps, an empty one, or none that was judged.
 
     Args:
         format (`str`):
@@ -111,21 +119,30 @@ def import_dataset(
         columns (`Mapping[str, str]`, *optional*):
             For `"columns"` alone: the columns that are the `"chosen"`, the `"rejected"`, and optionally the `"prompt"`
             and the `"spans"`. Spans are `[start, end)` characters of the original.
+        step_separator (`str`, *optional*):
+            For solutions in steps alone: what stands between two steps. If `None`, `"\\n"`.
+        step_labels (`str`, *optional*):
+            For solutions in steps alone: `"every_token"` of a step has the step's label, or the `"last_token"`. If
+            `None`, `"every_token"`.
 
     Returns:
-        [`Imported`]: the pairs, and what became of the rows. `rejected_spans` are lists of `[start, end]`.
+        [`Imported`]: the pairs or solutions, and what became of the rows. Spans are lists of `[start, end]`.
 
     Raises:
-        ValueError: If the format or a column is unknown, a row is malformed (the error names it, counted from 0), or no
-            pair is left.
+        ValueError: If the format or a column is unknown, a setting is for other formats, a row is malformed (the error
+            names it, counted from 0), or nothing is left.
     """
     from datasets import Dataset, Features, List, Value
 
     if format not in FORMATS:
         raise ValueError(f"The format must be one of {list(FORMATS)}, but is {format!r}.")
     columns = dict(columns or {})
-    if format == "stepwise":
-        raise ValueError(NO_EDITS)
+    settings = {"step_separator": step_separator, "step_labels": step_labels}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given and format not in STEP_FORMATS:
+        raise ValueError(f"The format {format!r} has no steps: {sorted(given)} are for {list(STEP_FORMATS)} alone.")
+    if step_labels is not None and step_labels not in STEP_LABELS:
+        raise ValueError(f"`step_labels` must be one of {list(STEP_LABELS)}, not {step_labels!r}.")
     if format == "columns":
         if not {"chosen", "rejected"} <= columns.keys() <= NAMES.keys():
             raise ValueError(
@@ -135,7 +152,7 @@ def import_dataset(
     elif columns:
         raise ValueError(f"The format {format!r} has columns of its own: {sorted(columns)} are for 'columns' alone.")
 
-    convert = partial(_columns, names=columns) if format == "columns" else _CONVERT[format]
+    convert = partial(_columns, names=columns) if format == "columns" else partial(_CONVERT[format], **given)
     counts: Counter[str] = Counter(rows=0, kept=0)
     pairs: list[Row] = []
     for index, row in enumerate(_read(source, split, config)):
@@ -150,22 +167,26 @@ def import_dataset(
             raise ValueError(f"Row {index} of {source}: {error}") from error
     if not pairs:
         dropped = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise ValueError(f"No pair is left of {source} ({dropped}).")
+        what = "solution" if format in STEP_FORMATS else "pair"
+        raise ValueError(f"No {what} is left of {source} ({dropped}).")
 
     messages = List({"role": Value("string"), "content": Value("string")})
-    kinds = {}
-    for name in ("prompt", "chosen", "rejected"):
+    kinds: dict[str, Any] = {}
+    for name in pairs[0]:
+        if name.endswith(("_spans", "_judged")):
+            kinds[name] = List(List(Value("int64")))
+            continue
         types = {type(pair[name]) for pair in pairs}
         if len(types) > 1:
             raise ValueError(f"`{name}` is a text in some rows of {source} and a list of messages in others.")
         kinds[name] = messages if types == {list} else Value("string")
-    if "rejected_spans" in pairs[0]:
-        kinds["rejected_spans"] = List(List(Value("int64")))
     return Imported(Dataset.from_list(pairs, features=Features(kinds)), dict(counts))
 
 
 def _nothing_to_learn(pair: Row) -> str | None:
     """The reason to drop a pair, or `None`."""
+    if "completion" in pair:
+        return None  # steps are not empty
     chosen, rejected = pair["chosen"], pair["rejected"]
     if chosen == rejected:
         # The marked text would count as wrong on one side and as right on the other.
@@ -212,20 +233,11 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
 
 
-def _get(row: Row, column: str, kind: type = str) -> Any:
-    if column not in row:
-        raise ValueError(f"has no `{column}`, only {sorted(row)}.")
-    if not isinstance(row[column], kind):
-        names: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary"}
-        raise ValueError(f"`{column}` must be {names[kind]}, but is {shorten(row[column])}.")
-    return row[column]
-
-
-# One function for each format: it returns pairs, or the reason to drop the row.
+# One function for each format: it returns pairs or solutions, or the reason to drop one.
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:
-    yield _split({side: _get(row, side) for side in ("chosen", "rejected")})
+    yield _split({side: get_value(row, side) for side in ("chosen", "rejected")})
 
 
 def _ultrafeedback(row: Row) -> Iterator[Row | str]:
@@ -242,22 +254,22 @@ def _split(sides: Row) -> Row | str:
 
 
 def _messages(row: Row, column: str) -> list[Row]:
-    messages = _get(row, column, list)
+    messages = get_value(row, column, list)
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
-        _get(message, "content")
+        get_value(message, "content")
     # Messages may have more fields on one side than on the other, empty ones.
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:
-    answer, feedback = _get(row, "prediction 1"), _get(row, "feedback", dict)
-    spans = read_spans(_get(feedback, "errors", list), answer)
+    answer, feedback = get_value(row, "prediction 1"), get_value(row, "feedback", dict)
+    spans = read_spans(get_value(feedback, "errors", list), answer)
     yield {
-        "prompt": f"Question: {_get(row, 'question').strip()}\nAnswer:",
+        "prompt": f"Question: {get_value(row, 'question').strip()}\nAnswer:",
         # The space is the answer's: tokens hold the one before their word.
-        "chosen": " " + _get(feedback, "corrected-prediction"),
+        "chosen": " " + get_value(feedback, "corrected-prediction"),
         "rejected": " " + answer,
         "rejected_spans": [[start + 1, end + 1] for start, end in spans],
     }
@@ -265,9 +277,9 @@ def _qa_feedback(row: Row) -> Iterator[Row | str]:
 
 def _paradetox(row: Row) -> Iterator[Row | str]:
     if "en_toxic_comment" in row:  # on the Hub, a row for each rewrite
-        toxic, rewrites = _get(row, "en_toxic_comment"), [row.get("en_neutral_comment")]
+        toxic, rewrites = get_value(row, "en_toxic_comment"), [row.get("en_neutral_comment")]
     else:
-        toxic, rewrites = _get(row, "toxic"), [row.get(f"neutral{i}") for i in (1, 2, 3)]
+        toxic, rewrites = get_value(row, "toxic"), [row.get(f"neutral{i}") for i in (1, 2, 3)]
     rewrites = [rewrite for rewrite in rewrites if rewrite]
     if not rewrites:
         yield "a sentence without a rewrite"
@@ -276,10 +288,18 @@ def _paradetox(row: Row) -> Iterator[Row | str]:
         yield "a rewrite given twice" if repeated else {"prompt": "", "chosen": rewrite, "rejected": toxic}
 
 
+def _stepwise(row: Row, **settings: Any) -> Iterator[Row | str]:
+    yield stepwise_row(row, **settings)
+
+
+def _prmbench(row: Row, **settings: Any) -> Iterator[Row | str]:
+    yield from prmbench_rows(row, **settings)
+
+
 def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
-    given = {name: _get(row, column, object) for name, column in names.items()}
+    given = {name: get_value(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
-    read = _messages if messages else _get
+    read = _messages if messages else get_value
     pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
     if "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}
@@ -296,9 +316,11 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     yield pair
 
 
-_CONVERT: dict[str, Callable[[Row], Iterator[Row | str]]] = {
+_CONVERT: dict[str, Callable[..., Iterator[Row | str]]] = {
     "hh-rlhf": _hh_rlhf,
     "ultrafeedback": _ultrafeedback,
     "qa-feedback": _qa_feedback,
     "paradetox": _paradetox,
+    "stepwise": _stepwise,
+    "prmbench": _prmbench,
 }

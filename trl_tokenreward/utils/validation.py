@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Set
 from typing import Any
 
+from .text import shorten
+
 
 def check_least(**arguments: tuple[float, float]) -> None:
     """Raises a `ValueError` if an argument, given as `name=(value, minimum)`, is below its minimum."""
@@ -49,3 +51,17 @@ def check_list(returned: Any, what: str, number: int) -> Any:
     if length != number:
         raise ValueError(f"{what} returned {length} scores for {number} completions.")
     return returned
+
+
+def get_value(row: Mapping[str, Any], column: str, kind: type = str) -> Any:
+    """The value in a column of a row, which must be a text, a list, a dictionary or anything (`object`).
+
+    Raises:
+        ValueError: If the row has no such column, or another kind of value in it. The caller adds the row's number.
+    """
+    if column not in row:
+        raise ValueError(f"has no `{column}`, only {sorted(row)}.")
+    if not isinstance(row[column], kind):
+        names: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary"}
+        raise ValueError(f"`{column}` must be {names[kind]}, but is {shorten(row[column])}.")
+    return row[column]
