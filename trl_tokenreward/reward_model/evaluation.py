@@ -19,7 +19,16 @@ from ..data.formats import SIDES
 from ..data.preprocessing import prepare_dataset
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, without_peft
-from ..utils.statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
+from ..utils.statistics import (
+    Estimate,
+    auroc_of_ranks,
+    check_bootstrap,
+    estimate,
+    json_ready,
+    markdown,
+    ratio,
+    resampled,
+)
 from ..utils.validation import check_least
 from .metrics import edit_pair_wins, token_auroc
 from .modeling import TokenRewardModel
@@ -196,11 +205,11 @@ def evaluate_token_rewards(
     _, rank = np.unique(-rejected.score, return_inverse=True)
     samples = np.array(
         [
-            (n @ won / len(n), _ratio(n @ wins, n @ pairs), _auroc_of_ranks(rank, rejected.edited, n[rejected.row]))
+            (n @ won / len(n), ratio(n @ wins, n @ pairs), auroc_of_ranks(rank, rejected.edited, n[rejected.row]))
             for n in resampled(len(table), seed, resamples)
         ]
     )
-    values = won.mean(), _ratio(wins.sum(), pairs.sum()), _auroc(-rejected.score, rejected.edited)
+    values = won.mean(), ratio(wins.sum(), pairs.sum()), _auroc(-rejected.score, rejected.edited)
     # A sample may have drawn no row with an edit, where there are few.
     figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
 
@@ -214,7 +223,7 @@ def evaluate_token_rewards(
         sequence_accuracy=figures[0],
         token_accuracy=figures[1],
         token_auroc=figures[2],
-        calibration_error=_ratio(sum(gaps), len(labels)),
+        calibration_error=ratio(sum(gaps), len(labels)),
         reliability=reliability,
         by_position=_by_position(rejected, num_groups),
         by_length=_by_length(rejected, num_groups),
@@ -344,17 +353,6 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tu
 
 def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     return token_auroc(torch.from_numpy(scores), torch.from_numpy(labels))
-
-
-def _auroc_of_ranks(rank: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
-    """AUROC of tokens that count so many times each; all of shape (N,). Equal scores have one rank."""
-    size = int(rank.max(initial=-1)) + 1
-    above, below = (np.bincount(rank[part], counts[part], size) for part in (labels, ~labels))
-    return _ratio(float(above @ (below.cumsum() - below / 2)), float(above.sum() * below.sum()))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan
 
 
 def _number(value: float) -> str:
