@@ -13,7 +13,12 @@ import tiny
 from trl_tokenreward import TokenRewardModel, evaluate_steps
 from trl_tokenreward.data.steps import steps_row
 from trl_tokenreward.reward_model.metrics import token_auroc
-from trl_tokenreward.reward_model.step_evaluation import choose_thresholds, score_steps, step_report
+from trl_tokenreward.reward_model.step_evaluation import (
+    choose_thresholds,
+    score_solutions,
+    scored_steps,
+    step_report,
+)
 
 
 # Steps end in a period, which scores 0. The score of a step is the mean over its words and the period.
@@ -33,6 +38,10 @@ ROWS = [
     solution("g ", ("d .", True),),  # flagged
     solution("g ", ("a .", True), ("b .", False)),  # not flagged
 ]  # fmt: skip
+
+
+def score_steps(model, tokenizer, rows, aggregation="mean"):
+    return scored_steps(*score_solutions(model, tokenizer, rows), aggregation)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +154,15 @@ def test_a_malformed_row_is_named(model, tokenizer, change, message):
     rows = [ROWS[0], {**ROWS[1], **change}]
     with pytest.raises(ValueError, match=message):
         evaluate_steps(model, tokenizer, IterableDataset.from_generator(lambda: iter(rows)))
+
+
+def test_a_step_without_a_token_is_named():
+    """A tokenizer may drop characters."""
+    tokenizer = tiny.tokenizer("wordpiece")
+    row = steps_row("", ["the fox", "\x00\x00"], [True, True])
+    model = TokenRewardModel.from_backbone(tiny.causal_lm())
+    with pytest.raises(ValueError, match=r"Row 1: step 1, the characters \[8, 10\), has no token"):
+        evaluate_steps(model, tokenizer, Dataset.from_list([solution("", ("a", True)), row]))
 
 
 def test_bad_arguments(model, tokenizer):

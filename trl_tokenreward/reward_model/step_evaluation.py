@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,28 @@ from .step_metrics import (
     threshold_interval,
 )
 from .text_scores import columns_of_text, scores_of_ids
+
+
+class ScoredSolution(NamedTuple):
+    """A solution with the scores of its T tokens.
+
+    Args:
+        row (`int`):
+            The row that it is from.
+        prompt (`str`):
+            The question.
+        token_scores (`list[float]`), token_spans (`list[tuple[int, int]]`):
+            T scores, and the characters `[start, end)` of the completion that the tokens stand for.
+        steps (`list[list[int]]`), right (`list[bool]`):
+            The characters `[start, end)` of each step, and whether it is right.
+    """
+
+    row: int
+    prompt: str
+    token_scores: list[float]
+    token_spans: list[tuple[int, int]]
+    steps: list[list[int]]
+    right: list[bool]
 
 
 class ScoredSteps(NamedTuple):
@@ -185,33 +207,36 @@ def evaluate_steps(
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"`threshold` must be a finite number, but is {threshold}.")
     check_bootstrap(level, resamples)
-    score = partial(
-        score_steps, model, tokenizer, aggregation=aggregation, max_length=max_length, batch_size=batch_size
-    )
-    steps = score(dataset)
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"`aggregation` must be one of {list(AGGREGATIONS)}, not {aggregation!r}.")
+    score = partial(score_solutions, model, tokenizer, max_length=max_length, batch_size=batch_size)
+    steps = scored_steps(*score(dataset), aggregation)
     thresholds = (threshold or 0.0,) * 2
     if threshold_dataset is not None:
-        thresholds = choose_thresholds(score(threshold_dataset, name="threshold"))
+        thresholds = choose_thresholds(scored_steps(*score(threshold_dataset, name="threshold"), aggregation))
     return step_report(steps, *thresholds, seed=seed, level=level, resamples=resamples)
 
 
-def score_steps(
+def score_solutions(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset | IterableDataset,
     *,
-    aggregation: StepAggregation = "mean",
     max_length: int | None = None,
     batch_size: int = 8,
     name: str = "evaluation",
-) -> ScoredSteps:
-    """Scores the steps of solutions. The arguments and errors are those of [`evaluate_steps`]; `name` is what errors
-    call the data set."""
+) -> tuple[list[ScoredSolution], dict[str, int]]:
+    """Scores the tokens of solutions.
+
+    The arguments and errors are those of [`evaluate_steps`]; `name` is what errors call the data set.
+
+    Returns:
+        `tuple[list[ScoredSolution], dict[str, int]]`: the solutions, and how many `"rows"` were read, `"kept"` and
+        `"too_long"`.
+    """
     base = without_peft(model)
     if not isinstance(base, TokenRewardModel):
         raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"`aggregation` must be one of {list(AGGREGATIONS)}, not {aggregation!r}.")
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."
@@ -219,56 +244,34 @@ def score_steps(
     check_least(batch_size=(batch_size, 1))
     limit = base.config.max_position_embeddings if max_length is None else max_length
     tokenize, eos = TextTokenizer(tokenizer), tokenizer.eos_token or ""
-    counts, solutions, numbers = Counter(rows=0, kept=0, too_long=0), [], []
+    counts, rows, encodings, numbers = Counter(rows=0, kept=0, too_long=0), [], [], []
     for index, row in enumerate(plain_rows(dataset)):
         try:
-            solution = _read(row)
+            prompt, text, steps, right = _read(row)
         except ValueError as error:
             raise ValueError(f"Row {index} of the {name} data set: {error}") from error
         # As training reads it, whose labels lie on the same tokens.
-        tokens = tokenize(solution.prompt + solution.text.removesuffix(eos) + eos)
+        tokens = tokenize(prompt + text.removesuffix(eos) + eos)
         outcome = "too_long" if limit is not None and len(tokens.ids) > limit else "kept"
         counts.update(rows=1, **{outcome: 1})
         if outcome == "kept":
-            solutions.append((solution, tokens))
+            rows.append((prompt, text, steps, right))
+            encodings.append(tokens)
             numbers.append(index)
-    if not solutions:
+    if not rows:
         dropped = f"{counts['too_long']} are too long, raise `max_length`" if counts["rows"] else "it has no rows"
         raise ValueError(f"Nothing is left of the {name} data set: {dropped}.")
-
-    scores = scores_of_ids(model, [tokens.ids for _, tokens in solutions], batch_size, numbers=numbers)
-    problems: dict[str, int] = {}
-    parts, intervals = [], []
-    for number, ((solution, tokens), of_ids) in enumerate(zip(solutions, scores, strict=True)):
-        columns, spans = columns_of_text(tokens.offsets, solution.prompt, solution.text)
+    scores = scores_of_ids(model, [tokens.ids for tokens in encodings], batch_size, numbers=numbers)
+    solutions = []
+    for number, (prompt, text, steps, right), tokens, of_ids in zip(numbers, rows, encodings, scores, strict=True):
+        columns, spans = columns_of_text(tokens.offsets, prompt, text)
         values = [of_ids.token_scores[column] for column in columns]
-        try:
-            of_steps = step_scores(values, spans, solution.steps, aggregation)
-        except ValueError as error:
-            raise ValueError(f"Row {numbers[number]} of the {name} data set: {error}") from error
-        labels = np.array(solution.right, dtype=bool)
-        parts.append((np.full(len(labels), number), of_steps, labels))
-        intervals.append(threshold_interval(of_steps, labels))
-        problems.setdefault(solution.prompt, len(problems))
-    place, score, right = map(np.concatenate, zip(*parts, strict=True))
-    return ScoredSteps(
-        solution=place,
-        score=score,
-        right=right,
-        problem=np.array([problems[solution.prompt] for solution, _ in solutions]),
-        intervals=np.array(intervals),
-        dropped=dict(counts),
-    )
+        solutions.append(ScoredSolution(number, prompt, values, spans, steps, right))
+    return solutions, dict(counts)
 
 
-class _Solution(NamedTuple):
-    prompt: str
-    text: str
-    steps: list[list[int]]
-    right: list[bool]
-
-
-def _read(row: Any) -> _Solution:
+def _read(row: Any) -> tuple[str, str, list[list[int]], list[bool]]:
+    """The prompt of a row, its completion, the steps, and which are right."""
     if not isinstance(row, Mapping):
         raise ValueError("a row must be a dictionary of columns.")
     prompt = get_value(row, "prompt") if "prompt" in row else ""
@@ -278,7 +281,36 @@ def _read(row: Any) -> _Solution:
     steps, right = read_steps(row)
     if not steps:
         raise ValueError("`completion_judged` is empty, so there is no step to measure.")
-    return _Solution(prompt, row["completion"], steps, right)
+    return prompt, row["completion"], steps, right
+
+
+def scored_steps(
+    solutions: Sequence[ScoredSolution], dropped: Mapping[str, int], aggregation: StepAggregation = "mean"
+) -> ScoredSteps:
+    """The scores of the steps of what [`score_solutions`] returns.
+
+    Raises:
+        ValueError: If a step has no token. The error names the row.
+    """
+    parts, intervals = [], []
+    for place, solution in enumerate(solutions):
+        try:
+            scores = step_scores(solution.token_scores, solution.token_spans, solution.steps, aggregation)
+        except ValueError as error:
+            raise ValueError(f"Row {solution.row}: {error}") from error
+        labels = np.array(solution.right, dtype=bool)
+        parts.append((np.full(len(labels), place), scores, labels))
+        intervals.append(threshold_interval(scores, labels))
+    problems = {prompt: number for number, prompt in enumerate(dict.fromkeys(one.prompt for one in solutions))}
+    places, values, right = map(np.concatenate, zip(*parts, strict=True))
+    return ScoredSteps(
+        solution=places,
+        score=values,
+        right=right,
+        problem=np.array([problems[one.prompt] for one in solutions]),
+        intervals=np.array(intervals),
+        dropped=dict(dropped),
+    )
 
 
 def choose_thresholds(steps: ScoredSteps) -> tuple[float, float]:
