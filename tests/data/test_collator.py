@@ -40,13 +40,14 @@ class TestCollator:
             "completion_mask": [[0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]],
             "edit_mask": [[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1]],
             "anchor_mask": [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+            "places": [[0, 2], [1, 3]],
         }
         assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.long
         assert all(batch[name].dtype == torch.bool for name in MASKS)
 
     def test_pad_to_multiple_of(self):
         batch = DataCollatorForTokenReward(pad_token_id=0, pad_to_multiple_of=8)(self.ROWS)
-        assert {tuple(value.shape) for value in batch.values()} == {(4, 8)}
+        assert {tuple(value.shape) for name, value in batch.items() if name != "places"} == {(4, 8)}
 
     def test_the_pad_token_may_be_eos(self):
         rows = [{"chosen_ids": [5, 1], "rejected_ids": [6, 7, 1]}]

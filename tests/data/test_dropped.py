@@ -148,6 +148,7 @@ class TestColumns:
             "chosen_ids": List(Value("int64")),
             "rejected_ids": List(Value("int64")),
             **{f"{side}_{name}": List(Value("int8")) for side in SIDES for name in MASKS},
+            "rejected_token_weights": List(Value("float32")),
         }
 
     def test_a_stream_has_the_same(self, tokenizer):

@@ -7,7 +7,7 @@ from transformers.data.data_collator import DataCollatorMixin
 
 from .._trl import pad
 from .formats import SIDES, ColumnError, Row
-from .preprocessing import MASKS, PREPARED_COLUMNS, complete_ids_row
+from .preprocessing import MASKS, PREPARED_COLUMNS, WEIGHTS, complete_ids_row, prepared_sides
 
 
 @dataclass
@@ -15,15 +15,19 @@ class DataCollatorForTokenReward(DataCollatorMixin):
     """
     Data collator for token reward modelling. Rows are padded on the right to the longest of the batch.
 
-    Rows need `"chosen_ids"` and `"rejected_ids"`. Those without masks are completed by
-    [`~data.preprocessing.complete_ids_row`], so the collator can stand behind any tokenized preference data set. The
-    batch of B rows holds tensors of shape (2B, L), the first half for the chosen sides and the second for the rejected
-    ones:
+    Rows need `"chosen_ids"` and `"rejected_ids"`, or are of one side and have `"rejected_ids"` and
+    `"rejected_edit_mask"`. Those without masks are completed by [`~data.preprocessing.complete_ids_row`], so the
+    collator can stand behind any tokenized preference data set. Of B rows, P of them pairs, the batch holds tensors of
+    shape (P + B, L): first the chosen sides of the pairs, then their rejected sides, then the rows of one side, so that
+    these cost no empty second side:
 
     - `"input_ids"` and `"attention_mask"`, integers;
     - `"completion_mask"`, `"edit_mask"` and `"anchor_mask"`, Booleans;
+    - `"token_weights"`, numbers, if a row has `"rejected_token_weights"`;
 
-    and `"margin"`, of shape (B,), if the rows have one.
+    and, of shape (B, 2), `"places"`: where in the batch the chosen and the rejected side of each row are, in the order
+    of the rows, with -1 for the chosen side that a row lacks; and `"margin"`, of shape (B,), if the rows have one (0
+    for a row of one side).
 
     Args:
         pad_token_id (`int`):
@@ -45,6 +49,8 @@ class DataCollatorForTokenReward(DataCollatorMixin):
     >>> batch["edit_mask"]
     tensor([[False,  True,  True],
             [False,  True, False]])
+    >>> batch["places"]
+    tensor([[0, 1]])
     ```
     """
 
@@ -56,20 +62,39 @@ class DataCollatorForTokenReward(DataCollatorMixin):
         rows = []
         for index, row in enumerate(examples):
             try:
-                rows.append(row if all(column in row for column in PREPARED_COLUMNS) else complete_ids_row(row))
+                rows.append(row if _is_prepared(row) else complete_ids_row(row))
             except ColumnError as error:
                 raise ValueError(f"Row {index} of the batch, {error}") from error
-        ids = [torch.tensor(row[f"{side}_ids"]) for side in SIDES for row in rows]
+        pairs = [index for index, row in enumerate(rows) if len(prepared_sides(row)) == len(SIDES)]
+        alone = [index for index, row in enumerate(rows) if len(prepared_sides(row)) == 1]
+        order = [*((index, side) for side in SIDES for index in pairs), *((index, "rejected") for index in alone)]
+        ids = [torch.tensor(rows[index][f"{side}_ids"]) for index, side in order]
         batch = {
             "input_ids": self._pad(ids, self.pad_token_id),
             "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),
         }
         for name in MASKS:
-            masks = [torch.tensor(row[f"{side}_{name}"], dtype=torch.bool) for side in SIDES for row in rows]
+            masks = [torch.tensor(rows[index][f"{side}_{name}"], dtype=torch.bool) for index, side in order]
             batch[name] = self._pad(masks, False)
-        if "margin" in examples[0]:
-            batch["margin"] = torch.tensor([row["margin"] for row in examples], dtype=torch.float)
+        if any(row.get(WEIGHTS) is not None for row in rows):
+            weights = [
+                torch.ones(len(rows[index][f"{side}_ids"]))
+                if side == "chosen" or rows[index].get(WEIGHTS) is None
+                else torch.tensor(rows[index][WEIGHTS], dtype=torch.float)
+                for index, side in order
+            ]
+            batch["token_weights"] = self._pad(weights, 1.0)
+        batch["places"] = torch.full((len(rows), 2), -1)
+        for place, (index, side) in enumerate(order):
+            batch["places"][index, SIDES.index(side)] = place
+        if any(row.get("margin") is not None for row in examples):
+            margins = [row["margin"] if index in pairs else 0.0 for index, row in enumerate(examples)]
+            batch["margin"] = torch.tensor(margins, dtype=torch.float)
         return batch
 
-    def _pad(self, rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    def _pad(self, rows: list[torch.Tensor], value: float) -> torch.Tensor:
         return pad(rows, padding_value=value, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of)
+
+
+def _is_prepared(row: Row) -> bool:
+    return all(row.get(column) is not None for column in PREPARED_COLUMNS if column.startswith(prepared_sides(row)))

@@ -69,32 +69,63 @@ def check_row(row: Any) -> None:
 
 def check_unicode(row: Row) -> None:
     """Raise a [`ColumnError`] if a text of a row has half of a character, of which no tokenizer can make tokens."""
-    for column in ("prompt", *SIDES, "tools", "chat_template_kwargs"):
+    for column in ("prompt", *SIDES, "completion", "tools", "chat_template_kwargs"):
         if problem := unicode_problem(row.get(column)):
             raise ColumnError(column, problem)
+
+
+def row_sides(row: Row) -> tuple[str, ...]:
+    """The columns of a row's sides: [`SIDES`], or the one side of a row whose wrong tokens are marked and that has no
+    correction. That is `completion`, or `rejected` with `rejected_spans` (of token ids with `rejected_edit_mask`) and
+    without anything chosen. A column that is `None` is not there.
+
+    Raises:
+        ValueError: If the row has both, or a `completion` column and neither. The error names the column.
+    """
+    check_row(row)
+    there = {column for column, value in row.items() if value is not None}
+    pair = sorted(there & {*SIDES, *(f"{side}_ids" for side in SIDES)})
+    if "completion" in there:
+        if pair:
+            raise ColumnError("completion", f"is there beside {pair}: a row has one side, or two, but not both.")
+        return ("completion",)
+    if marks := sorted(there & {"completion_spans", "completion_judged"}):
+        raise ColumnError(marks[0], "marks characters of `completion`, which the row does not have.")
+    if "completion" in row and not pair:
+        raise ColumnError("completion", "is missing, and so are `chosen` and `rejected`: a row has one side, or two.")
+    marked = {"rejected", "rejected_spans"} <= there or {"rejected_ids", "rejected_edit_mask"} <= there
+    return ("rejected",) if marked and not any(column.startswith("chosen") for column in there) else SIDES
+
+
+def given_columns(row: Row) -> Row:
+    """The row as it is; or, of a data set with rows of one side, without the columns that are `None`, as Arrow has them
+    where a row lacks what other rows have."""
+    if "completion" not in row and len(row_sides(row)) == len(SIDES):
+        return row
+    return {column: value for column, value in row.items() if value is not None}
 
 
 def row_format(row: Row) -> RowFormat:
     """The format of a row.
 
     - `"ids"`: tokenized already, `chosen_ids` and `rejected_ids`, with or without masks;
-    - `"conversational"`: `chosen` and `rejected` are lists of messages;
+    - `"conversational"`: its sides are lists of messages;
     - `"dialogue"`: no `prompt`, and `chosen` and `rejected` are whole dialogues as in HH-RLHF;
-    - `"standard"`: `chosen` and `rejected` are texts.
+    - `"standard"`: its sides are texts.
 
     Raises:
         ValueError: If it has none of them. The error names the column.
     """
-    check_row(row)
-    if all(f"{side}_ids" in row for side in SIDES):
+    sides = row_sides(row)
+    if sides != ("completion",) and all(f"{side}_ids" in row for side in sides):
         return "ids"
-    for side in SIDES:
+    for side in sides:
         get_column(row, side, (str, list), "a text or a list of messages")
-    if isinstance(row["chosen"], list):
+    if isinstance(row[sides[0]], list):
         return "conversational"
-    if "prompt" not in row and isinstance(row["rejected"], str) and _is_dialogue(row["chosen"], row["rejected"]):
-        return "dialogue"
-    return "standard"
+    if "prompt" in row or len(sides) == 1 or not isinstance(row["rejected"], str):
+        return "standard"
+    return "dialogue" if _is_dialogue(row["chosen"], row["rejected"]) else "standard"
 
 
 def _is_dialogue(chosen: str, rejected: str) -> bool:
@@ -102,14 +133,14 @@ def _is_dialogue(chosen: str, rejected: str) -> bool:
 
 
 def standard_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
-    chosen, rejected = (get_column(row, side, str, "a text, as in the first row") for side in SIDES)
+    sides = {side: get_column(row, side, str, "a text, as in the first row") for side in row_sides(row)}
     if "prompt" in row:
-        prompt = get_column(row, "prompt", str, "a text, as `chosen` is")
+        prompt = get_column(row, "prompt", str, f"a text, as `{next(iter(sides))}` is")
     else:
         prompt = ""
-        if _is_dialogue(chosen, rejected):
+        if len(sides) == len(SIDES) and _is_dialogue(sides["chosen"], sides["rejected"]):
             raise ColumnError("chosen", "is a whole dialogue, but the first row of the data set is not.")
-    return {side: _with_eos(prompt, row[side], eos_token) for side in SIDES}
+    return {side: _with_eos(prompt, text, eos_token) for side, text in sides.items()}
 
 
 def dialogue_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
@@ -126,11 +157,15 @@ def dialogue_texts(row: Row, eos_token: str) -> dict[str, RenderedText]:
 
 
 def preference_prompt(row: Row) -> str | list[Row]:
-    """The prompt of a preference row, as [`~data.preprocessing.prepare_dataset`] sees it: its `prompt`, a dialogue up
-    to the last `"\\n\\nAssistant:"` that both sides share, or the messages that both begin with. A text, or messages;
-    empty if there is none."""
+    """The prompt of a row, as [`~data.preprocessing.prepare_dataset`] sees it: its `prompt`, a dialogue up to the last
+    `"\\n\\nAssistant:"` that both sides share, or the messages that both begin with; of the messages of one side, all
+    but the last. A text, or messages; empty if there is none."""
     if "prompt" in row:
         return row["prompt"]
+    sides = row_sides(row)
+    if len(sides) == 1:
+        only = row[sides[0]]
+        return only[:-1] if isinstance(only, list) else ""
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list):
         # A column of Arrow has every field in every message, `None` where the message has none.
@@ -164,10 +199,10 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
         ValueError: If the row has no prompt, or the template cannot render it. The error names the column.
     """
     if "prompt" not in row and row_format(row) == "conversational":
-        for side in SIDES:
+        for side in row_sides(row):
             _messages(row, side)
     prompt = preference_prompt(row)
-    column = "prompt" if "prompt" in row else "chosen"
+    column = "prompt" if "prompt" in row else row_sides(row)[0]
     if not isinstance(prompt, (str, list)) or not prompt:
         raise ColumnError(column, f"the prompt must be a text or messages, not empty, but is {shorten(prompt)}.")
     if isinstance(prompt, str):
@@ -216,7 +251,7 @@ def _with_eos(prompt: str, completion: str, eos_token: str) -> RenderedText:
 
 
 def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[str, RenderedText]:
-    sides = {side: _messages(row, side) for side in SIDES}
+    sides = {side: _messages(row, side) for side in row_sides(row)}
     if "prompt" in row:
         sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
     prompt = preference_prompt(row)
@@ -231,7 +266,7 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
     prompt_end = 0
     if prompt:
         how = _opening(row, prompt) if opens else {}
-        prompt_text = _render(row, prompt, "prompt" if "prompt" in row else "chosen", tokenizer, **how)
+        prompt_text = _render(row, prompt, "prompt" if "prompt" in row else next(iter(sides)), tokenizer, **how)
         prompt_end = len(commonprefix([prompt_text, *texts.values()]))
     spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
     # The text around the words is not aligned, so it must be the same on both sides.

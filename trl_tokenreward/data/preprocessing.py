@@ -7,12 +7,19 @@ lists of one length:
 - `{side}_completion_mask`: 1 for the tokens of the completion, its EOS and whatever the chat template ends it with;
 - `{side}_edit_mask`: 1 for the tokens that were edited in (`chosen`) or edited out (`rejected`);
 - `{side}_anchor_mask`: 1 for the token that stands for a gap on this side (see [`EditAlignment`]).
+
+A row of one side, whose wrong tokens are marked and that has no correction, has the columns of `rejected` alone; those
+of `chosen` are `None` or not there. Rows with spans may also hold
+
+- `rejected_token_weights`: how much each token weighs in the token loss: the severity of a wrong one, 0 for a token of
+  the completion that nobody judged. `None` where all weigh 1.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -32,18 +39,22 @@ from .formats import (
     conversational_texts,
     dialogue_texts,
     get_column,
+    given_columns,
     plain_rows,
     row_format,
+    row_sides,
     standard_texts,
 )
-from .spans import read_spans
+from .spans import read_severity, read_spans, tokens_of_span
 from .tokens import TextTokenizer
 
 
 MASKS = ("completion_mask", "edit_mask", "anchor_mask")
 PREPARED_COLUMNS = tuple(f"{side}_{part}" for part in ("ids", *MASKS) for side in SIDES)
+WEIGHTS = "rejected_token_weights"
 RAW_COLUMNS = (
     *("prompt", *SIDES, "chosen_spans", "rejected_spans", "tools", "chat_template_kwargs"),
+    *("completion", "completion_spans", "completion_judged"),
     *("chosen_attention_mask", "rejected_attention_mask"),
 )
 
@@ -67,8 +78,15 @@ def _completion(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, 
     return first, places, TokenizedText(tokens.ids[places.start : places.stop], offsets)
 
 
-def _span_mask(row: Row, side: str, text: RenderedText, own: TokenizedText) -> list[bool]:
-    """1 for the tokens that overlap one of the row's own spans."""
+class _Marks(NamedTuple):
+    """What a row's own spans say of the tokens of one side: which are marked, and how much each weighs."""
+
+    marked: list[bool]
+    weights: list[float]
+    judges_all: bool  # and not only the tokens of `completion_judged`
+
+
+def _marks(row: Row, side: str, text: RenderedText, own: TokenizedText) -> _Marks:
     column = f"{side}_spans"
     words = text.text[text.start : text.end]
     if isinstance(row[side], list) and words != row[side][-1].get("content"):
@@ -76,19 +94,36 @@ def _span_mask(row: Row, side: str, text: RenderedText, own: TokenizedText) -> l
             column,
             f"counts characters of `{side}`, which must be one message that the chat template renders as it is.",
         )
-    mask = [False] * len(own.ids)
+    spans = _read_spans(row, column, words)
+    marked, weights = [False] * len(own.ids), [1.0] * len(own.ids)
+    for span, given in zip(spans, row[column], strict=True):
+        try:
+            severity = read_severity(given)
+        except ValueError as error:
+            raise ColumnError(column, str(error)) from error
+        if side == "chosen" and severity != 1:
+            raise ColumnError(column, "a span has a `severity`, which is how wrong it is; of `chosen` nothing is.")
+        for i in tokens_of_span(words, span, own.offsets):
+            weights[i] = max(weights[i], severity) if marked[i] else severity
+            marked[i] = True
+    judges_all = side != "completion" or "completion_judged" not in row
+    if not judges_all:
+        parts = [set(tokens_of_span(words, part, own.offsets)) for part in _read_spans(row, "completion_judged", words)]
+        judged = set().union(*parts)
+        for start, end in spans:
+            if judged.isdisjoint(tokens_of_span(words, (start, end), own.offsets)):
+                raise ColumnError(column, f"the span [{start}, {end}) lies outside of `completion_judged`.")
+        marked = [mark and i in judged for i, mark in enumerate(marked)]
+        weights = [weight if i in judged else 0.0 for i, weight in enumerate(weights)]
+    return _Marks(marked, weights, judges_all)
+
+
+def _read_spans(row: Row, column: str, words: str) -> list[list[int]]:
     get_column(row, column, list, "a list of spans (`[]` where nothing is marked)")
     try:
-        spans = read_spans(row[column], words, "completion")
+        return read_spans(row[column], words, "completion")
     except ValueError as error:
         raise ColumnError(column, str(error)) from error
-    for start, end in spans:
-        # White space at a span's edges would mark the next word, whose token has the space in front.
-        marked = words[start:end]
-        if marked.strip():
-            start, end = end - len(marked.lstrip()), start + len(marked.rstrip())
-        mask = [seen or (first < end and last > start) for seen, (first, last) in zip(mask, own.offsets, strict=True)]
-    return mask
 
 
 def _scatter(mask: Sequence[bool], places: Sequence[int], length: int) -> list[int]:
@@ -100,22 +135,30 @@ def _scatter(mask: Sequence[bool], places: Sequence[int], length: int) -> list[i
 
 def _text_row(row: Row, texts: dict[str, RenderedText], tokenize: TextTokenizer, rendered: bool) -> Row:
     tokens = {side: tokenize(text.text, rendered=rendered) for side, text in texts.items()}
-    completions = {side: _completion(tokens[side], texts[side]) for side in SIDES}
-    own = {side: completions[side][2] for side in SIDES}
-    words = {side: text.text[text.start : text.end] for side, text in texts.items()}
-    alignment = align_tokenized(words["rejected"], words["chosen"], own["rejected"], own["chosen"])
-    edits, anchors = _by_side(alignment)
-    for side in SIDES:
-        if f"{side}_spans" in row:
-            edits[side] = _span_mask(row, side, texts[side], own[side])
-            anchors[side] = [False] * len(own[side].ids)  # anchors belong to the alignment, which spans replace
-    prepared = {}
-    for side in SIDES:
+    completions = {side: _completion(tokens[side], text) for side, text in texts.items()}
+    own = {side: completion[2] for side, completion in completions.items()}
+    edits: dict[str, list[bool]] = {}
+    anchors: dict[str, list[bool]] = {}
+    if len(texts) == len(SIDES):
+        words = {side: text.text[text.start : text.end] for side, text in texts.items()}
+        alignment = align_tokenized(words["rejected"], words["chosen"], own["rejected"], own["chosen"])
+        edits, anchors = _by_side(alignment)
+    prepared: Row = dict.fromkeys((*PREPARED_COLUMNS, WEIGHTS))
+    for side, text in texts.items():
         length, (first, places, _) = len(tokens[side].ids), completions[side]
-        prepared[f"{side}_ids"] = tokens[side].ids
-        prepared[f"{side}_completion_mask"] = [0] * first + [1] * (length - first)
-        for name, mask in (("edit_mask", edits[side]), ("anchor_mask", anchors[side])):
-            prepared[f"{side}_{name}"] = [0] * places.start + [*map(int, mask)] + [0] * (length - places.stop)
+        if len(texts) == 1 or f"{side}_spans" in row:
+            marks = _marks(row, side, text, own[side])
+            edits[side] = marks.marked
+            anchors[side] = [False] * len(own[side].ids)  # anchors belong to the alignment, which spans replace
+            if not marks.judges_all or any(weight != 1 for weight in marks.weights):
+                around = float(marks.judges_all)
+                before, after = [around] * places.start, [around] * (length - places.stop)
+                prepared[WEIGHTS] = [*before, *marks.weights, *after]
+        name = "chosen" if side == "chosen" else "rejected"
+        prepared[f"{name}_ids"] = tokens[side].ids
+        prepared[f"{name}_completion_mask"] = [0] * first + [1] * (length - first)
+        prepared[f"{name}_edit_mask"] = _scatter(edits[side], places, length)
+        prepared[f"{name}_anchor_mask"] = _scatter(anchors[side], places, length)
     return prepared
 
 
@@ -137,28 +180,34 @@ def complete_ids_row(row: Row, vocabulary: int | None = None) -> Row:
     edit masks the completions are aligned with [`align_ids`]; edit masks without anchor masks have no anchors. Padding,
     where `chosen_attention_mask` and `rejected_attention_mask` are 0, is dropped from the ids and from these masks.
 
+    A row of one side has `rejected_ids`, `rejected_edit_mask` (1 for what is wrong) and nothing chosen.
+
     Args:
         row (`dict[str, Any]`):
-            `chosen_ids` and `rejected_ids`, and for both sides or neither each of the masks.
+            `chosen_ids` and `rejected_ids`, and for both sides or neither each of the masks; optionally
+            `rejected_token_weights`.
         vocabulary (`int`, *optional*):
             The ids must be below it.
 
     Raises:
         ValueError: If an id is none of the vocabulary, or if a mask is there for one side alone, has another length
-            than its ids, has other values than 0 and 1, or counts a token outside the completion. The error names the
-            column.
+            than its ids, has other values than 0 and 1, or counts a token outside the completion; or if the weights are
+            no numbers from 0 on. The error names the column.
     """
-    check_row(row)
-    row = _without_padding(row)
-    for side in SIDES:
+    sides = row_sides(row)
+    row = _without_padding(given_columns(row))
+    for side in sides:
         if f"{side}_spans" in row:
             raise ColumnError(
                 f"{side}_spans", f"counts characters, but the row has token ids: give `{side}_edit_mask` instead."
             )
-    prepared = {f"{side}_ids": read_ids(row, f"{side}_ids", vocabulary) for side in SIDES}
-    given = {name for name in MASKS for side in SIDES if f"{side}_{name}" in row}
+    prepared: Row = dict.fromkeys((*PREPARED_COLUMNS, WEIGHTS))
+    prepared.update({f"{side}_ids": read_ids(row, f"{side}_ids", vocabulary) for side in sides})
+    if row.get(WEIGHTS) is not None:
+        prepared[WEIGHTS] = _weights(row, len(prepared["rejected_ids"]))
+    given = {name for name in MASKS for side in sides if f"{side}_{name}" in row}
     for name in MASKS:
-        for side in SIDES:
+        for side in sides:
             length = len(prepared[f"{side}_ids"])
             column = f"{side}_{name}"
             if name in given:
@@ -187,7 +236,8 @@ def _without_padding(row: Row) -> Row:
     for side in SIDES:
         if row.get(f"{side}_attention_mask") is None:
             continue
-        for column in [f"{side}_ids", *(f"{side}_{name}" for name in MASKS if f"{side}_{name}" in row)]:
+        parts = ("ids", *(name for name in (*MASKS, "token_weights") if row.get(f"{side}_{name}") is not None))
+        for column in (f"{side}_{part}" for part in parts):
             row[column] = without_padding(row, column, f"{side}_attention_mask")
     return row
 
@@ -224,40 +274,69 @@ def _mask(row: Row, column: str, length: int) -> list[int]:
     return [int(value) for value in mask]
 
 
+def _weights(row: Row, length: int) -> list[float]:
+    weights = get_column(row, WEIGHTS, list, "a list of numbers")
+    if len(weights) != length:
+        raise ColumnError(WEIGHTS, f"has {len(weights)} entries for {length} token ids.")
+    if any(isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 <= w < math.inf for w in weights):
+        raise ColumnError(WEIGHTS, f"must be a list of finite numbers from 0 on, but is {shorten(weights)}.")
+    return [float(weight) for weight in weights]
+
+
+def prepared_sides(row: Row) -> tuple[str, ...]:
+    """The sides of a prepared row: [`SIDES`], or `("rejected",)`."""
+    return SIDES if row.get("chosen_ids") is not None else ("rejected",)
+
+
 @dataclass
 class RowPreparer:
-    """Turns rows of one format into prepared rows (see this module's head).
+    """Turns rows into prepared rows (see this module's head).
 
     The whole text is tokenized at once, as [`~trl.RewardTrainer`] does it: texts get an EOS at their end if they have
     none, messages get the chat template. Then the completions are aligned with [`align_tokenized`]. In a row with
     `rejected_spans` or `chosen_spans`, `[start, end)` pairs or dictionaries with `start` and `end` that count
-    characters of that side's completion, the tokens which overlap them are that side's edited tokens instead.
+    characters of that side's completion, the tokens which overlap them are that side's edited tokens instead. A row of
+    one side, `completion` with `completion_spans` (or `rejected` with `rejected_spans`), has no other edited tokens.
+
+    A span with a `severity`, a positive number, weighs its tokens in the token loss. With `completion_judged`, spans of
+    characters too, only the tokens that overlap one of those are labelled, right or wrong.
 
     Args:
-        format (`str`):
-            [`row_format`] of the first row. The other rows must have the same.
+        format (`str`, *optional*):
+            [`row_format`] of the first pair. The other pairs must have the same. `None` takes each pair as it is. Rows
+            of one side are always taken as they are.
         tokenizer (`PreTrainedTokenizerBase`):
             A fast tokenizer. For `"ids"` it says which ids there are.
         name (`str`, *optional*, defaults to `"train"`):
             What errors call the data set.
     """
 
-    format: RowFormat
+    format: RowFormat | None
     tokenizer: PreTrainedTokenizerBase
     name: str = "train"
 
     def __post_init__(self):
-        if self.format == "ids":
-            self._vocabulary = vocabulary_size(self.tokenizer)
+        if self.format is not None:
+            self._check_tokenizer(self.format)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return vocabulary_size(self.tokenizer)
+
+    @cached_property
+    def _tokenize(self) -> TextTokenizer:
+        return TextTokenizer(self.tokenizer)
+
+    def _check_tokenizer(self, format: RowFormat) -> None:
+        if format == "ids":
             return
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(
                 f"Edits are projected to tokens through character offsets, which {type(self.tokenizer).__name__} does "
                 "not give. Use a fast tokenizer, or prepare `chosen_ids` and `rejected_ids` yourself."
             )
-        if self.format != "conversational" and self.tokenizer.eos_token is None:
+        if format != "conversational" and self.tokenizer.eos_token is None:
             raise ValueError("The tokenizer has no EOS token to end the texts with. Set `eos_token`.")
-        self._tokenize = TextTokenizer(self.tokenizer)
 
     def __call__(self, row: Row, index: int) -> Row:
         return self._read(row, index)[0]
@@ -265,8 +344,10 @@ class RowPreparer:
     def with_edit_ratio(self, row: Row, index: int) -> tuple[Row, float]:
         """The prepared row and its edit ratio: [`~edits.alignment.word_edit_ratio`] of the completions, by the row's
         spans where it has them. A row that has only token ids has no words: there it is the share of edited tokens
-        among the tokens of both completion masks."""
+        among the tokens of both completion masks. A row of one side is no edit, and its ratio 0."""
         prepared, texts = self._read(row, index)
+        if prepared["chosen_ids"] is None:
+            return prepared, 0.0
         if texts is None:
             return prepared, _token_edit_ratio(prepared)
         words = {side: text.text[text.start : text.end] for side, text in texts.items()}
@@ -285,17 +366,25 @@ class RowPreparer:
     def _prepare(self, row: Row) -> tuple[Row, dict[str, RenderedText] | None]:
         texts = None
         check_unicode(row)
-        if self.format == "ids":
+        is_pair = len(row_sides(row)) == len(SIDES)
+        row = given_columns(row)
+        format = self.format
+        if format is None or not is_pair:
+            format = row_format(row)
+            self._check_tokenizer(format)
+        if format == "ids":
             prepared = complete_ids_row(row, self._vocabulary)
-        elif self.format == "conversational":
+        elif format == "conversational":
             texts = conversational_texts(row, self.tokenizer)
             prepared = _text_row(row, texts, self._tokenize, rendered=True)
         else:
-            split = dialogue_texts if self.format == "dialogue" else standard_texts
+            split = dialogue_texts if format == "dialogue" else standard_texts
             texts = split(row, self.tokenizer.eos_token)
             prepared = _text_row(row, texts, self._tokenize, rendered=False)
         if "margin" in row:
             margin = row["margin"]
+            if not is_pair:
+                raise ColumnError("margin", "is of the two sides of a row, and this row has one.")
             if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin):
                 raise ColumnError("margin", f"must be a number, but is {shorten(margin)}.")
             prepared["margin"] = float(margin)
@@ -320,10 +409,15 @@ def row_outcome(
     - `"identical"`: both sides are the same and no token is marked;
     - `"too_long"`: a side has more than `max_length` tokens;
     - `"not_minimal"`: `edit_ratio` (see [`RowPreparer.with_edit_ratio`]) is above `max_edit_ratio`.
+
+    A row of one side can only be too long.
     """
-    if row["chosen_ids"] == row["rejected_ids"] and not any(any(row[f"{side}_edit_mask"]) for side in SIDES):
+    sides = prepared_sides(row)
+    if len({tuple(row[f"{side}_ids"]) for side in sides}) < len(sides) and not any(
+        any(row[f"{side}_edit_mask"]) for side in sides
+    ):
         return "identical"
-    if max_length is not None and max(len(row[f"{side}_ids"]) for side in SIDES) > max_length:
+    if max_length is not None and max(len(row[f"{side}_ids"]) for side in sides) > max_length:
         return "too_long"
     if max_edit_ratio is not None and edit_ratio > max_edit_ratio:
         return "not_minimal"
@@ -337,13 +431,15 @@ class _PrepareAndJudge:
     prepare: RowPreparer
     max_length: int | None
     max_edit_ratio: float | None
+    columns: list[str]
 
     def __call__(self, row: Row, index: int) -> Row:
         if self.max_edit_ratio is None:  # the words of long texts need not be aligned
             prepared, ratio = self.prepare(row, index), 0.0
         else:
             prepared, ratio = self.prepare.with_edit_ratio(row, index)
-        return {**prepared, "outcome": row_outcome(prepared, ratio, self.max_length, self.max_edit_ratio)}
+        outcome = row_outcome(prepared, ratio, self.max_length, self.max_edit_ratio)
+        return {**{column: prepared.get(column) for column in self.columns}, "outcome": outcome}
 
 
 @dataclass
@@ -364,9 +460,9 @@ def prepare_dataset(
     num_workers: int = 0,
     name: str = "train",
 ) -> tuple[Dataset | IterableDataset, DroppedRows]:
-    """Prepares a preference data set for training on tokens.
+    """Prepares a data set for training on tokens: preference pairs, rows of one side with marked spans, or both.
 
-    The formats, of which the first row decides for all:
+    The formats of pairs, of which the first row decides for all unless it has one side:
 
     - TRL's preference format, texts or messages, with a `prompt` or with the prompt inside both sides. Messages that
       both sides begin with are their prompt. Texts without a `prompt` have none: a beginning that both share is
@@ -375,12 +471,21 @@ def prepare_dataset(
     - tokenized rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
       passes as it is.
 
-    Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`. The rows of
-    a data set with a transform (`with_transform`) are what the transform gives, and its other columns are not kept.
+    Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`.
+
+    A row of one side has what somebody marked in it and no correction: `completion` (a text or messages), optionally
+    `prompt`, and `completion_spans`, `[start, end)` characters of the completion, or dictionaries with `start`, `end`
+    and optionally `severity`; an empty list where all is right. With `completion_judged`, more such spans, the tokens
+    outside of them have no label. Where pairs stand in the same data set, the columns that a row lacks are `None`.
+    `rejected` with `rejected_spans` and without `chosen` is the same. Of messages without a `prompt`, all but the last
+    are the prompt. As token ids such a row is `rejected_ids` with `rejected_edit_mask`.
+
+    The rows of a data set with a transform (`with_transform`) are what the transform gives, and its other columns are
+    not kept.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Preference rows.
+            The rows.
         tokenizer (`PreTrainedTokenizerBase`):
             A fast tokenizer.
         max_length (`int`, *optional*):
@@ -411,21 +516,31 @@ def prepare_dataset(
             dataset = dataset.rename_column(f"{side}_input_ids", f"{side}_ids")
             first[f"{side}_ids"] = first.pop(f"{side}_input_ids")
     try:
-        preparer = RowPreparer(row_format(first), tokenizer, name)
+        is_pair, format = len(row_sides(first)) == len(SIDES), row_format(given_columns(first))
+        preparer = RowPreparer(format if is_pair else None, tokenizer, name)
     except ValueError as error:
         raise ValueError(f"Row 0 of the {name} data set, {error}") from error
 
-    replaced = [column for column in first if column in (*RAW_COLUMNS, *PREPARED_COLUMNS, "margin")]
+    # A stream of unknown columns may have others in a later row.
+    known, all_columns = dataset.features is not None, (*RAW_COLUMNS, *PREPARED_COLUMNS, WEIGHTS, "margin")
+    replaced = [column for column in all_columns if column in first or not known]
+    columns = list(PREPARED_COLUMNS)
+    if known and not {"chosen", "chosen_ids"} & first.keys():
+        columns = [column for column in columns if column.startswith("rejected")]
+    if not known or {"completion", "rejected_spans", WEIGHTS} & first.keys():
+        columns.append(WEIGHTS)
     if transformed:  # its columns are not those of its rows
         replaced = dataset.column_names
     features = None  # a stream may not know its own
     if dataset.features is not None:
         features = Features({column: kind for column, kind in dataset.features.items() if column not in replaced})
-        features.update({c: List(Value("int64" if c.endswith("ids") else "int8")) for c in PREPARED_COLUMNS})
+        kinds = {WEIGHTS: "float32"}
+        features.update({c: List(Value(kinds.get(c, "int64" if c.endswith("ids") else "int8"))) for c in columns})
         if "margin" in first:
             features["margin"] = Value("float64")
         features["outcome"] = Value("string")
-    judge = _PrepareAndJudge(preparer, max_length, max_edit_ratio)
+    columns += ["margin"] if "margin" in first else []
+    judge = _PrepareAndJudge(preparer, max_length, max_edit_ratio, columns)
     dropped = DroppedRows(num_workers=num_workers)
 
     if isinstance(dataset, IterableDataset):

@@ -1,5 +1,7 @@
-"""Spans of characters that a row marks as wrong."""
+"""Spans of characters that a row marks as wrong, and the tokens that they mark."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from ..utils.text import shorten
@@ -40,3 +42,37 @@ def read_spans(spans: Any, text: str, name: str = "original") -> list[list[int]]
             raise ValueError(f"the span [{start}, {end}) must lie within the {len(text)} characters of the {name}.")
         read.append([start, end])
     return read
+
+
+def read_severity(span: Any) -> float:
+    """How much a span weighs: its `severity`, or 1 where it has none.
+
+    Raises:
+        ValueError: If it is no positive finite number.
+    """
+    severity = span.get("severity") if isinstance(span, dict) else None
+    if severity is None:
+        return 1.0
+    if isinstance(severity, bool) or not isinstance(severity, (int, float)) or not 0 < severity < math.inf:
+        raise ValueError(f"the `severity` of a span must be a positive number, but is {shorten(severity)}.")
+    return float(severity)
+
+
+def tokens_of_span(text: str, span: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that overlap a span of characters.
+
+    White space at the span's edges marks none, since it would mark the next word, whose token has the space in front.
+
+    Args:
+        text (`str`):
+            The text.
+        span (`Sequence[int]`):
+            `[start, end)`.
+        offsets (`Sequence[tuple[int, int]]`):
+            The characters of each token.
+    """
+    start, end = span
+    marked = text[start:end]
+    if marked.strip():
+        start, end = end - len(marked.lstrip()), start + len(marked.rstrip())
+    return [i for i, (first, last) in enumerate(offsets) if first < end and last > start]

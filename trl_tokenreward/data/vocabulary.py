@@ -16,7 +16,7 @@ def check_ids(
         dataset (`Dataset` or `IterableDataset`):
             Rows with lists of token ids.
         columns (`Sequence[str]`):
-            The columns that hold them.
+            The columns that hold them. One that is missing, or `None`, holds none.
         vocab_size (`int` or `None`):
             The number of the model's embeddings. Where it is not known, nothing is checked.
         name (`str`):
@@ -34,7 +34,7 @@ def check_ids(
 
     def check(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
         for column in columns:
-            wrong = [i for i in row[column] if not 0 <= i < vocab_size]
+            wrong = [i for i in row.get(column) or () if not 0 <= i < vocab_size]
             if wrong:
                 raise ValueError(
                     f"Row {index} of the prepared {name} data set has the token id {wrong[0]} in `{column}`, but "
@@ -46,7 +46,8 @@ def check_ids(
     if isinstance(dataset, IterableDataset):
         return dataset.map(check, with_indices=True, features=dataset.features)
     first = 0
-    for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000):
+    columns = [column for column in columns if column in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         extremes = [pc.min_max(pc.list_flatten(table[column])).as_py() for column in columns]
         # Without an id there is neither a least nor a greatest one.
         if any((e["min"] or 0) < 0 or (e["max"] or 0) >= vocab_size for e in extremes):
