@@ -120,6 +120,8 @@ def test_steps_are_read_back():
     assert read_steps(row) == ([[0, 10], [12, 23]], [False, True])
     # People mark a part of a step.
     assert read_steps({**row, "completion_spans": [[14, 15]]})[1] == [True, False]
+    # White space at the edges marks no token, as in training.
+    assert read_steps({**row, "completion_judged": [[0, 11], [11, 24]]})[0] == [[0, 10], [12, 23]]
     with pytest.raises(ValueError, match=r"`completion_spans`: the span \[10, 11\) is in no judged step"):
         read_steps({**row, "completion_spans": [[10, 11]]})
     with pytest.raises(ValueError, match=r"`completion_judged`: the step \[3, 12\) begins before 10"):

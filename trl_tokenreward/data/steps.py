@@ -62,7 +62,7 @@ def join_steps(steps: Sequence[str], separator: str = STEP_SEPARATOR) -> JoinedS
     for number, step in enumerate(steps):
         if not step.strip():
             raise ValueError(f"step {number} is empty, so it has no token to label.")
-        spans.append([start + len(step) - len(step.lstrip()), start + len(step.rstrip())])
+        spans.append(_without_white_space(step, 0, len(step), start))
         start += len(step) + len(separator)
     return JoinedSteps(separator.join(steps), spans)
 
@@ -185,7 +185,8 @@ def prmbench_rows(
 
 
 def read_steps(row: Mapping[str, Any]) -> tuple[list[list[int]], list[bool]]:
-    """The steps of a row with one side, `[start, end)`, and whether each is right: no wrong span overlaps it.
+    """The steps of a row with one side, `[start, end)` without white space at their edges, and whether each is right:
+    no wrong span overlaps it.
 
     Raises:
         ValueError: If the spans are malformed, a step begins before the one before it has ended, or a wrong span is in
@@ -205,7 +206,16 @@ def read_steps(row: Mapping[str, Any]) -> tuple[list[list[int]], list[bool]]:
     for start, end in wrong:
         if not any(start < last and end > first for first, last in steps):
             raise ValueError(f"column `completion_spans`: the span [{start}, {end}) is in no judged step.")
+    steps = [_without_white_space(text, *step) for step in steps]
     return steps, [not any(s < last and e > first for s, e in wrong) for first, last in steps]
+
+
+def _without_white_space(text: str, start: int, end: int, offset: int = 0) -> list[int]:
+    """A span without the white space at its edges, unless it is nothing else, moved by `offset`."""
+    words = text[start:end]
+    if words.strip():
+        start, end = end - len(words.lstrip()), start + len(words.rstrip())
+    return [start + offset, end + offset]
 
 
 def _nothing_to_label(steps: Sequence[str], labels: Sequence[Any]) -> str | None:
