@@ -119,9 +119,11 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
     begin = time.time()
     trainer.train()
     seconds = time.time() - begin
-    held_out, others = (
-        score_solutions(trainer.model, tokenizer, Dataset.from_list(parts[fold])) for fold in (job.fold, for_thresholds)
-    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        held_out, others = (
+            score_solutions(trainer.model, tokenizer, Dataset.from_list(parts[fold]), batch_size=2)
+            for fold in (job.fold, for_thresholds)
+        )
     scored: dict[str, Any] = {}
     for aggregation in AGGREGATIONS if job.labels == "every_token" else ("last",):
         steps = scored_steps(*held_out, aggregation)._asdict()
