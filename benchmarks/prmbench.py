@@ -21,8 +21,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "prmbench.md"
 FILE = "prmbench-step-contradiction.jsonl.gz"
 NUM_FOLDS, SPLIT_SEED = 5, 0
-# Batches are split, since attention's memory grows with the square of the length; the loss is that of the whole.
-RATE, EPOCHS, BATCH_SIZE, SPLIT, MAX_LENGTH = 1e-4, 2, 8, 4, 512
+RATE, BATCH_SIZE, MAX_LENGTH = 1e-4, 4, 512
 LABELS = ("every_token", "last_token")
 AGGREGATIONS = ("mean", "min", "last")
 
@@ -43,15 +43,17 @@ class Job(NamedTuple):
     """One training run."""
 
     labels: str
+    epochs: int
     fold: int
 
     @property
     def name(self) -> str:
-        return f"{self.labels}-fold{self.fold}"
+        return f"{self.labels}-epochs{self.epochs}-fold{self.fold}"
 
 
-# Fold by fold, so that both settings are there for the folds that are.
-JOBS = [Job(labels, fold) for fold in range(NUM_FOLDS) for labels in LABELS]
+EPOCHS = (1, 3)
+# Fold by fold, so that all settings are there for the folds that are.
+JOBS = [Job(labels, epochs, fold) for fold in range(NUM_FOLDS) for epochs in EPOCHS for labels in LABELS]
 
 
 def folds_of(rows: list[dict[str, Any]], folds: int = NUM_FOLDS, seed: int = SPLIT_SEED) -> list[int]:
@@ -101,9 +103,10 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
         TokenRewardConfig(
             str(output / "scratch" / job.name),
             learning_rate=RATE,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH_SIZE // SPLIT,
-            gradient_accumulation_steps=SPLIT,
+            num_train_epochs=job.epochs,
+            # The loss is that of the whole step; rows by themselves need no padding, and less memory.
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=BATCH_SIZE,
             max_length=MAX_LENGTH,
             seed=job.fold,
             bf16=True,
@@ -201,42 +204,45 @@ MEASURES = {
 }
 
 
-def row(cells: Sequence[Any]) -> str:
+def row(cells: Iterable[Any]) -> str:
     return " | ".join(map(str, cells))
+
+
+def figures(report: Any) -> list[Any]:
+    return [getattr(report, name) for name in MEASURES]
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """The pooled figures as Markdown: one row for each setting, and the baselines."""
     from trl_tokenreward.reward_model.step_evaluation import step_report
 
-    lines = [f"| labels on | step's score | folds | {' | '.join(MEASURES.values())} |", f"|{' --- |' * 9}"]
+    lines = [f"| labels on | epochs | step's score | folds | {row(MEASURES.values())} |", f"|{' --- |' * 10}"]
     steps = None
-    for labels in LABELS:
-        of_labels = [result for result in results if result["labels"] == labels]
-        for aggregation in of_labels[0]["scored"] if of_labels else ():
-            steps = pooled([result["scored"][aggregation] for result in of_labels])
-            report = step_report(steps)
-            cells = [getattr(report, name) for name in MEASURES]
-            lines.append(f"| {labels.replace('_', ' ')} | {aggregation} | {len(of_labels)} | {row(cells)} |")
+    for labels, epochs in product(LABELS, EPOCHS):
+        runs = [result for result in results if (result["labels"], result["epochs"]) == (labels, epochs)]
+        for aggregation in runs[0]["scored"] if runs else ():
+            steps = pooled([result["scored"][aggregation] for result in runs])
+            cells = [labels.replace("_", " "), epochs, aggregation, len(runs)]
+            lines.append(f"| {row([*cells, *figures(step_report(steps))])} |")
     if steps is None:
         return "No run has finished."
     report = step_report(by_position(steps))
-    cells = [getattr(report, name) for name in MEASURES]
-    lines.append(f"| no model: the later, the worse | | | {row(cells)} |")
+    lines.append(f"| no model: the later, the worse | | | | {row(figures(report))} |")
     share = report.wrong_steps / report.steps
     cells = ["0.500", f"{share:.3f}", f"{2 * share / (1 + share):.3f}", "", "0.000", "0.000"]
-    lines.append(f"| every step flagged | | | {row(cells)} |")
+    lines.append(f"| every step flagged | | | | {row(cells)} |")
     cells = ["0.500", f"{1 - share:.3f}", "0.000", "0.000", "1.000", "0.000"]
-    lines.append(f"| no step flagged | | | {row(cells)} |")
+    lines.append(f"| no step flagged | | | | {row(cells)} |")
     return "\n".join(lines)
 
 
 def write_report(output: Path) -> None:
     results = [json.loads(path.read_text()) for path in output.glob("*.json")]
-    results.sort(key=lambda result: JOBS.index(Job(result["labels"], result["fold"])))
+    results.sort(key=lambda result: JOBS.index(Job(result["labels"], result["epochs"], result["fold"])))
     runs = []
     for result in results:
-        cells = result["labels"].replace("_", " "), result["fold"], result["trained on"]["kept"], result["steps"]
+        cells = [result["labels"].replace("_", " "), result["epochs"], result["fold"]]
+        cells += [result["trained on"]["kept"], result["steps"]]
         runs.append(f"| {row(cells)} | {result['seconds'] / 60:.0f} | {result['commit']} |")
     counts = results[0]["counts"] if results else {}
     reasons = [f"{name}: {count}" for name, count in counts.items() if name not in ("rows", "kept")]
@@ -246,8 +252,7 @@ def write_report(output: Path) -> None:
 `python benchmarks/prmbench.py all --data <folder> --model models/SmolLM2-135M-Instruct`, {date.today()},
 {len(results)} of {len(JOBS)} runs, one thread each, bf16, on {platform.machine()} with AMX. Other work ran beside them.
 
-SmolLM2-135M-Instruct (from 4-bit weights), trained in full at {RATE:g} for {EPOCHS} epochs in batches of {BATCH_SIZE}
-on the solutions of three of five folds of problems, without those above {MAX_LENGTH} tokens; the seed is the fold.
+SmolLM2-135M-Instruct (from 4-bit weights), trained in full at {RATE:g} in batches of {BATCH_SIZE} on the solutions of three of five folds of problems, without those above {MAX_LENGTH} tokens; the seed is the fold.
 Thresholds come from the fourth fold, figures from the fifth, whose problems the model has not seen. PRMBench's step
 contradictions have {counts.get("rows", 0)} problems; of their solutions {counts.get("kept", 0)} are used ({dropped}).
 
@@ -257,8 +262,8 @@ chosen on the solutions that it is measured on, which favours it.
 
 {table(results)}
 
-| labels on | fold | solutions trained on | steps | min | commit |
-| --- | --- | --- | --- | --- | --- |
+| labels on | epochs | fold | solutions trained on | steps | min | commit |
+| --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(runs)}
 """
     RESULTS.write_text(text, encoding="utf-8")
