@@ -252,9 +252,10 @@ def write_report(output: Path) -> None:
 `python benchmarks/prmbench.py all --data <folder> --model models/SmolLM2-135M-Instruct`, {date.today()},
 {len(results)} of {len(JOBS)} runs, one thread each, bf16, on {platform.machine()} with AMX. Other work ran beside them.
 
-SmolLM2-135M-Instruct (from 4-bit weights), trained in full at {RATE:g} in batches of {BATCH_SIZE} on the solutions of three of five folds of problems, without those above {MAX_LENGTH} tokens; the seed is the fold.
-Thresholds come from the fourth fold, figures from the fifth, whose problems the model has not seen. PRMBench's step
-contradictions have {counts.get("rows", 0)} problems; of their solutions {counts.get("kept", 0)} are used ({dropped}).
+SmolLM2-135M-Instruct (from 4-bit weights), trained in full at {RATE:g} in batches of {BATCH_SIZE} on the solutions of
+three of five folds of problems, without those above {MAX_LENGTH} tokens; the seed is the fold. Thresholds come from the
+fourth fold, figures from the fifth, whose problems the model has not seen. PRMBench's step contradictions have
+{counts.get("rows", 0)} problems; of their solutions {counts.get("kept", 0)} are used ({dropped}).
 
 Figures are of all folds that were run, with 95 % bootstrap intervals by problem. "First wrong step found" is of the
 wrong solutions; the F1 of the first wrong step is ProcessBench's. The thresholds of the baseline without a model were
