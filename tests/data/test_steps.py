@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from shared_data import shared_file
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import import_dataset
-from trl_tokenreward.data.steps import join_steps, prmbench_rows, read_steps, steps_row, stepwise_row
+from trl_tokenreward.data.steps import join_steps, prmbench_rows, steps_row, stepwise_row
+from trl_tokenreward.data.steps import read_steps as read_steps_of
 from trl_tokenreward.utils.loading import load_split
 
 
@@ -23,6 +24,10 @@ PRMBENCH = {
     "modified_process": ["2 * 4 = 8.", "8 = 9.", "So 9."],
     "error_steps": [2, 3],
 }
+
+
+def read_steps(row):
+    return read_steps_of(row, row["completion"])
 
 
 def write(path, rows):

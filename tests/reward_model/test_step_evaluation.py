@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 import ppo_runs
 import tiny
 from trl_tokenreward import TokenRewardModel, evaluate_steps
+from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.data.steps import steps_row
 from trl_tokenreward.reward_model.metrics import token_auroc
 from trl_tokenreward.reward_model.step_evaluation import (
@@ -142,18 +143,44 @@ def test_an_adapter(model, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"completion_judged": []}, "Row 1 of the evaluation data set: `completion_judged` is empty"),
+        ({"completion_judged": []}, "Row 1 of the evaluation data set: column `completion_judged`: is empty"),
         ({"completion_judged": [[0, 99]]}, r"Row 1 .*: column `completion_judged`: the span \[0, 99\) must lie within"),
         ({"completion_spans": [[3, 4]]}, "Row 1 .*: column `completion_spans`: the span .* is in no judged step"),
-        ({"completion": None}, "Row 1 .*: `completion` must be a text, but is None"),
-        ({"prompt": ["e"]}, "Row 1 .*: `prompt` must be a text"),
-        ({"completion": "a\ud83d ."}, "Row 1 .*: `completion` has half of a character"),
+        ({"completion": None}, "Row 1 .*: column `completion_judged`: marks characters of `completion`, which the row"),
+        ({"prompt": ["e"]}, "Row 1 .*: column `prompt`: must be a text, as `completion` is"),
+        ({"completion": "a\ud83d ."}, "Row 1 .*: column `completion`: has half of a character"),
+        ({"completion_judged": None}, "Row 1 .*: has no `completion_judged`"),
+        ({"chosen": "a ."}, r"Row 1 .*: column `completion`: is there beside \['chosen'\]"),
     ],
 )
 def test_a_malformed_row_is_named(model, tokenizer, change, message):
     rows = [ROWS[0], {**ROWS[1], **change}]
     with pytest.raises(ValueError, match=message):
         evaluate_steps(model, tokenizer, IterableDataset.from_generator(lambda: iter(rows)))
+
+
+def test_messages_are_read_as_training_reads_them():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    model = TokenRewardModel.from_backbone(tiny.causal_lm())
+    torch.nn.init.normal_(model.token_score.weight)
+    row = steps_row("how?", ["the quick fox.", "the lazy dog."], [True, False])
+    row |= {"prompt": [{"role": "user", "content": "how?"}]}
+    row |= {"completion": [{"role": "assistant", "content": row["completion"]}]}
+    [solution], _ = score_solutions(model, tokenizer, Dataset.from_list([row]))
+    assert solution.prompt == "<user>how?<eos><assistant>"
+    prepared, _ = prepare_dataset(Dataset.from_list([row]), tokenizer)
+    marked = [place for place, edited in enumerate(prepared[0]["rejected_edit_mask"]) if edited]
+    [start, end] = solution.steps[1]
+    inside = [i for i, (a, b) in enumerate(solution.token_spans) if a < end and b > start]
+    assert [solution.places[i] for i in inside] == marked
+    with torch.no_grad():
+        scores = model(torch.tensor([prepared[0]["rejected_ids"]])).token_scores[0]
+    scored = scored_steps([solution], {}, "mean")
+    assert scored.score[1] == pytest.approx(float(scores[marked].mean()), abs=1e-6)
 
 
 def test_a_step_without_a_token_is_named():

@@ -184,15 +184,20 @@ def prmbench_rows(
     return rows
 
 
-def read_steps(row: Mapping[str, Any]) -> tuple[list[list[int]], list[bool]]:
+def read_steps(row: Mapping[str, Any], text: str) -> tuple[list[list[int]], list[bool]]:
     """The steps of a row with one side, `[start, end)` without white space at their edges, and whether each is right:
     no wrong span overlaps it.
 
+    Args:
+        row (`Mapping[str, Any]`):
+            `completion_judged` and `completion_spans`.
+        text (`str`):
+            The completion, whose characters they count.
+
     Raises:
-        ValueError: If the spans are malformed, a step begins before the one before it has ended, or a wrong span is in
-            no step. The error names the column.
+        ValueError: If the spans are malformed, there are no steps, a step begins before the one before it has ended, or
+            a wrong span is in no step. The error names the column.
     """
-    text = get_value(row, "completion")
     columns = {}
     for name in ("completion_judged", "completion_spans"):
         try:
@@ -200,6 +205,8 @@ def read_steps(row: Mapping[str, Any]) -> tuple[list[list[int]], list[bool]]:
         except ValueError as error:
             raise ValueError(f"column `{name}`: {error}") from error
     steps, wrong = columns["completion_judged"], columns["completion_spans"]
+    if not steps:
+        raise ValueError("column `completion_judged`: is empty, so there is no step.")
     for (_, before), (start, end) in pairwise(steps):
         if start < before:
             raise ValueError(f"column `completion_judged`: the step [{start}, {end}) begins before {before}.")

@@ -14,7 +14,18 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.formats import plain_rows
+from ..data.formats import (
+    ColumnError,
+    check_row,
+    check_unicode,
+    conversational_texts,
+    given_columns,
+    plain_rows,
+    row_format,
+    row_sides,
+    standard_texts,
+)
+from ..data.preprocessing import completion_tokens
 from ..data.steps import read_steps
 from ..data.tokens import TextTokenizer
 from ..nn.modules import without_peft
@@ -28,8 +39,7 @@ from ..utils.statistics import (
     ratio,
     resampled,
 )
-from ..utils.text import unicode_problem
-from ..utils.validation import check_least, get_value
+from ..utils.validation import check_least
 from .modeling import TokenRewardModel
 from .step_metrics import (
     AGGREGATIONS,
@@ -41,7 +51,7 @@ from .step_metrics import (
     step_scores,
     threshold_interval,
 )
-from .text_scores import columns_of_text, scores_of_ids
+from .text_scores import scores_of_ids
 
 
 class ScoredSolution(NamedTuple):
@@ -51,7 +61,9 @@ class ScoredSolution(NamedTuple):
         row (`int`):
             The row that it is from.
         prompt (`str`):
-            The question.
+            The question, as the model reads it.
+        places (`range`):
+            Where the T tokens of the completion's own text are among all tokens.
         token_scores (`list[float]`), token_spans (`list[tuple[int, int]]`):
             T scores, and the characters `[start, end)` of the completion that the tokens stand for.
         steps (`list[list[int]]`), right (`list[bool]`):
@@ -60,6 +72,7 @@ class ScoredSolution(NamedTuple):
 
     row: int
     prompt: str
+    places: range
     token_scores: list[float]
     token_spans: list[tuple[int, int]]
     steps: list[list[int]]
@@ -177,8 +190,9 @@ def evaluate_steps(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer, a fast one.
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows of `prompt` (optional), `completion`, `completion_judged` (the steps) and `completion_spans` (the wrong
-            ones), as [`~data.importers.import_dataset`] makes them of the formats `"stepwise"` and `"prmbench"`.
+            Rows of `prompt` (optional) and `completion`, texts or messages, `completion_judged` (the steps) and
+            `completion_spans` (the wrong ones), as [`~data.importers.import_dataset`] makes them of the formats
+            `"stepwise"` and `"prmbench"`.
         aggregation (`str`, *optional*, defaults to `"mean"`):
             How a step's score is made of the scores of its tokens, `"mean"`, `"min"` or `"last"`. Of rows that have
             labels on the last token alone, all are that token's score.
@@ -243,45 +257,48 @@ def score_solutions(
         )
     check_least(batch_size=(batch_size, 1))
     limit = base.config.max_position_embeddings if max_length is None else max_length
-    tokenize, eos = TextTokenizer(tokenizer), tokenizer.eos_token or ""
-    counts, rows, encodings, numbers = Counter(rows=0, kept=0, too_long=0), [], [], []
+    tokenize = TextTokenizer(tokenizer)
+    counts, rows, sequences = Counter(rows=0, kept=0, too_long=0), [], []
     for index, row in enumerate(plain_rows(dataset)):
         try:
-            prompt, text, steps, right = _read(row)
+            solution, ids = _read(row, index, tokenizer, tokenize)
         except ValueError as error:
             raise ValueError(f"Row {index} of the {name} data set: {error}") from error
-        # As training reads it, whose labels lie on the same tokens.
-        tokens = tokenize(prompt + text.removesuffix(eos) + eos)
-        outcome = "too_long" if limit is not None and len(tokens.ids) > limit else "kept"
+        outcome = "too_long" if limit is not None and len(ids) > limit else "kept"
         counts.update(rows=1, **{outcome: 1})
         if outcome == "kept":
-            rows.append((prompt, text, steps, right))
-            encodings.append(tokens)
-            numbers.append(index)
+            rows.append(solution)
+            sequences.append(ids)
     if not rows:
         dropped = f"{counts['too_long']} are too long, raise `max_length`" if counts["rows"] else "it has no rows"
         raise ValueError(f"Nothing is left of the {name} data set: {dropped}.")
-    scores = scores_of_ids(model, [tokens.ids for tokens in encodings], batch_size, numbers=numbers)
-    solutions = []
-    for number, (prompt, text, steps, right), tokens, of_ids in zip(numbers, rows, encodings, scores, strict=True):
-        columns, spans = columns_of_text(tokens.offsets, prompt, text)
-        values = [of_ids.token_scores[column] for column in columns]
-        solutions.append(ScoredSolution(number, prompt, values, spans, steps, right))
+    scores = scores_of_ids(model, sequences, batch_size, numbers=[solution.row for solution in rows])
+    solutions = [
+        solution._replace(token_scores=[of_ids.token_scores[place] for place in solution.places])
+        for solution, of_ids in zip(rows, scores, strict=True)
+    ]
     return solutions, dict(counts)
 
 
-def _read(row: Any) -> tuple[str, str, list[list[int]], list[bool]]:
-    """The prompt of a row, its completion, the steps, and which are right."""
-    if not isinstance(row, Mapping):
-        raise ValueError("a row must be a dictionary of columns.")
-    prompt = get_value(row, "prompt") if "prompt" in row else ""
-    for column in ("prompt", "completion"):
-        if problem := unicode_problem(row.get(column)):
-            raise ValueError(f"`{column}` {problem}")
-    steps, right = read_steps(row)
-    if not steps:
-        raise ValueError("`completion_judged` is empty, so there is no step to measure.")
-    return prompt, row["completion"], steps, right
+def _read(
+    row: Any, index: int, tokenizer: PreTrainedTokenizerBase, tokenize: TextTokenizer
+) -> tuple[ScoredSolution, list[int]]:
+    """A solution without scores, and its token ids, as training reads them."""
+    check_row(row)
+    check_unicode(row)
+    row = given_columns(row)
+    if row_sides(row) != ("completion",):
+        raise ColumnError("completion", "is missing: a solution in steps is a row with one side.")
+    is_rendered = row_format(row) == "conversational"
+    texts = conversational_texts(row, tokenizer) if is_rendered else standard_texts(row, tokenizer.eos_token or "")
+    text = texts["completion"]
+    words = text.text[text.start : text.end]
+    if is_rendered and words != row["completion"][-1].get("content"):
+        raise ColumnError("completion", "must be one message that the chat template renders as it is.")
+    steps, right = read_steps(row, words)
+    tokens = tokenize(text.text, rendered=is_rendered)
+    _, places, own = completion_tokens(tokens, text)
+    return ScoredSolution(index, text.text[: text.prompt_end], places, [], own.offsets, steps, right), tokens.ids
 
 
 def scored_steps(
