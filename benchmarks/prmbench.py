@@ -51,7 +51,7 @@ class Job(NamedTuple):
         return f"{self.labels}-epochs{self.epochs}-fold{self.fold}"
 
 
-EPOCHS = (1, 3)
+EPOCHS = (2,)
 # Fold by fold, so that all settings are there for the folds that are.
 JOBS = [Job(labels, epochs, fold) for fold in range(NUM_FOLDS) for epochs in EPOCHS for labels in LABELS]
 

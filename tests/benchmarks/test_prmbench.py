@@ -56,7 +56,7 @@ def test_the_report_is_of_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(prmbench, "RESULTS", tmp_path / "results.md")
     result = {
         "labels": "last_token",
-        "epochs": 3,
+        "epochs": 2,
         "fold": 1,
         "counts": {"rows": 2, "kept": 3, "a step is empty": 1},
         "trained on": {"kept": 7},
@@ -68,6 +68,6 @@ def test_the_report_is_of_what_is_there(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(result))
     prmbench.write_report(tmp_path)
     text = (tmp_path / "results.md").read_text()
-    assert "| last token | 3 | last | 1 | 1.000 (" in text and "1 of 20 runs" in text
-    assert "| last token | 3 | 1 | 7 | 4 | 2 | abc |" in text and "a step is empty: 1" in text
+    assert "| last token | 2 | last | 1 | 1.000 (" in text and "1 of 10 runs" in text
+    assert "| last token | 2 | 1 | 7 | 4 | 2 | abc |" in text and "a step is empty: 1" in text
     assert "| every step flagged | | | | 0.500 | 0.333 | 0.500 |" in text
