@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import date
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +35,12 @@ FILE = "prmbench-step-contradiction.jsonl.gz"
 NUM_FOLDS, SPLIT_SEED = 5, 0
 RATE, BATCH_SIZE, MAX_LENGTH = 1e-4, 4, 512
 LABELS = ("every_token", "last_token")
+WORDS = "words"
 AGGREGATIONS = ("mean", "min", "last")
 
 
 class Job(NamedTuple):
-    """One training run."""
+    """One training run. That with labels on `WORDS` is a baseline, and has no epochs."""
 
     labels: str
     epochs: int
@@ -53,7 +53,8 @@ class Job(NamedTuple):
 
 EPOCHS = (2,)
 # Fold by fold, so that all settings are there for the folds that are.
-JOBS = [Job(labels, epochs, fold) for fold in range(NUM_FOLDS) for epochs in EPOCHS for labels in LABELS]
+JOBS = [Job(WORDS, 0, fold) for fold in range(NUM_FOLDS)]
+JOBS += [Job(labels, epochs, fold) for fold in range(NUM_FOLDS) for epochs in EPOCHS for labels in LABELS]
 
 
 def folds_of(rows: list[dict[str, Any]], folds: int = NUM_FOLDS, seed: int = SPLIT_SEED) -> list[int]:
@@ -80,14 +81,54 @@ def read(path: Path, labels: str) -> tuple[list[list[dict[str, Any]]], dict[str,
     return parts, dict(counts)
 
 
+def split(job: Job, data: Path) -> tuple[list[Any], list[Any], list[Any], dict[str, int]]:
+    """The solutions of a run, for training, for the thresholds and for the figures; and what became of all."""
+    parts, counts = read(data / FILE, "every_token" if job.labels == WORDS else job.labels)
+    for_thresholds = (job.fold + 1) % NUM_FOLDS
+    rows = [row for fold, part in enumerate(parts) if fold not in (job.fold, for_thresholds) for row in part]
+    return rows, parts[for_thresholds], parts[job.fold], counts
+
+
 def run(job: Job, data: Path, model: str, output: Path) -> None:
     """Train and measure one model."""
+    from trl_tokenreward.reward_model.step_evaluation import choose_thresholds, scored_steps
+
+    rows, others, held_out, counts = split(job, data)
+    begin = time.time()
+    if job.labels == WORDS:
+        solutions, trained = [by_words(rows, part) for part in (held_out, others)], {}
+    else:
+        solutions, trained = by_model(job, rows, [held_out, others], model, output)
+    scored: dict[str, Any] = {}
+    for aggregation in AGGREGATIONS if job.labels == "every_token" else ("last",):
+        measured, chosen_on = (scored_steps(*of_part, aggregation) for of_part in solutions)
+        scored[aggregation] = {
+            "thresholds": choose_thresholds(chosen_on),
+            **{name: value if name == "dropped" else value.tolist() for name, value in measured._asdict().items()},
+        }
+    result = {
+        **job._asdict(),
+        "counts": counts,
+        "trained on": {"kept": len(rows)},
+        "scored": scored,
+        "steps": 0,
+        "seconds": time.time() - begin,
+        "commit": commit(),
+        **trained,
+    }
+    partial = output / f"{job.name}.partial"
+    partial.write_text(json.dumps(result, indent=1))
+    partial.rename(output / f"{job.name}.json")
+
+
+def by_model(job: Job, rows: list[Any], parts: list[list[Any]], model: str, output: Path) -> tuple[list[Any], dict]:
+    """The solutions of the parts as a model scores them that is trained on the rows, and what the training says."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer
-    from trl_tokenreward.reward_model.step_evaluation import choose_thresholds, score_solutions, scored_steps
+    from trl_tokenreward.reward_model.step_evaluation import score_solutions
 
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -95,9 +136,6 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
     backbone = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
     )
-    parts, counts = read(data / FILE, job.labels)
-    for_thresholds = (job.fold + 1) % NUM_FOLDS
-    rows = [row for fold, part in enumerate(parts) if fold not in (job.fold, for_thresholds) for row in part]
     trainer = TokenRewardTrainer(
         TokenRewardModel.from_backbone(backbone, copy=False),
         TokenRewardConfig(
@@ -119,35 +157,42 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    begin = time.time()
     trainer.train()
-    seconds = time.time() - begin
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        held_out, others = (
-            score_solutions(trainer.model, tokenizer, Dataset.from_list(parts[fold]), batch_size=2)
-            for fold in (job.fold, for_thresholds)
-        )
-    scored: dict[str, Any] = {}
-    for aggregation in AGGREGATIONS if job.labels == "every_token" else ("last",):
-        steps = scored_steps(*held_out, aggregation)._asdict()
-        scored[aggregation] = {
-            "thresholds": choose_thresholds(scored_steps(*others, aggregation)),
-            **{name: value if name == "dropped" else value.tolist() for name, value in steps.items()},
-        }
-    result = {
-        **job._asdict(),
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in training
+        solutions = [score_solutions(trainer.model, tokenizer, Dataset.from_list(part), batch_size=2) for part in parts]
+    return solutions, {
         "model": model,
-        "counts": counts,
         "trained on": trainer.dropped["train"],
-        "scored": scored,
         "steps": trainer.state.global_step,
-        "seconds": seconds,
-        "commit": commit(),
         "log": trainer.state.log_history,
     }
-    partial = output / f"{job.name}.partial"
-    partial.write_text(json.dumps(result, indent=1))
-    partial.rename(output / f"{job.name}.json")
+
+
+def by_words(rows: list[Any], part: list[Any]) -> tuple[list[Any], dict[str, int]]:
+    """A baseline that reads each step by itself: a logistic regression on its words and pairs of words. A language
+    model wrote PRMBench's wrong steps, which may show in their style."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from trl_tokenreward.data.steps import read_steps
+    from trl_tokenreward.reward_model.step_evaluation import ScoredSolution
+
+    def steps_of(row: dict[str, Any]) -> tuple[list[list[int]], list[str], list[bool]]:
+        spans, right = read_steps(row, row["completion"])
+        return spans, [row["completion"][start:end] for start, end in spans], right
+
+    _, texts, labels = zip(*map(steps_of, rows), strict=True)
+    classifier = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(class_weight="balanced")
+    )
+    classifier.fit([text for solution in texts for text in solution], [label for of in labels for label in of])
+    solutions = []
+    for number, row in enumerate(part):
+        spans, words, right = steps_of(row)
+        scores = classifier.decision_function(words).tolist()  # one "token" for each step
+        solutions.append(ScoredSolution(number, row["prompt"], range(len(spans)), scores, spans, spans, right))
+    return solutions, {"rows": len(part), "kept": len(part), "too_long": 0}
 
 
 def pooled(parts: list[dict[str, Any]]) -> Any:
@@ -208,6 +253,10 @@ def row(cells: Iterable[Any]) -> str:
     return " | ".join(map(str, cells))
 
 
+def named(labels: str) -> str:
+    return labels.replace("_", " ")
+
+
 def figures(report: Any) -> list[Any]:
     return [getattr(report, name) for name in MEASURES]
 
@@ -218,12 +267,16 @@ def table(results: list[dict[str, Any]]) -> str:
 
     lines = [f"| labels on | epochs | step's score | folds | {row(MEASURES.values())} |", f"|{' --- |' * 10}"]
     steps = None
-    for labels, epochs in product(LABELS, EPOCHS):
+    for labels, epochs in dict.fromkeys((result["labels"], result["epochs"]) for result in results):
         runs = [result for result in results if (result["labels"], result["epochs"]) == (labels, epochs)]
-        for aggregation in runs[0]["scored"] if runs else ():
+        for aggregation in runs[0]["scored"]:
             steps = pooled([result["scored"][aggregation] for result in runs])
-            cells = [labels.replace("_", " "), epochs, aggregation, len(runs)]
-            lines.append(f"| {row([*cells, *figures(step_report(steps))])} |")
+            name = (
+                "no model: words of the step | |  "
+                if labels == WORDS
+                else f"{named(labels)} | {epochs} | {aggregation}"
+            )
+            lines.append(f"| {name} | {len(runs)} | {row(figures(step_report(steps)))} |")
     if steps is None:
         return "No run has finished."
     report = step_report(by_position(steps))
@@ -240,8 +293,8 @@ def write_report(output: Path) -> None:
     results = [json.loads(path.read_text()) for path in output.glob("*.json")]
     results.sort(key=lambda result: JOBS.index(Job(result["labels"], result["epochs"], result["fold"])))
     runs = []
-    for result in results:
-        cells = [result["labels"].replace("_", " "), result["epochs"], result["fold"]]
+    for result in (result for result in results if result["labels"] != WORDS):
+        cells = [named(result["labels"]), result["epochs"], result["fold"]]
         cells += [result["trained on"]["kept"], result["steps"]]
         runs.append(f"| {row(cells)} | {result['seconds'] / 60:.0f} | {result['commit']} |")
     counts = results[0]["counts"] if results else {}
@@ -250,7 +303,7 @@ def write_report(output: Path) -> None:
     text = f"""# A process reward model on PRMBench
 
 `python benchmarks/prmbench.py all --data <folder> --model models/SmolLM2-135M-Instruct`, {date.today()},
-{len(results)} of {len(JOBS)} runs, one thread each, bf16, on {platform.machine()} with AMX. Other work ran beside them.
+{len(results)} of {len(JOBS)} runs, {NUM_FOLDS} of them without a model, one thread each, bf16, on {platform.machine()} with AMX. Other work ran beside them.
 
 SmolLM2-135M-Instruct (from 4-bit weights), trained in full at {RATE:g} in batches of {BATCH_SIZE} on the solutions of
 three of five folds of problems, without those above {MAX_LENGTH} tokens; the seed is the fold. Thresholds come from the
@@ -258,8 +311,10 @@ fourth fold, figures from the fifth, whose problems the model has not seen. PRMB
 {counts.get("rows", 0)} problems; of their solutions {counts.get("kept", 0)} are used ({dropped}).
 
 Figures are of all folds that were run, with 95 % bootstrap intervals by problem. "First wrong step found" is of the
-wrong solutions; the F1 of the first wrong step is ProcessBench's. The thresholds of the baseline without a model were
-chosen on the solutions that it is measured on, which favours it.
+wrong solutions; the F1 of the first wrong step is ProcessBench's. "Words of the step" is a logistic regression on the
+words and pairs of words of each step by itself, split in the same way: a language model wrote the wrong steps, and its
+style alone gives some away. The thresholds of "the later, the worse" were chosen on the solutions that it is measured
+on, which favours it.
 
 {table(results)}
 
