@@ -271,11 +271,9 @@ def table(results: list[dict[str, Any]]) -> str:
         runs = [result for result in results if (result["labels"], result["epochs"]) == (labels, epochs)]
         for aggregation in runs[0]["scored"]:
             steps = pooled([result["scored"][aggregation] for result in runs])
-            name = (
-                "no model: words of the step | |  "
-                if labels == WORDS
-                else f"{named(labels)} | {epochs} | {aggregation}"
-            )
+            name = f"{named(labels)} | {epochs} | {aggregation}"
+            if labels == WORDS:
+                name = "no model: words of the step | | "
             lines.append(f"| {name} | {len(runs)} | {row(figures(step_report(steps)))} |")
     if steps is None:
         return "No run has finished."
@@ -303,7 +301,8 @@ def write_report(output: Path) -> None:
     text = f"""# A process reward model on PRMBench
 
 `python benchmarks/prmbench.py all --data <folder> --model models/SmolLM2-135M-Instruct`, {date.today()},
-{len(results)} of {len(JOBS)} runs, {NUM_FOLDS} of them without a model, one thread each, bf16, on {platform.machine()} with AMX. Other work ran beside them.
+{len(runs)} of {len(JOBS) - NUM_FOLDS} runs of the model, one thread each, bf16, on {platform.machine()} with AMX. Other
+work ran beside them.
 
 SmolLM2-135M-Instruct (from 4-bit weights), trained in full at {RATE:g} in batches of {BATCH_SIZE} on the solutions of
 three of five folds of problems, without those above {MAX_LENGTH} tokens; the seed is the fold. Thresholds come from the
