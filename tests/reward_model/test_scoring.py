@@ -199,7 +199,9 @@ class TestScoring:
     def test_models_without_what_is_asked_for(self, tmp_path):
         tokenizer = tiny.word_tokenizer()
         with pytest.raises(ValueError, match="token head of x is untrained.*or score with `signal='sequence_score'`"):
-            TokenScorer(reward_model({}), tokenizer, "x")
+            untrained = reward_model({})
+            torch.nn.init.ones_(untrained.score.weight)
+            TokenScorer(untrained, tokenizer, "x")
         with pytest.raises(TypeError, match="must be a TokenRewardModel.*LlamaForCausalLM"):
             TokenScorer(tiny.bigram_lm(), tokenizer)
         with pytest.raises(ValueError, match="the id 16, but model knows 16 tokens: this is not its tokenizer"):

@@ -288,6 +288,14 @@ def prepared_sides(row: Row) -> tuple[str, ...]:
     return SIDES if row.get("chosen_ids") is not None else ("rejected",)
 
 
+def count_pairs(dataset: Dataset) -> int:
+    """The rows of a prepared data set that have two sides."""
+    if "chosen_ids" not in dataset.column_names:
+        return 0
+    tables = dataset.select_columns(["chosen_ids"]).with_format("arrow").iter(batch_size=10_000)
+    return sum(len(table) - table["chosen_ids"].null_count for table in tables)
+
+
 @dataclass
 class RowPreparer:
     """Turns rows into prepared rows (see this module's head).

@@ -23,7 +23,7 @@ from ..data.tokens import TextTokenizer
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded_groups
-from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores
+from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores, require_trained_sequence_head
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
 from ..utils.jsonl import append_jsonl, read_jsonl
 from ..utils.statistics import pairwise_outcomes
@@ -87,6 +87,7 @@ class RewardModelJudge(ScoringJudge):
         check_scorer(model, "model")
         if not has_sequence_score(model):
             raise TypeError("`model` scores tokens only: pass a TokenRewardModel or a sequence classifier.")
+        require_trained_sequence_head(model, "judge with another model")
         check_least(batch_size=(batch_size, 1))
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 

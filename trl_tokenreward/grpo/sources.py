@@ -20,7 +20,7 @@ from ..ppo.completion_scorer import CompletionScorer
 from ..ppo.prompts import DataCollatorForPrompts, Prompts
 from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
-from ..reward_model.readout import has_token_scores
+from ..reward_model.readout import has_token_scores, require_trained_sequence_head
 
 
 class BatchIds(NamedTuple):
@@ -200,6 +200,8 @@ def load_source(
             tokenizer = AutoTokenizer.from_pretrained(reward, trust_remote_code=kwargs["trust_remote_code"])
         return load_source(loaded, tokenizer, signal, None)
     if isinstance(reward, nn.Module):
+        if signal == "sequence_score":
+            require_trained_sequence_head(reward, "set `reward_signal='token_scores'`")
         scores_tokens = hasattr(reward, "config") and has_token_scores(reward)
         return ModelSource(reward, tokenizer) if scores_tokens and signal != "sequence_score" else None
     return FunctionSource(reward)

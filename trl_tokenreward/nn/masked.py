@@ -28,6 +28,18 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return total / count.clamp(min=1)
 
 
+def weighted_sum(values: Tensor, weights: Tensor, dim: int | None = None) -> Tensor:
+    """[`masked_sum`] where a place may weigh more or less than 1. A mask is such weights."""
+    products = zero_masked(values, weights) * weights
+    return products.sum() if dim is None else products.sum(dim)
+
+
+def weighted_mean(values: Tensor, weights: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of `values` by their weights, over `dim` or over everything; 0 where all weigh 0."""
+    whole = weights.sum() if dim is None else weights.sum(dim)
+    return weighted_sum(values, weights, dim) / torch.where(whole > 0, whole, 1)
+
+
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Scale `values` to unit variance over the places where `mask` is 1, which become 0 elsewhere.
 

@@ -22,6 +22,7 @@ from ..reward_model.readout import (
     has_sequence_score,
     has_token_scores,
     prefix_scores,
+    require_trained_sequence_head,
     token_scores,
 )
 from ..utils.validation import check_list
@@ -110,6 +111,8 @@ class CompletionScorer:
                     "The reward model's token head is untrained: every token would score 0. Train it with "
                     "TokenRewardTrainer, or set `reward_signal='sequence_score'`."
                 )
+            if signal == "sequence_score":
+                require_trained_sequence_head(reward, "set `reward_signal='token_scores'`")
         elif callable(reward):
             if signal is not None:
                 raise ValueError("`reward_signal` has no effect on a reward function: what it returns decides.")

@@ -3,6 +3,7 @@
 import copy
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -151,3 +152,10 @@ def require_trainable_token_head(model: "PreTrainedModel | PeftModel", args: Tok
             "The token head is untrained and frozen, so it would say 0 of every token for ever. Add 'token_score' to "
             "PEFT's `modules_to_save`, or unfreeze it."
         )
+
+
+def zero_sequence_head(model: "PreTrainedModel | PeftModel") -> None:
+    """Set the sequence head to zero, which says that it is not trained."""
+    for name, parameter in model.named_parameters():
+        if "score" in name.split("."):
+            torch.nn.init.zeros_(parameter)

@@ -1,24 +1,28 @@
 """Losses and accuracies of the token reward model: pure functions of tensors.
 
-Shapes: B pairs, L tokens. `chosen` is the edit, `rejected` the original. Every mask is 1 for the tokens that count and
-is applied where numbers are reduced, so whatever stands in a masked place changes neither a loss nor a gradient. Where
-nothing counts a loss is 0, with a gradient of 0.
+Shapes: B rows, L tokens. `chosen` is the edit, `rejected` the original, which may have no edit. Every mask is 1 for the
+tokens that count, or says how much each counts (as the severity of an error), and is applied where numbers are reduced,
+so whatever stands in a masked place changes neither a loss nor a gradient. A mean is by these weights. Where nothing
+counts a loss is 0, with a gradient of 0.
 """
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.masked import check_shapes, masked_mean, masked_sum, zero_masked
+from ..nn.masked import check_shapes, masked_mean, weighted_mean, weighted_sum, zero_masked
 
 
-def sequence_ranking_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None) -> Tensor:
+def sequence_ranking_loss(
+    chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None, pair_mask: Tensor | None = None
+) -> Tensor:
     r"""Bradley-Terry loss of two sequence scores, the mean over the pairs of
 
     $$ -\log \sigma(s(y^+) - s(y^-) - m) $$
 
-    This is [`~trl.RewardTrainer`]'s loss, which [`TokenRewardTrainer`] takes from there.
+    This is [`~trl.RewardTrainer`]'s loss.
 
     Args:
         chosen_scores (`Tensor`):
@@ -27,6 +31,8 @@ def sequence_ranking_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin
             Sequence scores of the rejected responses. Shape (B,).
         margin (`Tensor`, *optional*):
             By how much each chosen response should win. Shape (B,).
+        pair_mask (`Tensor`, *optional*):
+            1 for the rows that are pairs, which all are if `None`. Shape (B,).
 
     Returns:
         `Tensor`: a scalar.
@@ -36,7 +42,10 @@ def sequence_ranking_loss(chosen_scores: Tensor, rejected_scores: Tensor, margin
     if margin is not None:
         check_shapes("margin", margin, "chosen_scores", chosen_scores)
         difference = difference - margin
-    return -F.logsigmoid(difference).mean()
+    if pair_mask is None:
+        return -F.logsigmoid(difference).mean()
+    check_shapes("pair_mask", pair_mask, "chosen_scores", chosen_scores)
+    return masked_mean(-F.logsigmoid(zero_masked(difference, pair_mask)), pair_mask)
 
 
 def edit_ranking_loss(
@@ -53,8 +62,8 @@ def edit_ranking_loss(
 
     $$ -\log \sigma\Bigl(\mathrm{agg}_{t \in U(y^+)} r_t - \mathrm{agg}_{t \in U(y^-)} r_t\Bigr) $$
 
-    A side without edited tokens (a pure insertion or deletion) counts 0: what was inserted must then score above 0,
-    what was deleted below. Pairs without edited tokens on either side are ignored.
+    A side without edited tokens (a pure insertion or deletion, or a row of one side) counts 0: what was inserted must
+    then score above 0, what was deleted or marked below. Rows without edited tokens on either side are ignored.
 
     Args:
         chosen_scores (`Tensor`):
@@ -80,7 +89,7 @@ def edit_ranking_loss(
         )
     if aggregation not in ("mean", "sum"):
         raise ValueError(f"`aggregation` must be 'mean' or 'sum', not {aggregation!r}.")
-    aggregate = masked_mean if aggregation == "mean" else masked_sum
+    aggregate = weighted_mean if aggregation == "mean" else weighted_sum
     difference = aggregate(chosen_scores, chosen_edit_mask, -1) - aggregate(rejected_scores, rejected_edit_mask, -1)
     has_edits = chosen_edit_mask.bool().any(-1) | rejected_edit_mask.bool().any(-1)
     return masked_mean(-F.logsigmoid(difference), has_edits)
@@ -116,9 +125,10 @@ def edit_classification_loss(
     # Zeroed before the sigmoid and not only after it: the gradient of a NaN that is masked later would still be NaN.
     edited_in = zero_masked(chosen_scores, chosen_edit_mask)
     edited_out = zero_masked(rejected_scores, rejected_edit_mask)
-    total = masked_sum(-F.logsigmoid(edited_in), chosen_edit_mask)
-    total = total + masked_sum(-F.logsigmoid(-edited_out), rejected_edit_mask)
-    return total / (chosen_edit_mask.sum() + rejected_edit_mask.sum()).clamp(min=1)
+    total = weighted_sum(-F.logsigmoid(edited_in), chosen_edit_mask)
+    total = total + weighted_sum(-F.logsigmoid(-edited_out), rejected_edit_mask)
+    whole = chosen_edit_mask.sum() + rejected_edit_mask.sum()
+    return total / torch.where(whole > 0, whole, 1)
 
 
 def unchanged_score_penalty(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
@@ -136,7 +146,7 @@ def unchanged_score_penalty(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
         `Tensor`: a scalar.
     """
     check_shapes("unchanged_mask", unchanged_mask, "scores", scores)
-    return masked_mean(zero_masked(scores, unchanged_mask).square(), unchanged_mask)
+    return weighted_mean(zero_masked(scores, unchanged_mask).square(), unchanged_mask)
 
 
 def unchanged_classification_loss(scores: Tensor, unchanged_mask: Tensor) -> Tensor:
@@ -156,4 +166,4 @@ def unchanged_classification_loss(scores: Tensor, unchanged_mask: Tensor) -> Ten
         `Tensor`: a scalar.
     """
     check_shapes("unchanged_mask", unchanged_mask, "scores", scores)
-    return masked_mean(-F.logsigmoid(zero_masked(scores, unchanged_mask)), unchanged_mask)
+    return weighted_mean(-F.logsigmoid(zero_masked(scores, unchanged_mask)), unchanged_mask)

@@ -145,6 +145,15 @@ class TokenRewardModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
+    # Set where the head was made and not loaded: `TokenRewardTrainer` zeroes a new one that it does not train.
+    sequence_head_is_new = False
+
+    @property
+    def sequence_head_is_trained(self) -> bool:
+        """`False` if the sequence head's weight is all zero, as [`TokenRewardTrainer`] leaves a new one that no row has
+        trained. A new head that no trainer has seen has random weights, and counts as trained."""
+        return bool(self.score.weight.any())
+
     @property
     def token_head_is_trained(self) -> bool:
         """`False` while the token head's weight and bias are all zero, as they start."""
@@ -329,6 +338,7 @@ class TokenRewardModel(PreTrainedModel):
             )
         assembled = cls(config, backbone=backbone)
         architecture = type(model).__name__
+        assembled.sequence_head_is_new = not architecture.endswith(_SEQUENCE_CLASSIFIER)
         if architecture.endswith(_SEQUENCE_CLASSIFIER):
             head = _head_of(model)
             if head.bias is not None:

@@ -28,6 +28,16 @@ def has_sequence_score(model: nn.Module) -> bool:
     )
 
 
+def require_trained_sequence_head(model: nn.Module, remedy: str) -> None:
+    """Raise a `ValueError` if the model is a `TokenRewardModel` whose sequence head is untrained."""
+    base = without_peft(model)
+    if isinstance(base, TokenRewardModel) and not base.sequence_head_is_trained:
+        raise ValueError(
+            "The sequence head is untrained: every text would score 0. Train it with TokenRewardTrainer on rows with "
+            f"two sides, or {remedy}."
+        )
+
+
 def prefix_scores(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The sequence head at every column: the potential phi_t of a reward model, the values of a value model.
 

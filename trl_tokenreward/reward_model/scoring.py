@@ -78,6 +78,7 @@ class TokenScorer:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or base.config.name_or_path or type(base).__name__
         self.signal: Signal = signal or "token_scores"
+        has_sequence_score = has_sequence_score and base.sequence_head_is_trained
         self.has_sequence_score = has_sequence_score
         if self.signal == "token_scores" and not base.token_head_is_trained:
             remedy = " or score with `signal='sequence_score'`" if has_sequence_score else ""

@@ -26,9 +26,10 @@ from trl import RewardTrainer
 from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
-from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
+from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, count_pairs, prepare_dataset
 from ..data.vocabulary import check_ids
 from ..nn.finite import not_finite, raise_together, weights_not_finite
+from ..nn.masked import masked_mean
 from ..nn.modules import vocab_size, without_peft
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
@@ -40,7 +41,9 @@ from .given_model import (
     load_model,
     require_trainable_token_head,
     with_trained_heads,
+    zero_sequence_head,
 )
+from .labels import Labels, by_row, read_labels
 from .losses import (
     edit_classification_loss,
     edit_ranking_loss,
@@ -61,10 +64,14 @@ logger = get_logger(__name__)
 
 LOSSES = ("sequence", "token", "unchanged")
 
+_ONE_SIDE = "Rows of one side (a completion with spans) train the token loss alone:"
+_NOTHING_TO_LEARN = "with `token_loss_weight=0` there is nothing to learn from them. Leave them out, or give a weight."
+
 
 class TokenRewardTrainer(RewardTrainer):
     """
-    Trainer for token reward models, on pairs of an original response (`rejected`) and its minimal edit (`chosen`).
+    Trainer for token reward models, on pairs of an original response (`rejected`) and its minimal edit (`chosen`), and
+    on responses whose wrong spans are marked (`completion` and `completion_spans`).
 
     It is a [`~trl.RewardTrainer`] that also trains on the edited tokens, so that one model ranks responses and scores
     their tokens. Arguments, PEFT, streaming, evaluation sets, margins and checkpoints work as in `RewardTrainer`.
@@ -81,9 +88,13 @@ class TokenRewardTrainer(RewardTrainer):
     >>> trainer.train()
     ```
 
-    Each part of the loss is a mean over what it counts (pairs, edited tokens or pairs with edits, unchanged tokens) in
-    the whole optimizer step. So the step does not depend on how its pairs are split into batches
-    (`gradient_accumulation_steps`) and over processes.
+    Each part of the loss is a mean over what it counts (pairs, edited tokens or rows with edits, unchanged tokens) in
+    the whole optimizer step; of tokens with a severity it is the mean by these weights. So the step does not depend on
+    how its rows are split into batches (`gradient_accumulation_steps`) and over processes.
+
+    Rows of one side have no part in the loss and the metrics of sequences. Where a training set has no other rows, a
+    new sequence head is set to zero and stays so ([`TokenRewardModel.sequence_head_is_trained`] is `False`), and
+    settings of the sequence loss or of edits are an error.
 
     The logs hold what `RewardTrainer` logs (`accuracy`, `margin` and the rewards are of sequences), and:
 
@@ -119,7 +130,7 @@ class TokenRewardTrainer(RewardTrainer):
         data_collator (`DataCollator`, *optional*):
             Defaults to [`DataCollatorForTokenReward`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Preference data in any of the formats of [`~data.preprocessing.prepare_dataset`].
+            Pairs, rows of one side or both, in the formats of [`~data.preprocessing.prepare_dataset`].
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             Data to evaluate on, in the same formats.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -173,6 +184,7 @@ class TokenRewardTrainer(RewardTrainer):
             raise TypeError(f"`args` must be a `TokenRewardConfig`, got {type(args).__name__}.")
 
         self._dropped: dict[str, DroppedRows] = {}
+        self._has_pairs = True
         self._prepared: WeakSet[Any] = WeakSet()
         self._streams: set[str] = set()
         self._token_statistics = {"train": TokenStatistics(), "eval": TokenStatistics(pool_auroc=True)}
@@ -221,7 +233,14 @@ class TokenRewardTrainer(RewardTrainer):
             )
         require_trainable_token_head(self.model, args)
         # Asked here, since a resumed training loads its weights before it makes its optimizer.
-        self._token_head_is_new = not without_peft(self.model).token_head_is_trained
+        base = without_peft(self.model)
+        self._token_head_is_new = not base.token_head_is_trained
+        if base.sequence_head_is_new and not self._has_pairs:
+            zero_sequence_head(self.model)
+            logger.warning(
+                "No row of the training set has two sides, so the sequence head stays untrained: it scores every text 0"
+                ", and PPO, GRPO and judges refuse its score."
+            )
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
@@ -255,6 +274,8 @@ class TokenRewardTrainer(RewardTrainer):
                 name=name,
             )
             dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), self._vocab_size, name)
+        if name == "train":
+            self._has_pairs = _check_sides(dataset, args)
         self._dropped[name] = dropped
         self._prepared.add(dataset)
         if isinstance(dataset, IterableDataset):
@@ -293,12 +314,13 @@ class TokenRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = [*PREPARED_COLUMNS, "margin"]
+            self._signature_columns = [*PREPARED_COLUMNS, WEIGHTS, "margin"]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint=True` selects the last checkpoint that is whole."""
         self._alarm = None  # until the number of steps is known
         output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+        without_peft(self.model).sequence_head_is_new &= not self._has_pairs
         self._check_weights()  # a gradient may be NaN although the loss is not
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
@@ -328,6 +350,11 @@ class TokenRewardTrainer(RewardTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
+        if not prediction_loss_only and "places" in inputs and (inputs["places"] < 0).any():
+            raise ValueError(
+                "A prediction, or `compute_metrics`, is of the sequence scores of pairs, but a row has one side. Leave "
+                "these rows out, or measure their tokens with `evaluate_token_rewards`."
+            )
         # `compute_metrics` gets the sequence scores, as from `RewardTrainer`; `ignore_keys=[]` gives all.
         if ignore_keys is None:
             ignore_keys = ["token_scores", "prefix_scores", "hidden_states", "attentions"]
@@ -340,54 +367,66 @@ class TokenRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor | tuple[torch.Tensor, TokenRewardOutput]:
-        edited, unchanged = self._masks(inputs)
-        sequence_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask", "margin") if key in inputs}
-        sequence_loss, outputs = super().compute_loss(model, sequence_inputs, return_outputs=True)
-        losses = torch.stack([sequence_loss, *self._token_losses(outputs.token_scores, edited, unchanged)])
+        labels = read_labels(inputs, self.args.use_anchors)
+        if self.args.token_loss_weight == 0 and not labels.is_pair.all():
+            raise ValueError(f"{_ONE_SIDE} {_NOTHING_TO_LEARN}")
+        # Not by the parent's method, which takes every row for half of a pair.
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        chosen, rejected = by_row(outputs.logits.squeeze(-1), labels.places).unbind(1)
+        losses = self._losses(
+            chosen, rejected, inputs.get("margin"), by_row(outputs.token_scores, labels.places), labels
+        )
         if num_items_in_batch is not None:
             # From means over this batch to its shares in the means over the step. DDP averages over the processes.
-            shares = self._counts(inputs) / num_items_in_batch.clamp(min=1)
+            whole = torch.where(num_items_in_batch > 0, num_items_in_batch, 1)
             losses = (
-                losses * shares * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
+                losses
+                * (labels.counts(self._ranks) / whole)
+                * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
             )
         loss = self._weighted(losses)
         with torch.no_grad():
-            self._record(outputs, inputs.get("margin"), edited, unchanged)
+            self._record(outputs, inputs, labels)
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, torch.Tensor | None]:
-        """[`~transformers.Trainer.get_batch_samples`], with the numbers of pairs and tokens that the three losses of
-        the optimizer step are means over, on all processes. Shape (3,)."""
+        """[`~transformers.Trainer.get_batch_samples`], with the numbers of pairs and the weights of tokens that the
+        three losses of the optimizer step are means over, on all processes. Shape (3,)."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         if not batches:
             return batches, None
-        counts = torch.stack([self._counts(batch) for batch in batches]).sum(0).to(self.args.device)
+        labels = [read_labels(batch, self.args.use_anchors) for batch in batches]
+        counts = torch.stack([of_batch.counts(self._ranks) for of_batch in labels]).sum(0).to(self.args.device)
         return batches, self.accelerator.reduce(counts) if self.args.average_tokens_across_devices else counts
 
-    def _counts(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """What each loss of a batch is a mean over. Shape (3,)."""
-        edited, unchanged = self._masks(inputs)
-        edits = torch.stack(edited.chunk(2)).any(-1).any(0) if self.args.token_loss == "ranking" else edited
-        return torch.stack([edited.new_tensor(len(edited) // 2, dtype=torch.long), edits.sum(), unchanged.sum()])
+    @property
+    def _ranks(self) -> bool:
+        return self.args.token_loss == "ranking"
 
-    def _masks(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The edited and the unchanged tokens of a batch."""
-        edited = _mask(inputs, "edit_mask")
-        if self.args.use_anchors:
-            edited = edited | _mask(inputs, "anchor_mask")
-        return edited, _mask(inputs, "completion_mask") & ~edited
-
-    def _token_losses(
-        self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        args, (chosen, rejected) = self.args, scores.chunk(2)
-        edited_in, edited_out = edited.chunk(2)
-        if args.token_loss == "ranking":
-            token_loss = edit_ranking_loss(chosen, rejected, edited_in, edited_out, args.edit_aggregation or "mean")
+    def _losses(
+        self,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        margin: torch.Tensor | None,
+        token_scores: torch.Tensor,
+        labels: Labels,
+    ) -> torch.Tensor:
+        """The three parts of the loss, shape (3,), of sequence scores, (B,), and token scores, (B, 2, L)."""
+        args = self.args
+        sequence_loss = sequence_ranking_loss(chosen, rejected, margin, labels.is_pair)
+        if args.center_rewards_coefficient is not None:
+            centre = masked_mean((chosen + rejected).square(), labels.is_pair)
+            sequence_loss = sequence_loss + args.center_rewards_coefficient * centre
+        (scores_in, scores_out), (edited_in, edited_out) = token_scores.unbind(1), labels.edited.unbind(1)
+        if self._ranks:
+            token_loss = edit_ranking_loss(
+                scores_in, scores_out, edited_in, edited_out, args.edit_aggregation or "mean"
+            )
         else:
-            token_loss = edit_classification_loss(chosen, rejected, edited_in, edited_out)
-        unchanged_losses = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
-        return token_loss, unchanged_losses[args.unchanged_token_target](scores, unchanged)
+            token_loss = edit_classification_loss(scores_in, scores_out, edited_in, edited_out)
+        of_unchanged = {"right": unchanged_classification_loss, "zero": unchanged_score_penalty}
+        unchanged_loss = of_unchanged[args.unchanged_token_target](token_scores, labels.unchanged)
+        return torch.stack([sequence_loss, token_loss, unchanged_loss])
 
     def _weighted(self, losses: torch.Tensor) -> torch.Tensor:
         """The loss of its three parts. Weights of 0 are kept in the sum: every parameter needs a gradient under
@@ -399,26 +438,34 @@ class TokenRewardTrainer(RewardTrainer):
         weights = (args.sequence_loss_weight, args.token_loss_weight, args.token_loss_weight * unchanged_weight)
         return (losses * losses.new_tensor(weights)).sum()
 
-    def _record(self, outputs: Any, margin: torch.Tensor | None, edited: torch.Tensor, unchanged: torch.Tensor) -> None:
+    def _record(self, outputs: Any, inputs: dict[str, Any], labels: Labels) -> None:
         mode = "train" if self.model.training else "eval"
-        # One row for each pair, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its
+        if mode == "train":
+            # A model that is split over processes has the same batch on each of them.
+            read = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += read // getattr(self, "_tp_size", 1)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        # One entry for each row, (B, 2, L, 3), so that an evaluation can drop the rows that were repeated to fill its
         # last batch. Training keeps them: it trains on them, and it reads batches ahead, so the last is not known as
         # such.
         gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        table = torch.stack([outputs.token_scores.float(), edited.float(), unchanged.float()], dim=-1)
-        table = torch.stack(table.chunk(2), dim=1)
+        scores = by_row(outputs.token_scores.float(), labels.places)
+        table = torch.stack([scores, labels.edited, labels.unchanged], dim=-1)
         table = gather(self.accelerator.pad_across_processes(table, dim=2)).cpu()
-        chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
-        pairs = torch.stack([chosen, rejected, torch.zeros_like(chosen) if margin is None else margin], dim=1)
-        pairs = gather(pairs).cpu()
+        sequences = by_row(outputs.logits.squeeze(-1).float(), labels.places)
+        margin = inputs.get("margin", sequences.new_zeros(len(sequences)))
+        sequences = torch.cat([sequences, margin.unsqueeze(1), labels.places], dim=1)
+        sequences = gather(sequences).cpu()
         scores, edited, unchanged = table.unbind(-1)
+        chosen, rejected, margin, *places = sequences.unbind(1)
+        labels = Labels(edited, unchanged, places[0] >= 0, torch.stack(places, dim=1))
         # Gathered, so that all processes raise the same.
-        made = {"a token score of `model`": scores.flatten(1), "a sequence score of `model`": pairs[:, :2]}
+        made = {"a token score of `model`": scores.flatten(1), "a sequence score of `model`": sequences[:, :2]}
         where = f"Optimizer step {self.state.global_step}, batch" if mode == "train" else "Evaluation, batch"
         if problem := not_finite(where, made, (edited + unchanged).flatten(1)):
             raise ValueError(problem)
-        self._record_means(mode, table.transpose(0, 1).flatten(0, 1), *pairs.unbind(1))
-        auroc = self._token_statistics[mode].add(scores, edited.bool(), unchanged.bool())
+        self._record_means(mode, scores, labels, chosen, rejected, margin)
+        auroc = self._token_statistics[mode].add(scores, edited > 0, unchanged > 0)
         if mode == "train" and self.args.token_loss_weight > 0:
             self._alarm = self._alarm or LearningAlarm(self.state.max_steps)
             mean = self._alarm.add(self.state.global_step, auroc, len(scores))
@@ -430,18 +477,26 @@ class TokenRewardTrainer(RewardTrainer):
                 )
 
     def _record_means(
-        self, mode: str, table: torch.Tensor, chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor
+        self,
+        mode: str,
+        scores: torch.Tensor,
+        labels: Labels,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        margin: torch.Tensor,
     ) -> None:
-        """Adds a batch of B pairs: scores and masks of tokens, (2B, L, 3), and what belongs to each pair, (B,)."""
-        scores, edited, unchanged = table[..., 0], table[..., 1].bool(), table[..., 2].bool()
-        masks = {"edit_mask": edited, "anchor_mask": edited, "completion_mask": edited | unchanged}
-        sequence_loss = sequence_ranking_loss(chosen, rejected, margin)
-        if self.args.center_rewards_coefficient is not None:
-            sequence_loss += self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
-        losses = sequence_loss, *self._token_losses(scores, edited, unchanged)
+        """Adds a batch of B rows: scores of tokens, (B, 2, L), and what belongs to each pair, (B,)."""
+        losses = self._losses(chosen, rejected, margin, scores, labels)
         means = self._means[mode]
-        for name, value, count in zip(LOSSES, losses, self._counts(masks).tolist(), strict=True):
-            means.add(f"loss/{name}", value.item(), count)
+        for name, value, count in zip(LOSSES, losses, labels.counts(self._ranks).tolist(), strict=True):
+            if count or name != "sequence":  # which an untrained head has no part in
+                means.add(f"loss/{name}", value.item(), count)
+        chosen, rejected = chosen[labels.is_pair], rejected[labels.is_pair]
+        if not len(chosen):
+            return
+        rewards = torch.cat([chosen, rejected])
+        self._metrics[mode]["min_reward"].append(rewards.min().item())
+        self._metrics[mode]["max_reward"].append(rewards.max().item())
         for name, of_pairs in {
             "accuracy": (chosen > rejected).float(),
             "margin": chosen - rejected,
@@ -496,12 +551,29 @@ class TokenRewardTrainer(RewardTrainer):
         path.write_text(card, "utf-8")
 
 
-def _mask(inputs: dict[str, Any], name: str) -> torch.Tensor:
-    if name not in inputs:
+def _check_sides(dataset: Dataset | IterableDataset, args: TokenRewardConfig) -> bool:
+    """Whether a training set has pairs. Raises a `ValueError` for settings that then have no effect.
+
+    Of a stream it is not known before it is read, unless it has no columns for pairs.
+    """
+    if isinstance(dataset, Dataset):
+        pairs = count_pairs(dataset)
+        if args.token_loss_weight == 0 and pairs < len(dataset):
+            raise ValueError(f"{_ONE_SIDE} {_NOTHING_TO_LEARN}")
+    else:
+        pairs = int(dataset.column_names is None or "chosen_ids" in dataset.column_names)
+    if pairs:
+        return True
+    if args.unchanged_token_weight == 0:
         raise ValueError(
-            f"The batch has no `{name}`. The data collator must give what `DataCollatorForTokenReward` gives."
+            f"{_ONE_SIDE} with `unchanged_token_weight=0` the only tokens that they train are wrong, and the model "
+            "would call all wrong. Give a weight, or rows with two sides."
         )
-    return inputs[name].bool()
+    defaults = {name: field.default for name, field in TokenRewardConfig.__dataclass_fields__.items()}
+    for name in ("center_rewards_coefficient", "max_edit_ratio", "use_anchors", "sequence_loss_weight"):
+        if getattr(args, name) not in (defaults[name], 0):
+            raise ValueError(f"{_ONE_SIDE} `{name}` has no effect on a training set without pairs.")
+    return False
 
 
 def _usage(name: str, adapted: str | None) -> str:
