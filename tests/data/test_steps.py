@@ -202,7 +202,7 @@ def test_the_command_has_the_settings(tmp_path, capsys):
     source, output = write(tmp_path / "p.jsonl", [PRMBENCH]), tmp_path / "out.jsonl"
     settings = ["--step-separator", " ", "--step-labels", "last_token"]
     assert cli.main(["import", "prmbench", str(source), str(output), *settings]) == 0
-    assert "solutions kept" in capsys.readouterr().out
+    assert "rows kept" in capsys.readouterr().out
     assert load_split(output, "train").to_list() == prmbench_rows(PRMBENCH, " ", "last_token")
 
 

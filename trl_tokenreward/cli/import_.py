@@ -12,8 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "import",
         help="bring a data set into the columns of TokenRewardTrainer",
         description="Writes `prompt`, `chosen` (the edit), `rejected` (the original) and, where they are known, "
-        "`rejected_spans`; of solutions in steps `prompt`, `completion`, `completion_spans` (the wrong steps) and "
-        "`completion_judged`. Says what was dropped and why.",
+        "`rejected_spans`; or, of what was marked and not edited, `completion` and `completion_spans`, of solutions in "
+        "steps with `completion_judged`. Says what was dropped and why.",
         epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
     )
     parser.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))

@@ -1,6 +1,6 @@
 """Importers: data sets of other formats → the columns of [`TokenRewardTrainer`]: `prompt`, `chosen` (the edit),
-`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; or, of solutions in steps, rows with
-one side (see `data.steps`).
+`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; or, of what was marked and not
+edited, `completion` and `completion_spans`, of solutions in steps with `completion_judged` (see `data.steps`).
 
 Heavy imports happen inside functions, because the command line reads the names of the formats from here.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.text import shorten
 from ..utils.validation import get_value
-from .spans import read_spans
+from .spans import read_spans, spans_of_places
 from .steps import STEP_LABELS, prmbench_rows, stepwise_row
 
 
@@ -34,6 +34,7 @@ FORMATS = {
     "ultrafeedback": "pairs of conversations, with the prompt as a text beside them (binarized)",
     "qa-feedback": "answers with the characters that are wrong, and their corrections",
     "paradetox": "toxic sentences with up to three neutral rewrites (TSV, or the columns on the Hub)",
+    "toxic-spans": "posts with the characters that are toxic, and no correction (SemEval-2021 task 5, CSV)",
     "stepwise": "TRL's stepwise supervision: solutions in steps, with a label for each",
     "prmbench": "solutions in steps, and the same with wrong steps",
     "columns": "any two columns, and optionally a prompt and spans",
@@ -53,10 +54,10 @@ class Imported(NamedTuple):
 
     Args:
         dataset (`Dataset`):
-            The pairs, or the rows with one side.
+            The pairs, or rows of one side.
         counts (`dict[str, int]`):
-            `"rows"` read, pairs or solutions `"kept"`, and what was dropped by reason. A row may have several pairs or
-            solutions, or lack one.
+            `"rows"` read, those `"kept"`, and what was dropped by reason. A row may have several pairs or solutions, or
+            lack one.
     """
 
     dataset: "Dataset"
@@ -70,7 +71,7 @@ class Imported(NamedTuple):
         table = Table(box=None, show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        kept = "pairs kept" if "chosen" in self.dataset.column_names else "solutions kept"
+        kept = "pairs kept" if "chosen" in self.dataset.column_names else "rows kept"
         names = {"rows": "rows read", "kept": kept}
         for name, count in self.counts.items():
             table.add_row(Text(names.get(name, f"dropped: {name}")), str(count))
@@ -99,13 +100,15 @@ def import_dataset(
       `"Question: …\\nAnswer:"`, without the passages that the answers were drawn from.
     - `"paradetox"`: one pair for each rewrite of a sentence, without a prompt. The sentences are lower-case with spaces
       before punctuation and the rewrites are not, so many of these edits are of spelling.
+    - `"toxic-spans"`: `text`, and `spans`, the places of its toxic characters as a list (`"[8, 9, 10]"`; `"[]"` where
+      nothing is toxic). They become rows of one side, `completion` and `completion_spans`.
     - `"stepwise"`: TRL's stepwise supervision, `prompt`, `completions` (the steps) and `labels`, see
       [`~data.steps.stepwise_row`].
     - `"prmbench"`: a right solution and the same with wrong steps, as two rows, see [`~data.steps.prmbench_rows`].
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
       is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
-    Pairs whose sides are the same, and pairs with an empty side, are dropped and counted, as are solutions that have no
+    Pairs whose sides are the same, and rows with an empty side, are dropped and counted, as are solutions that have no
     steps, an empty one, or none that was judged.
 
     Args:
@@ -184,9 +187,9 @@ def import_dataset(
 
 
 def _nothing_to_learn(pair: Row) -> str | None:
-    """The reason to drop a pair, or `None`."""
+    """The reason to drop a pair or a row of one side, or `None`."""
     if "completion" in pair:
-        return None  # steps are not empty
+        return None if pair["completion"].strip() else "the text is empty"
     chosen, rejected = pair["chosen"], pair["rejected"]
     if chosen == rejected:
         # The marked text would count as wrong on one side and as right on the other.
@@ -233,7 +236,7 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
 
 
-# One function for each format: it returns pairs or solutions, or the reason to drop one.
+# One function for each format: it returns pairs or rows of one side, or the reason to drop one.
 
 
 def _hh_rlhf(row: Row) -> Iterator[Row | str]:
@@ -288,6 +291,19 @@ def _paradetox(row: Row) -> Iterator[Row | str]:
         yield "a rewrite given twice" if repeated else {"prompt": "", "chosen": rewrite, "rejected": toxic}
 
 
+def _toxic_spans(row: Row) -> Iterator[Row | str]:
+    text, listed = get_value(row, "text"), get_value(row, "spans", object)
+    try:
+        places = json.loads(listed) if isinstance(listed, str) else listed
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`spans` is no list of characters: {error}.") from error
+    if not isinstance(places, list) or any(type(place) is not int for place in places):
+        raise ValueError(f"`spans` must be a list of the places of characters, but is {shorten(listed)}.")
+    if wrong := [place for place in places if not 0 <= place < len(text)]:
+        raise ValueError(f"`spans` has the place {wrong[0]}, but `text` has {len(text)} characters.")
+    yield {"completion": text, "completion_spans": spans_of_places(places)}
+
+
 def _stepwise(row: Row, **settings: Any) -> Iterator[Row | str]:
     yield stepwise_row(row, **settings)
 
@@ -321,6 +337,7 @@ _CONVERT: dict[str, Callable[..., Iterator[Row | str]]] = {
     "ultrafeedback": _ultrafeedback,
     "qa-feedback": _qa_feedback,
     "paradetox": _paradetox,
+    "toxic-spans": _toxic_spans,
     "stepwise": _stepwise,
     "prmbench": _prmbench,
 }

@@ -52,6 +52,7 @@ from .tokens import TextTokenizer
 MASKS = ("completion_mask", "edit_mask", "anchor_mask")
 PREPARED_COLUMNS = tuple(f"{side}_{part}" for part in ("ids", *MASKS) for side in SIDES)
 WEIGHTS = "rejected_token_weights"
+CHARACTERS = ("rejected_offsets", "rejected_characters")
 RAW_COLUMNS = (
     *("prompt", *SIDES, "chosen_spans", "rejected_spans", "tools", "chat_template_kwargs"),
     *("completion", "completion_spans", "completion_judged"),
@@ -133,6 +134,17 @@ def _scatter(mask: Sequence[bool], places: Sequence[int], length: int) -> list[i
     return spread
 
 
+def _characters(row: Row, side: str, text: RenderedText, places: range, own: TokenizedText, length: int) -> Row:
+    """The columns [`CHARACTERS`]: the characters of each token of the completion, without white space at their edges,
+    and the row's spans."""
+    words, offsets = text.text[text.start : text.end], [[0, 0]] * length
+    for place, (start, end) in zip(places, own.offsets, strict=True):
+        token = words[start:end]
+        if token.strip():
+            offsets[place] = [end - len(token.lstrip()), start + len(token.rstrip())]
+    return dict(zip(CHARACTERS, (offsets, _read_spans(row, f"{side}_spans", words)), strict=True))
+
+
 def _text_row(row: Row, texts: dict[str, RenderedText], tokenize: TextTokenizer, rendered: bool) -> Row:
     tokens = {side: tokenize(text.text, rendered=rendered) for side, text in texts.items()}
     completions = {side: completion_tokens(tokens[side], text) for side, text in texts.items()}
@@ -143,13 +155,15 @@ def _text_row(row: Row, texts: dict[str, RenderedText], tokenize: TextTokenizer,
         words = {side: text.text[text.start : text.end] for side, text in texts.items()}
         alignment = align_tokenized(words["rejected"], words["chosen"], own["rejected"], own["chosen"])
         edits, anchors = _by_side(alignment)
-    prepared: Row = dict.fromkeys((*PREPARED_COLUMNS, WEIGHTS))
+    prepared: Row = dict.fromkeys((*PREPARED_COLUMNS, WEIGHTS, *CHARACTERS))
     for side, text in texts.items():
         length, (first, places, _) = len(tokens[side].ids), completions[side]
         if len(texts) == 1 or f"{side}_spans" in row:
             marks = _marks(row, side, text, own[side])
             edits[side] = marks.marked
             anchors[side] = [False] * len(own[side].ids)  # anchors belong to the alignment, which spans replace
+            if side != "chosen" and marks.judges_all:
+                prepared.update(_characters(row, side, text, places, own[side], length))
             if not marks.judges_all or any(weight != 1 for weight in marks.weights):
                 around = float(marks.judges_all)
                 before, after = [around] * places.start, [around] * (length - places.stop)
@@ -467,6 +481,7 @@ def prepare_dataset(
     num_proc: int | None = None,
     num_workers: int = 0,
     name: str = "train",
+    with_characters: bool = False,
 ) -> tuple[Dataset | IterableDataset, DroppedRows]:
     """Prepares a data set for training on tokens: preference pairs, rows of one side with marked spans, or both.
 
@@ -506,6 +521,10 @@ def prepare_dataset(
             Data loader workers that will read a stream, each of which counts for itself.
         name (`str`, *optional*, defaults to `"train"`):
             What errors and progress bars call the data set.
+        with_characters (`bool`, *optional*, defaults to `False`):
+            If `True`, rows with spans of all their wrong characters keep these as `rejected_characters`, and as
+            `rejected_offsets` the characters of each token, white space at its edges left out. Both are `None` in other
+            rows.
 
     Returns:
         `tuple[Dataset | IterableDataset, DroppedRows]`: the rows that are kept, and the counts. Those of a stream are 0
@@ -547,7 +566,10 @@ def prepare_dataset(
         if "margin" in first:
             features["margin"] = Value("float64")
         features["outcome"] = Value("string")
+        if with_characters:
+            features.update(dict.fromkeys(CHARACTERS, List(List(Value("int64")))))
     columns += ["margin"] if "margin" in first else []
+    columns += CHARACTERS if with_characters else ()
     judge = _PrepareAndJudge(preparer, max_length, max_edit_ratio, columns)
     dropped = DroppedRows(num_workers=num_workers)
 

@@ -1,7 +1,7 @@
 """Spans of characters that a row marks as wrong, and the tokens that they mark."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..utils.text import shorten
@@ -42,6 +42,17 @@ def read_spans(spans: Any, text: str, name: str = "original") -> list[list[int]]
             raise ValueError(f"the span [{start}, {end}) must lie within the {len(text)} characters of the {name}.")
         read.append([start, end])
     return read
+
+
+def spans_of_places(places: Iterable[int]) -> list[list[int]]:
+    """The spans `[start, end)` that hold some places of a text, given in any order, and no other ones."""
+    spans: list[list[int]] = []
+    for place in sorted(set(places)):
+        if spans and spans[-1][1] == place:
+            spans[-1][1] += 1
+        else:
+            spans.append([place, place + 1])
+    return spans
 
 
 def read_severity(span: Any) -> float:

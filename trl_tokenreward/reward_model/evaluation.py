@@ -1,4 +1,4 @@
-"""Evaluates a token reward model on held-out pairs: accuracy, AUROC and calibration of token scores."""
+"""Evaluates a token reward model on held-out rows: accuracy, AUROC, calibration and span F1 of token scores."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import DataCollatorForTokenReward
 from ..data.formats import SIDES
-from ..data.preprocessing import prepare_dataset
+from ..data.preprocessing import CHARACTERS, prepare_dataset
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, without_peft
 from ..utils.statistics import (
@@ -30,6 +30,8 @@ from ..utils.statistics import (
     resampled,
 )
 from ..utils.validation import check_least
+from .character_scores import MarkedText, best_threshold, character_f1, marked_text
+from .labels import by_row, read_labels
 from .metrics import edit_pair_wins, token_auroc
 from .modeling import TokenRewardModel
 
@@ -65,13 +67,26 @@ class TokenRewardReport:
 
     Args:
         rows (`int`), dropped (`dict[str, int]`):
-            Pairs that were measured, and [`~data.dropped.DroppedRows`]'s counts.
+            Rows that were measured, and [`~data.dropped.DroppedRows`]'s counts.
+        pairs (`int`):
+            Those of them that have two sides.
         sequence_accuracy ([`~utils.statistics.Estimate`]):
-            Share of pairs whose chosen side scores higher as a whole.
+            Share of pairs whose chosen side scores higher as a whole. NaN if the sequence head is untrained.
         token_accuracy ([`~utils.statistics.Estimate`]):
             Share of (edited-in, edited-out) token pairs within a row that are ranked rightly; ties count half.
         token_auroc ([`~utils.statistics.Estimate`]):
-            How well low scores find the edited-out tokens among the completion's tokens of the rejected sides.
+            How well low scores find the edited-out tokens among the completion's tokens of the rejected sides, to which
+            rows of one side belong.
+        span_f1 ([`~utils.statistics.Estimate`]):
+            Mean over the rows with spans of the F1 of the characters that score below `span_threshold`
+            ([`~reward_model.character_scores.character_f1`]). NaN without such rows or without a threshold.
+        span_threshold (`float`, *optional*):
+            The threshold that was given.
+        best_span_threshold (`float`):
+            The threshold with the highest F1 on these rows, to be used on others. NaN without rows with spans.
+        rows_with_spans (`int`):
+            The rows whose spans say of every character whether it is wrong: `completion_spans` without
+            `completion_judged`, or `rejected_spans`.
         calibration_error (`float`):
             Expected calibration error: |mean probability - share edited in|, averaged over the edited tokens.
         reliability (`tuple[ReliabilityBin, ...]`):
@@ -84,15 +99,20 @@ class TokenRewardReport:
             rejected side, where low scores should find them; for insertions, which leave no token there, on the chosen
             side, where high scores should.
         rows_without_kind (`int`):
-            Rows whose sides differ outside of their edit masks (such as those with spans of their own), so that nothing
+            Pairs whose sides differ outside of their edit masks (such as those with spans of their own), so that nothing
             says what became what. They are not in `by_kind`.
     """
 
     rows: int
     dropped: dict[str, int]
+    pairs: int
     sequence_accuracy: Estimate
     token_accuracy: Estimate
     token_auroc: Estimate
+    span_f1: Estimate
+    span_threshold: float | None
+    best_span_threshold: float
+    rows_with_spans: int
     calibration_error: float
     reliability: tuple[ReliabilityBin, ...]
     by_position: tuple[TokenGroup, ...]
@@ -104,10 +124,14 @@ class TokenRewardReport:
         """The figures as markdown tables."""
         rows = {
             "rows": self.rows,
+            "pairs": self.pairs,
             "rows dropped": self.dropped["rows"] - self.dropped["kept"],
             "sequence accuracy": self.sequence_accuracy,
             "token accuracy": self.token_accuracy,
             "AUROC of wrong tokens": self.token_auroc,
+            "F1 of wrong characters": self.span_f1,
+            "its threshold": _number(math.nan if self.span_threshold is None else self.span_threshold),
+            "best threshold here": _number(self.best_span_threshold),
             "expected calibration error": _number(self.calibration_error),
         }
         tables = [markdown("", "token reward model", rows)]
@@ -143,6 +167,9 @@ class _Tokens(NamedTuple):
     length: np.ndarray
 
 
+_KINDS = (int, np.float32, bool, "<U7", int, int)  # of the parts of `_Tokens`
+
+
 def evaluate_token_rewards(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -154,11 +181,12 @@ def evaluate_token_rewards(
     batch_size: int = 8,
     num_bins: int = 10,
     num_groups: int = 5,
+    span_threshold: float | None = None,
     seed: int = 0,
     level: float = 0.95,
     resamples: int = 1000,
 ) -> TokenRewardReport:
-    """Measure a token reward model on held-out preference pairs.
+    """Measure a token reward model on held-out rows: preference pairs, rows of one side with marked spans, or both.
 
     Sequence accuracy, token accuracy and AUROC are those of [`TokenRewardTrainer.evaluate`] on the same data with the
     same settings.
@@ -174,15 +202,19 @@ def evaluate_token_rewards(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Preference rows in any format of [`~data.preprocessing.prepare_dataset`], prepared ones too.
+            Rows in any format of [`~data.preprocessing.prepare_dataset`], prepared ones too, which have no characters
+            any more.
         max_length, max_edit_ratio, use_anchors:
             As in [`TokenRewardConfig`].
         batch_size (`int`, *optional*, defaults to `8`):
-            Pairs in one forward pass.
+            Rows in one forward pass.
         num_bins (`int`, *optional*, defaults to `10`):
             Bins of the calibration, of equal width.
         num_groups (`int`, *optional*, defaults to `5`):
             Groups of positions and of lengths.
+        span_threshold (`float`, *optional*):
+            Characters of tokens that score below it are called wrong, for `span_f1`. Choose it on other rows: it is
+            their report's `best_span_threshold`.
         seed, level, resamples:
             Of the bootstrap over rows, see [`~utils.statistics.bootstrap_interval`].
 
@@ -194,22 +226,48 @@ def evaluate_token_rewards(
         raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
     check_least(batch_size=(batch_size, 1), num_bins=(num_bins, 1), num_groups=(num_groups, 1))
     check_bootstrap(level, resamples)
+    if span_threshold is not None and not math.isfinite(span_threshold):
+        raise ValueError(f"`span_threshold` must be a finite number, but is {span_threshold}.")
     rows, dropped = prepare_dataset(
-        dataset, tokenizer, max_length=max_length, max_edit_ratio=max_edit_ratio, name="evaluation"
+        dataset,
+        tokenizer,
+        max_length=max_length,
+        max_edit_ratio=max_edit_ratio,
+        name="evaluation",
+        with_characters=True,
     )
-    table, sides, unknown = _score_rows(model, tokenizer, rows, use_anchors, batch_size)
+    table, sides, unknown, texts = _score_rows(model, tokenizer, rows, use_anchors, batch_size)
     dropped.require_rows("evaluation")
     chosen, rejected = sides["chosen"], sides["rejected"]
+    marked = np.array([text is not None for text in texts], dtype=float)
+    if span_threshold is not None and not marked.any():
+        raise ValueError("`span_threshold` has no effect: no row has spans of characters.")
+    f1 = np.zeros(len(texts))
+    if span_threshold is not None:
+        threshold = np.array([span_threshold])
+        f1 = np.array([0.0 if text is None else character_f1(text, threshold)[0] for text in texts])
 
-    won, wins, pairs = table.T
+    is_pair, won, wins, pairs = table.T
+    with_sequences = is_pair * without_peft(model).sequence_head_is_trained
+    with_spans = marked * (span_threshold is not None)
     _, rank = np.unique(-rejected.score, return_inverse=True)
     samples = np.array(
         [
-            (n @ won / len(n), ratio(n @ wins, n @ pairs), auroc_of_ranks(rank, rejected.edited, n[rejected.row]))
+            (
+                ratio(n @ (with_sequences * won), n @ with_sequences),
+                ratio(n @ wins, n @ pairs),
+                auroc_of_ranks(rank, rejected.edited, n[rejected.row]),
+                ratio(float(n @ f1), float(n @ with_spans)),
+            )
             for n in resampled(len(table), seed, resamples)
         ]
     )
-    values = won.mean(), ratio(wins.sum(), pairs.sum()), _auroc(-rejected.score, rejected.edited)
+    values = (
+        ratio(float(with_sequences @ won), float(with_sequences.sum())),
+        ratio(wins.sum(), pairs.sum()),
+        _auroc(-rejected.score, rejected.edited),
+        ratio(f1.sum(), with_spans.sum()),
+    )
     # A sample may have drawn no row with an edit, where there are few.
     figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
 
@@ -220,9 +278,14 @@ def evaluate_token_rewards(
     return TokenRewardReport(
         rows=len(table),
         dropped=dropped.counts(),
+        pairs=int(is_pair.sum()),
         sequence_accuracy=figures[0],
         token_accuracy=figures[1],
         token_auroc=figures[2],
+        span_f1=figures[3],
+        span_threshold=span_threshold,
+        best_span_threshold=best_threshold([text for text in texts if text is not None]),
+        rows_with_spans=int(marked.sum()),
         calibration_error=ratio(sum(gaps), len(labels)),
         reliability=reliability,
         by_position=_by_position(rejected, num_groups),
@@ -235,54 +298,62 @@ def evaluate_token_rewards(
 @torch.no_grad()
 def _score_rows(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Iterable[dict], use_anchors: bool, batch_size: int
-) -> tuple[np.ndarray, dict[str, _Tokens], int]:
-    """For each row 1 if the chosen side won, the token pairs ranked correctly, and all token pairs, (R, 3); the tokens
-    of each side; and the number of rows whose masks do not tell the kinds of their edits."""
+) -> tuple[np.ndarray, dict[str, _Tokens], int, list[MarkedText | None]]:
+    """For each row whether it is a pair, 1 if the chosen side won, the token pairs ranked correctly, and all token
+    pairs, (R, 4); the labelled tokens of each side; the number of pairs whose masks do not tell the kinds of their
+    edits; and the characters of the rows with spans."""
     collate = DataCollatorForTokenReward(tokenizer.pad_token_id or 0)
     table: list[np.ndarray] = []
-    sides: dict[str, list[Any]] = {side: [] for side in SIDES}
+    sides: dict[str, list[Any]] = {side: [_Tokens(*(np.zeros(0, dtype) for dtype in _KINDS))] for side in SIDES}
+    texts: list[MarkedText | None] = []
     unknown, rows = 0, iter(rows)
     with evaluation_mode(model):
         while batch_rows := list(islice(rows, batch_size)):
             batch = collate(batch_rows)
             device = next(model.parameters()).device
             output = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device))
-            scores, (above, below) = output.token_scores.float().cpu(), output.logits.squeeze(-1).cpu().chunk(2)
+            labels = read_labels(batch, use_anchors)
+            scores = by_row(output.token_scores.float().cpu(), labels.places)
+            sequences = by_row(output.logits.squeeze(-1).cpu(), labels.places)
+            edited, labelled = labels.edited > 0, labels.edited + labels.unchanged > 0
             first = sum(len(part) for part in table)
-            made = {
-                "a token score of `model`": torch.cat(scores.chunk(2), dim=1),
-                "a sequence score of `model`": torch.stack([above, below], dim=1),
-            }
-            inside = torch.cat(batch["completion_mask"].chunk(2), dim=1)
+            made = {"a token score of `model`": scores.flatten(1), "a sequence score of `model`": sequences}
             numbers = range(first, first + len(batch_rows))
-            if problem := not_finite("Evaluation, rows that were kept", made, inside, numbers):
+            if problem := not_finite("Evaluation, rows that were kept", made, labelled.flatten(1), numbers):
                 raise ValueError(problem)
-            edited = batch["edit_mask"] | batch["anchor_mask"] if use_anchors else batch["edit_mask"]
-            wins = edit_pair_wins(*scores.chunk(2), *edited.chunk(2))
-            table.append(torch.cat([(above > below).unsqueeze(1), wins], dim=1).numpy())
+            wins = edit_pair_wins(*scores.unbind(1), *edited.unbind(1))
+            won = sequences[:, 0] > sequences[:, 1]
+            table.append(torch.cat([torch.stack([labels.is_pair, won], dim=1), wins], dim=1).numpy())
             for index, row in enumerate(batch_rows):
-                kinds = edit_kinds(row)
-                unknown += kinds is None
-                for side, place in zip(SIDES, (index, len(batch_rows) + index), strict=True):
-                    inside = batch["completion_mask"][place]
-                    n = int(inside.sum())
-                    sides[side].append(
-                        _Tokens(
-                            row=np.full(n, first + index),
-                            score=scores[place][inside].numpy(),
-                            edited=edited[place][inside].numpy(),
-                            kind=np.full(n, "unknown") if kinds is None else kinds[side],
-                            place=np.arange(n),
-                            length=np.full(n, n),
-                        )
+                is_pair = bool(labels.is_pair[index])
+                kinds = edit_kinds(row) if is_pair else None
+                unknown += is_pair and kinds is None
+                for place, side in enumerate(SIDES):
+                    if side == "chosen" and not is_pair:
+                        continue
+                    inside = batch["completion_mask"][labels.places[index, place]]
+                    n, known = int(inside.sum()), labelled[index, place][inside].numpy()
+                    of_side = _Tokens(
+                        row=np.full(n, first + index),
+                        score=scores[index, place][inside].numpy(),
+                        edited=edited[index, place][inside].numpy(),
+                        kind=np.full(n, "unknown") if kinds is None else kinds[side],
+                        place=np.arange(n),
+                        length=np.full(n, n),
                     )
-    if not table:  # a stream of which every row is dropped; the caller's counts give the reasons
-        return np.zeros((0, 3)), {side: _Tokens(*[np.zeros(0)] * 6) for side in SIDES}, 0
+                    sides[side].append(_Tokens(*(part[known] for part in of_side)))
+                texts.append(_marked_text(row, scores[index, 1]))
     return (
-        np.concatenate(table),
+        np.concatenate([np.zeros((0, 4)), *table]),
         {s: _Tokens(*map(np.concatenate, zip(*sides[s], strict=True))) for s in SIDES},
         unknown,
+        texts,
     )
+
+
+def _marked_text(row: dict[str, Any], scores: torch.Tensor) -> MarkedText | None:
+    offsets, spans = (row.get(column) or [] for column in CHARACTERS)
+    return marked_text(offsets, scores[: len(offsets)].tolist(), spans) if offsets else None
 
 
 def edit_kinds(row: dict[str, Any]) -> dict[str, np.ndarray] | None:
