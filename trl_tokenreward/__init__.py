@@ -40,6 +40,8 @@ _MODULE_OF = {
     "evaluate_win_rate": "evaluation.win_rate",
     "TokenRewardReport": "reward_model.evaluation",
     "evaluate_token_rewards": "reward_model.evaluation",
+    "StepReport": "reward_model.step_evaluation",
+    "evaluate_steps": "reward_model.step_evaluation",
     "ScoredRow": "views.scored_text",
     "ScoredRows": "views.scored_rows",
     "ScoredText": "views.scored_text",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from .reward_model.implicit import ImplicitReward
     from .reward_model.modeling import TokenRewardModel, TokenRewardOutput
     from .reward_model.scoring import TokenScorer, score_dataset
+    from .reward_model.step_evaluation import StepReport, evaluate_steps
     from .reward_model.text_scores import TextScores
     from .reward_model.trainer import TokenRewardTrainer
     from .rounds.run import EditsPending, Round, run_round, run_rounds

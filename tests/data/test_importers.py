@@ -127,11 +127,6 @@ def test_paradetox_of_the_hub(tmp_path):
     assert imported.dataset.to_list() == [{"prompt": "", "chosen": "you", "rejected": "you fool"}]
 
 
-def test_stepwise_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(ValueError, match="holds no edit of it.*count as right in `chosen`"):
-        import_dataset("stepwise", tmp_path / "any")
-
-
 CSV = 'id,before,after,wrong,question\n1,"a ""b"", c",a b c,"[[2, 5]]",q\n2,42,NA,[],\n'
 NAMES = {"chosen": "after", "rejected": "before"}
 
@@ -220,7 +215,7 @@ def test_the_command_saves_what_load_split_reads(name, tmp_path, capsys):
 def test_every_format_is_there():
     from trl_tokenreward.data.importers import _CONVERT, _TOOLS
 
-    assert FORMATS.keys() == _CONVERT.keys() | {*_TOOLS, "stepwise", "columns"}
+    assert FORMATS.keys() == _CONVERT.keys() | {*_TOOLS, "columns"}
 
 
 def test_real_hh_rlhf_trains_on_the_same_tokens(tmp_path):

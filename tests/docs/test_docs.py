@@ -142,6 +142,14 @@ def workplace(tmp_path_factory) -> Path:
     write_table(folder / "reviews.csv", ["original", "edited"], [[row["rejected"], row["chosen"]] for row in pairs])
     toxic = ["toxic", "neutral1", "neutral2", "neutral3"]
     write_table(folder / "paradetox.tsv", toxic, [["what a damn mess", "what a mess", "", ""]], delimiter="\t")
+    steps = ["2 + 2 = 5.", "So 5."]
+    labels = [[False, True], [True, True]] * 2
+    solutions = [{"prompt": "2 + 2?\n", "completions": steps, "labels": x} for x in labels]
+    for name in ("steps", "other-steps"):
+        write_rows(folder / f"{name}.jsonl", solutions)
+    right, wrong = {"original_process": ["It is 4."]}, {"modified_process": steps, "error_steps": [1, 2]}
+    question = {"original_question": "2 + 2?", "modified_question": "2 + 2?"}
+    write_rows(folder / "prmbench.jsonl", [{**question, **right, **wrong}] * 4)
     return folder
 
 

@@ -10,8 +10,9 @@ from datasets import Dataset
 import tiny
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer, align_edits, evaluate_token_rewards
 from trl_tokenreward.data.preprocessing import prepare_dataset
-from trl_tokenreward.reward_model.evaluation import _auroc_of_ranks, edit_kinds
+from trl_tokenreward.reward_model.evaluation import edit_kinds
 from trl_tokenreward.reward_model.metrics import token_auroc
+from trl_tokenreward.utils.statistics import auroc_of_ranks
 
 
 WORDS = ["terrific", "lousy", "good", "lazy", "quick", "standard"]
@@ -142,8 +143,8 @@ def test_weighted_auroc_is_that_of_repeated_tokens():
     scores, labels, counts = rng.integers(0, 6, 30), rng.integers(0, 2, 30).astype(bool), rng.integers(0, 4, 30)
     _, rank = np.unique(scores, return_inverse=True)
     repeated = [torch.from_numpy(np.repeat(values, counts)) for values in (scores, labels)]
-    assert _auroc_of_ranks(rank, labels, counts) == pytest.approx(token_auroc(*repeated), abs=1e-12)
-    assert math.isnan(_auroc_of_ranks(rank, labels, counts * labels))
+    assert auroc_of_ranks(rank, labels, counts) == pytest.approx(token_auroc(*repeated), abs=1e-12)
+    assert math.isnan(auroc_of_ranks(rank, labels, counts * labels))
 
 
 def test_intervals_are_of_rows(report, reward_model):

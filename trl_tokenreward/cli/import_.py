@@ -3,7 +3,8 @@
 import argparse
 
 from ..data.annotation_tools.offsets import OFFSETS
-from ..data.importers import FORMATS, NAMES
+from ..data.importers import FORMATS, NAMES, STEP_FORMATS
+from ..data.steps import STEP_LABELS
 from .options import add_split, say
 
 
@@ -12,8 +13,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "import",
         help="bring a data set into the columns of TokenRewardTrainer",
         description="Writes `prompt`, `chosen` (the edit), `rejected` (the original) and, where they are known, "
-        "`rejected_spans`; of spans without an edit, `prompt`, `completion` and `completion_spans`. Says what was "
-        "dropped and why.",
+        "`rejected_spans`; or, of what was marked and not edited, `completion` and `completion_spans`, of solutions in "
+        "steps with `completion_judged`. Says what was dropped and why.",
         epilog="formats: " + "; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
     )
     parser.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))
@@ -38,6 +39,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="of several people who annotated one text, keep each, or the characters that most marked (default: each)",
     )
     add("--offsets", choices=OFFSETS, help="what offsets count (default: the spans must tell)")
+    steps = parser.add_argument_group(f"steps of the formats {' and '.join(f'`{name}`' for name in STEP_FORMATS)}")
+    steps.add_argument("--step-separator", metavar="TEXT", help="what stands between two steps (default: a new line)")
+    steps.add_argument(
+        "--step-labels",
+        choices=STEP_LABELS,
+        help="; ".join(f"{name}: {text}" for name, text in STEP_LABELS.items()) + " (default: every_token)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -58,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         labels=_labels(arguments.labels),
         annotators=arguments.annotators,
         offsets=arguments.offsets,
+        step_separator=arguments.step_separator,
+        step_labels=arguments.step_labels,
     )
     save_dataset(imported.dataset, arguments.output)
     say(f"{arguments.source} as {arguments.format}:")

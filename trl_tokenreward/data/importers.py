@@ -1,6 +1,6 @@
-"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`], `prompt`, `chosen` (the edit),
-`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; of spans without an edit, `prompt`,
-`completion` and `completion_spans`.
+"""Importers: data sets of other formats → the columns of [`TokenRewardTrainer`]: `prompt`, `chosen` (the edit),
+`rejected` (the original) and, if the wrong characters are known, `rejected_spans`; or, of what was marked and not
+edited, `completion` and `completion_spans`, of solutions in steps with `completion_judged` (see `data.steps`).
 
 Heavy imports happen inside functions, because the command line reads the names of the formats from here.
 """
@@ -19,11 +19,14 @@ from ..utils.text import shorten
 from ..utils.validation import get_value
 from .foreign_rows import convert_rows
 from .spans import read_spans, spans_of_places
+from .steps import STEP_LABELS, prmbench_rows, stepwise_row
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
     from rich.table import Table
+
+    from .steps import StepLabels
 
 
 Row = dict[str, Any]
@@ -37,7 +40,8 @@ FORMATS = {
     "argilla": "spans and edits of Argilla (a data set)",
     "doccano": "spans of doccano (JSON Lines)",
     "toxic-spans": "posts with the characters that are toxic, and no correction (SemEval-2021 task 5, CSV)",
-    "stepwise": "TRL's stepwise supervision, which has no edits and is refused",
+    "stepwise": "TRL's stepwise supervision: solutions in steps, with a label for each",
+    "prmbench": "solutions in steps, and the same with wrong steps",
     "columns": "any two columns, and optionally a prompt and spans",
 }
 NAMES = {
@@ -52,12 +56,7 @@ _NAMES_OF_COLUMNS = {"prompt", "chosen", "rejected", "spans"}
 _NAMES_OF_TOOLS = {"prompt", "spans", "text", "edit"}
 _TOOLS = ("label-studio", "argilla", "doccano")
 
-NO_EDITS = (
-    "stepwise supervision says which steps of a completion are wrong, but holds no edit of it, and a token reward "
-    "model learns from pairs. The same text cannot stand on both sides: the wrong steps, marked in `rejected`, would "
-    "count as right in `chosen`, where nothing is marked. Have the completions edited, with each wrong step as a span "
-    "[start, end) of its characters, and import them with the format 'columns'."
-)
+STEP_FORMATS = ("stepwise", "prmbench")
 
 
 class Imported(NamedTuple):
@@ -68,7 +67,7 @@ class Imported(NamedTuple):
             The pairs, or the one-sided rows.
         counts (`dict[str, int]`):
             `"rows"` read, `"kept"` pairs or one-sided rows, and what was dropped by reason. A row may have several
-            pairs, or lack one.
+            pairs or solutions, or lack one.
         notes (`dict[str, int]`, *optional*):
             What was done to parts of rows that were kept, such as spans whose offsets were converted.
     """
@@ -103,6 +102,8 @@ def import_dataset(
     labels: Sequence[str] | Mapping[str, float] | None = None,
     annotators: str = "each",
     offsets: str | None = None,
+    step_separator: str | None = None,
+    step_labels: "StepLabels | None" = None,
 ) -> Imported:
     """Brings a data set into the columns of [`TokenRewardTrainer`].
 
@@ -119,11 +120,14 @@ def import_dataset(
     - `"label-studio"`, `"argilla"`, `"doccano"`: what people marked or edited in these tools, see below.
     - `"toxic-spans"`: `text`, and `spans`, the places of its toxic characters as a list (`"[8, 9, 10]"`; `"[]"` where
       nothing is toxic). They become rows of one side, `completion` and `completion_spans`.
-    - `"stepwise"`: refused; the error says why.
+    - `"stepwise"`: TRL's stepwise supervision, `prompt`, `completions` (the steps) and `labels`, see
+      [`~data.steps.stepwise_row`].
+    - `"prmbench"`: a right solution and the same with wrong steps, as two rows, see [`~data.steps.prmbench_rows`].
     - `"columns"`: the columns that `columns` names, texts or messages. Texts without a prompt have none; of messages it
       is those that both sides begin with. In CSV all values are texts, and spans are JSON.
 
-    Pairs whose sides are the same, and rows with an empty side, are dropped and counted.
+    Pairs whose sides are the same, and rows with an empty side, are dropped and counted, as are solutions that have no
+    steps, an empty one, or none that was judged.
 
     Annotations with an edit become pairs. Spans alone become one-sided rows: `prompt`, `completion` and
     `completion_spans`, a list of `start`, `end` and, if `labels` has severities, `severity`. A text in which nothing is
@@ -154,13 +158,18 @@ def import_dataset(
         offsets (`str`, *optional*):
             For annotations: what offsets count, `"code-points"`, `"utf-16"` or `"graphemes"`. By default, the spans
             themselves must tell.
+        step_separator (`str`, *optional*):
+            For solutions in steps alone: what stands between two steps. If `None`, `"\\n"`.
+        step_labels (`str`, *optional*):
+            For solutions in steps alone: `"every_token"` of a step has the step's label, or the `"last_token"`. If
+            `None`, `"every_token"`.
 
     Returns:
-        [`Imported`]: the pairs, and what became of the rows. `rejected_spans` are lists of `[start, end]`.
+        [`Imported`]: the pairs or solutions, and what became of the rows. Spans are lists of `[start, end]`.
 
     Raises:
-        ValueError: If the format or a column is unknown, a row is malformed (the error names it, counted from 0), or no
-            pair is left.
+        ValueError: If the format or a column is unknown, a setting is for other formats, a row is malformed (the error
+            names it, counted from 0), or nothing is left.
     """
     from datasets import Dataset
 
@@ -170,6 +179,12 @@ def import_dataset(
         raise ValueError(
             f"`labels`, `annotators` and `offsets` are for annotations ({', '.join(_TOOLS)}), not {format!r}."
         )
+    settings = {"step_separator": step_separator, "step_labels": step_labels}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given and format not in STEP_FORMATS:
+        raise ValueError(f"The format {format!r} has no steps: {sorted(given)} are for {list(STEP_FORMATS)} alone.")
+    if step_labels is not None and step_labels not in STEP_LABELS:
+        raise ValueError(f"`step_labels` must be one of {list(STEP_LABELS)}, not {step_labels!r}.")
     counts: Counter[str] = Counter(rows=0, kept=0)
     notes: Counter[str] = Counter()
     name = str(source) if isinstance(source, (str, Path)) else "the data set"
@@ -184,7 +199,7 @@ def import_dataset(
             rows = read_json(check_file(source, format, split, config))
         made = annotated_rows(format, rows, choices, name, counts, notes)
     else:
-        convert = partial(_columns, names=columns) if format == "columns" else _CONVERT[format]
+        convert = partial(_columns, names=columns) if format == "columns" else partial(_CONVERT[format], **given)
         made = convert_rows(_read(source, split, config), convert, name, counts)
     kept: list[Row] = []
     for row in made:
@@ -194,15 +209,14 @@ def import_dataset(
             kept.append(row)
     if not kept:
         dropped = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-        raise ValueError(f"{'No row' if format in _TOOLS else 'No pair'} is left of {name} ({dropped}).")
+        what = "row" if format in _TOOLS else "solution" if format in STEP_FORMATS else "pair"
+        raise ValueError(f"No {what} is left of {name} ({dropped}).")
     return Imported(Dataset.from_list(kept, features=_features(kept, name)), dict(counts), dict(notes))
 
 
 def _check_names(format: str, columns: Row) -> None:
     if format not in FORMATS:
         raise ValueError(f"The format must be one of {list(FORMATS)}, but is {format!r}.")
-    if format == "stepwise":
-        raise ValueError(NO_EDITS)
     if format in _TOOLS:
         if unknown := columns.keys() - _NAMES_OF_TOOLS:
             raise ValueError(f"{format!r} takes the names {sorted(_NAMES_OF_TOOLS)}, not {sorted(unknown)}.")
@@ -231,6 +245,8 @@ def _features(rows: list[Row], name: str) -> "Features":
         kinds["rejected_spans"] = List(List(Value("int64")))
     if "completion_spans" in rows[0]:
         kinds["completion_spans"] = List(_span_kind([span for row in rows for span in row["completion_spans"]]))
+    if "completion_judged" in rows[0]:
+        kinds["completion_judged"] = List(List(Value("int64")))
     return Features(kinds)
 
 
@@ -366,6 +382,14 @@ def _toxic_spans(row: Row) -> Iterator[Row | str]:
     yield {"completion": text, "completion_spans": spans_of_places(places)}
 
 
+def _stepwise(row: Row, **settings: Any) -> Iterator[Row | str]:
+    yield stepwise_row(row, **settings)
+
+
+def _prmbench(row: Row, **settings: Any) -> Iterator[Row | str]:
+    yield from prmbench_rows(row, **settings)
+
+
 def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     given = {name: get_value(row, column, object) for name, column in names.items()}
     messages = isinstance(given["chosen"], list)
@@ -386,10 +410,12 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     yield pair
 
 
-_CONVERT: dict[str, Callable[[Row], Iterator[Row | str]]] = {
+_CONVERT: dict[str, Callable[..., Iterator[Row | str]]] = {
     "hh-rlhf": _hh_rlhf,
     "ultrafeedback": _ultrafeedback,
     "qa-feedback": _qa_feedback,
     "paradetox": _paradetox,
     "toxic-spans": _toxic_spans,
+    "stepwise": _stepwise,
+    "prmbench": _prmbench,
 }

@@ -60,7 +60,7 @@ RAW_COLUMNS = (
 )
 
 
-def _completion(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, TokenizedText]:
+def completion_tokens(tokens: TokenizedText, text: RenderedText) -> tuple[int, range, TokenizedText]:
     """The first token of the completion, the places of the tokens of its own text, and these tokens with offsets into
     that text. A token across the border of prompt and completion is the completion's; tokens that the tokenizer added,
     which have the span `(0, 0)`, are the prompt's before it."""
@@ -148,7 +148,7 @@ def _characters(row: Row, side: str, text: RenderedText, places: range, own: Tok
 
 def _text_row(row: Row, texts: dict[str, RenderedText], tokenize: TextTokenizer, rendered: bool) -> Row:
     tokens = {side: tokenize(text.text, rendered=rendered) for side, text in texts.items()}
-    completions = {side: _completion(tokens[side], text) for side, text in texts.items()}
+    completions = {side: completion_tokens(tokens[side], text) for side, text in texts.items()}
     own = {side: completion[2] for side, completion in completions.items()}
     edits: dict[str, list[bool]] = {}
     anchors: dict[str, list[bool]] = {}

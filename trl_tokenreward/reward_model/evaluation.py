@@ -19,7 +19,16 @@ from ..data.formats import SIDES
 from ..data.preprocessing import CHARACTERS, prepare_dataset
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, without_peft
-from ..utils.statistics import Estimate, check_bootstrap, estimate, json_ready, markdown, resampled
+from ..utils.statistics import (
+    Estimate,
+    auroc_of_ranks,
+    check_bootstrap,
+    estimate,
+    json_ready,
+    markdown,
+    ratio,
+    resampled,
+)
 from ..utils.validation import check_least
 from .character_scores import MarkedText, best_threshold, character_f1, marked_text
 from .labels import by_row, read_labels
@@ -245,19 +254,19 @@ def evaluate_token_rewards(
     samples = np.array(
         [
             (
-                _ratio(float(n @ (with_sequences * won)), float(n @ with_sequences)),
-                _ratio(float(n @ wins), float(n @ pairs)),
-                _auroc_of_ranks(rank, rejected.edited, n[rejected.row]),
-                _ratio(float(n @ f1), float(n @ with_spans)),
+                ratio(n @ (with_sequences * won), n @ with_sequences),
+                ratio(n @ wins, n @ pairs),
+                auroc_of_ranks(rank, rejected.edited, n[rejected.row]),
+                ratio(float(n @ f1), float(n @ with_spans)),
             )
             for n in resampled(len(table), seed, resamples)
         ]
     )
     values = (
-        _ratio(float(with_sequences @ won), float(with_sequences.sum())),
-        _ratio(float(wins.sum()), float(pairs.sum())),
+        ratio(float(with_sequences @ won), float(with_sequences.sum())),
+        ratio(wins.sum(), pairs.sum()),
         _auroc(-rejected.score, rejected.edited),
-        _ratio(float(f1.sum()), float(with_spans.sum())),
+        ratio(f1.sum(), with_spans.sum()),
     )
     # A sample may have drawn no row with an edit, where there are few.
     figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
@@ -277,7 +286,7 @@ def evaluate_token_rewards(
         span_threshold=span_threshold,
         best_span_threshold=best_threshold([text for text in texts if text is not None]),
         rows_with_spans=int(marked.sum()),
-        calibration_error=_ratio(sum(gaps), len(labels)),
+        calibration_error=ratio(sum(gaps), len(labels)),
         reliability=reliability,
         by_position=_by_position(rejected, num_groups),
         by_length=_by_length(rejected, num_groups),
@@ -415,17 +424,6 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tu
 
 def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     return token_auroc(torch.from_numpy(scores), torch.from_numpy(labels))
-
-
-def _auroc_of_ranks(rank: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
-    """AUROC of tokens that count so many times each; all of shape (N,). Equal scores have one rank."""
-    size = int(rank.max(initial=-1)) + 1
-    above, below = (np.bincount(rank[part], counts[part], size) for part in (labels, ~labels))
-    return _ratio(float(above @ (below.cumsum() - below / 2)), float(above.sum() * below.sum()))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan
 
 
 def _number(value: float) -> str:

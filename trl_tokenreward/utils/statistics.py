@@ -165,6 +165,19 @@ def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
     return Estimate(float(value), *(quantiles(samples, level) if len(samples) else (math.nan, math.nan)))
 
 
+def auroc_of_ranks(rank: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
+    """AUROC of items that count so many times each; all of shape (N,). Equal scores have one rank. NaN where there is
+    nothing to compare."""
+    size = int(rank.max(initial=-1)) + 1
+    above, below = (np.bincount(rank[part], counts[part], size) for part in (labels, ~labels))
+    return ratio(float(above @ (below.cumsum() - below / 2)), float(above.sum() * below.sum()))
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN where the whole is 0."""
+    return float(part / whole) if whole else math.nan
+
+
 def check_bootstrap(level: float, resamples: int) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, but is {level}")
