@@ -131,6 +131,7 @@ def workplace(tmp_path_factory) -> Path:
         shown = store.show("ada", "a tab")
         store.save("ada", "a tab", shown["row"], f"{shown['text']} Indeed.")
     write_table(folder / "reviews.csv", ["original", "edited"], [[row["rejected"], row["chosen"]] for row in pairs])
+    write_table(folder / "toxic-spans.csv", ["spans", "text"], [["[0, 1, 2, 3]", "Damn, a mess"], ["[]", "Well."]])
     toxic = ["toxic", "neutral1", "neutral2", "neutral3"]
     write_table(folder / "paradetox.tsv", toxic, [["what a damn mess", "what a mess", "", ""]], delimiter="\t")
     return folder

@@ -27,8 +27,14 @@ COLUMNS = dict.fromkeys(["prompt", "chosen", "rejected", "completion", "completi
 PAIR = {**COLUMNS, "prompt": "So?", "chosen": " This movie was good.", "rejected": " This movie was so lazy."}
 ONE = {**COLUMNS, "prompt": "So?", "completion": TEXT, "completion_spans": [{"start": 5, "end": 11, "severity": 3.0}]}
 RIGHT = {**COLUMNS, "completion": " I would watch it.", "completion_spans": []}
-JUDGED = {**COLUMNS, "completion": TEXT, "completion_spans": [{"start": 16, "end": 24}], "completion_judged": [[11, 24]]}
-MIXED = [ONE, PAIR, RIGHT, {**PAIR, "prompt": "a"}, JUDGED, {**ONE, "completion_spans": [{"start": 0, "end": 25}]}]
+JUDGED = {
+    **COLUMNS,
+    "completion": TEXT,
+    "completion_spans": [{"start": 16, "end": 24}],
+    "completion_judged": [[11, 24]],
+}
+WRONG = {**ONE, "completion_spans": [{"start": 0, "end": 25}]}
+MIXED = [ONE, PAIR, RIGHT, {**PAIR, "prompt": "a"}, JUDGED, WRONG]
 ALONE = [{name: value for name, value in row.items() if name not in ("chosen", "rejected")} for row in MIXED[::2]]
 
 
