@@ -140,6 +140,7 @@ def workplace(tmp_path_factory) -> Path:
     (folder / "short-reward.yaml").write_text(f"{{{on_cpu}, max_steps: 2}}")
     (folder / "short-ppo.yaml").write_text(f"{{{on_cpu}, total_episodes: 8, response_length: 8}}")
     write_table(folder / "reviews.csv", ["original", "edited"], [[row["rejected"], row["chosen"]] for row in pairs])
+    write_table(folder / "toxic-spans.csv", ["spans", "text"], [["[0, 1, 2, 3]", "Damn, a mess"], ["[]", "Well."]])
     toxic = ["toxic", "neutral1", "neutral2", "neutral3"]
     write_table(folder / "paradetox.tsv", toxic, [["what a damn mess", "what a mess", "", ""]], delimiter="\t")
     steps = ["2 + 2 = 5.", "So 5."]

@@ -33,7 +33,8 @@ JUDGED = {
     "completion_spans": [{"start": 16, "end": 24}],
     "completion_judged": [[11, 24]],
 }
-MIXED = [ONE, PAIR, RIGHT, {**PAIR, "prompt": "a"}, JUDGED, {**ONE, "completion_spans": [{"start": 0, "end": 25}]}]
+WRONG = {**ONE, "completion_spans": [{"start": 0, "end": 25}]}
+MIXED = [ONE, PAIR, RIGHT, {**PAIR, "prompt": "a"}, JUDGED, WRONG]
 ALONE = [{name: value for name, value in row.items() if name not in ("chosen", "rejected")} for row in MIXED[::2]]
 
 
