@@ -83,7 +83,8 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
             learning_rate=RATE,
             warmup_steps=0.05,
             num_train_epochs=1,
-            per_device_train_batch_size=BATCH_SIZE,
+            per_device_train_batch_size=BATCH_SIZE // 2,
+            gradient_accumulation_steps=2,  # the longest posts would take 9 GB at once
             max_length=MAX_LENGTH,
             train_sampling_strategy="group_by_length",
             remove_unused_columns=False,  # the lengths

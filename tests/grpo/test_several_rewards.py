@@ -147,6 +147,11 @@ def test_implicit_rewards(make):
     assert logs[0]["rewards/ImplicitReward/mean"] == pytest.approx(mean, rel=1e-4)
 
 
+def with_sequence_head(model):
+    torch.nn.init.ones_(model.score.weight)
+    return model
+
+
 @pytest.mark.parametrize(
     ("rewards", "settings", "error", "message"),
     [
@@ -172,7 +177,7 @@ def test_implicit_rewards(make):
             r"`reward_funcs\[0\]`: `reward_signal` has no effect on a reward function",
         ),
         (
-            lambda: [by_token(FIRST), tiny.unigram_reward_model(FIRST)],
+            lambda: [by_token(FIRST), with_sequence_head(tiny.unigram_reward_model(FIRST))],
             {"reward_settings": [{}, {"reward_signal": "sequence_score", "reward_scale": 2.0}]},
             ValueError,
             r"`reward_settings\[1\]` has no effect",

@@ -71,6 +71,8 @@ OURS = {
     "reward_weights": None,
     "reward_settings": None,
     "bootstrap_truncated": False,
+    "share_base": None,
+    "share_value_backbone": False,
     "eval_temperature": None,
     "use_vllm": False,
     "vllm_mode": "colocate",
