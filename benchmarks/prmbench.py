@@ -11,20 +11,18 @@ Every run is a process of one thread and writes one JSON file in the output fold
 repeated, so the benchmark can be stopped and started again.
 """
 
-import argparse
 import gzip
 import json
-import os
 import platform
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jobs
 
 from provenance import commit
 
@@ -325,28 +323,5 @@ on, which favours it.
     print(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("stage", choices=["all", "run", "report"])
-    parser.add_argument("--data", type=Path, help="Folder with the file.")
-    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct", help="Path or Hub name.")
-    parser.add_argument("--output", type=Path, default=Path("runs/prmbench"), help="Folder for the results.")
-    parser.add_argument("--job", choices=[job.name for job in JOBS], help="With `run`: the run.")
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.stage != "report" and arguments.data is None:
-        parser.error("name the folder with --data")
-    if arguments.stage == "run":
-        [job] = [job for job in JOBS if job.name == arguments.job]
-        run(job, arguments.data, arguments.model, arguments.output)
-        return
-    missing = [job for job in JOBS if not (arguments.output / f"{job.name}.json").exists()]
-    for job in missing if arguments.stage == "all" else []:
-        command = [sys.executable, __file__, "run", "--data", str(arguments.data), "--model", arguments.model]
-        command += ["--output", str(arguments.output), "--job", job.name]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    write_report(arguments.output)
-
-
 if __name__ == "__main__":
-    main()
+    jobs.main(__doc__, JOBS, run, write_report, "runs/prmbench")

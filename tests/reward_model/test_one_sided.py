@@ -19,7 +19,7 @@ from trl_tokenreward import (
 )
 from trl_tokenreward.evaluation.judges import RewardModelJudge
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer
-from trl_tokenreward.reward_model.character_scores import best_threshold, character_f1, marked_text
+from trl_tokenreward.reward_model.character_scores import best_span_threshold, character_f1, marked_text
 
 
 TEXT = " This movie was terrific."
@@ -243,6 +243,6 @@ class TestCharacters:
 
     def test_the_best_threshold(self):
         text = marked_text(self.TOKENS, [1.0, 9.0, -2.0, 0.0, -1.0, -9.0], [[3, 6]])
-        assert best_threshold([text]) == -1.5
-        assert best_threshold([marked_text(self.TOKENS, [1.0] * 6, [])]) == 0.0
-        assert math.isnan(best_threshold([]))
+        assert best_span_threshold([text]) == -1.5
+        assert best_span_threshold([marked_text(self.TOKENS, [1.0] * 6, [])]) == 1.0  # nothing is below
+        assert math.isnan(best_span_threshold([]))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from trl_tokenreward.reward_model.step_metrics import (
-    best_threshold,
     first_wrong_f1,
     harmonic_mean,
     step_f1,
     step_scores,
     threshold_interval,
 )
+from trl_tokenreward.utils.statistics import best_threshold
 
 
 pytestmark = pytest.mark.any_trl

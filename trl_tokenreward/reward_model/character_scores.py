@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..utils.statistics import best_threshold
+
 
 # Thresholds that are tried: quantiles of the scores of all characters.
 _CANDIDATES = 200
@@ -68,15 +70,14 @@ def character_f1(text: MarkedText, thresholds: np.ndarray) -> np.ndarray:
     return np.where(sizes == 0, 1.0, 2 * (marked & text.wrong).sum(1) / np.maximum(sizes, 1))
 
 
-def best_threshold(texts: Sequence[MarkedText]) -> float:
+def best_span_threshold(texts: Sequence[MarkedText]) -> float:
     """The threshold with the highest mean [`character_f1`]; of equal ones the lowest. NaN without a scored character.
 
-    It is the middle between two scores that are quantiles of all, or lies below or above them all.
+    It is the middle between two scores that are quantiles of all, or lies above them all.
     """
     scores = np.concatenate([np.zeros(0), *(text.scores for text in texts)])
-    scores = np.unique(scores[np.isfinite(scores)])
+    scores = scores[np.isfinite(scores)]
     if not len(scores):
         return float("nan")
-    chosen = np.unique(np.quantile(scores, np.linspace(0, 1, _CANDIDATES), method="lower"))
-    thresholds = np.concatenate([[chosen[0] - 1], (chosen[1:] + chosen[:-1]) / 2, [chosen[-1] + 1]])
-    return float(thresholds[np.argmax(sum(character_f1(text, thresholds) for text in texts))])
+    chosen = np.quantile(scores, np.linspace(0, 1, _CANDIDATES), method="lower")
+    return best_threshold(lambda thresholds: np.sum([character_f1(text, thresholds) for text in texts], axis=0), chosen)

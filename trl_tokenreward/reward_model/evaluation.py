@@ -30,7 +30,7 @@ from ..utils.statistics import (
     resampled,
 )
 from ..utils.validation import check_least
-from .character_scores import MarkedText, best_threshold, character_f1, marked_text
+from .character_scores import MarkedText, best_span_threshold, character_f1, marked_text
 from .labels import by_row, read_labels
 from .metrics import edit_pair_wins, token_auroc
 from .modeling import TokenRewardModel
@@ -284,7 +284,7 @@ def evaluate_token_rewards(
         token_auroc=figures[2],
         span_f1=figures[3],
         span_threshold=span_threshold,
-        best_span_threshold=best_threshold([text for text in texts if text is not None]),
+        best_span_threshold=best_span_threshold([text for text in texts if text is not None]),
         rows_with_spans=int(marked.sum()),
         calibration_error=ratio(sum(gaps), len(labels)),
         reliability=reliability,

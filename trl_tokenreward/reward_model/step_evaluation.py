@@ -32,6 +32,7 @@ from ..nn.modules import without_peft
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
+    best_threshold,
     check_bootstrap,
     estimate,
     json_ready,
@@ -44,7 +45,6 @@ from .modeling import TokenRewardModel
 from .step_metrics import (
     AGGREGATIONS,
     StepAggregation,
-    best_threshold,
     first_wrong_f1,
     harmonic_mean,
     step_f1,

@@ -119,20 +119,5 @@ def step_f1(scores: np.ndarray, right: np.ndarray, thresholds: np.ndarray) -> np
     return 2 * found / (flagged + wrong) if wrong else np.full(len(thresholds), np.nan)
 
 
-def best_threshold(measure: Callable[[np.ndarray], np.ndarray], scores: np.ndarray) -> float:
-    """The threshold at which a measure of flagged steps is highest, midway between two scores; the lowest of several.
-
-    Args:
-        measure (`Callable[[np.ndarray], np.ndarray]`):
-            Of thresholds, shape (C,).
-        scores (`np.ndarray`):
-            Of all steps, in which the measure changes. Shape (N,), finite, N ≥ 1.
-    """
-    scores = np.unique(scores)
-    # One more on either side, so that nothing or everything is flagged.
-    candidates = np.concatenate([scores[:1], (scores[:-1] + scores[1:]) / 2, scores[-1:] + 1])
-    return float(candidates[np.argmax(measure(candidates))])
-
-
 def _below(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(values), thresholds, side="left")

@@ -3,7 +3,7 @@ written."""
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,3 +202,19 @@ def json_ready(value: Any) -> Any:
 def markdown(corner: str, columns: str, rows: dict[str, Any]) -> str:
     lines = [f"| {corner} | {columns} |", f"|{' --- |' * (columns.count('|') + 2)}"]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def best_threshold(measure: Callable[[np.ndarray], np.ndarray], scores: np.ndarray) -> float:
+    """The threshold at which a measure of what scores below it is highest, midway between two scores; the lowest of
+    several.
+
+    Args:
+        measure (`Callable[[np.ndarray], np.ndarray]`):
+            Of thresholds, shape (C,).
+        scores (`np.ndarray`):
+            Where the measure changes. Shape (N,), finite, N ≥ 1.
+    """
+    scores = np.unique(scores)
+    # One more on either side, so that nothing or everything is flagged.
+    candidates = np.concatenate([scores[:1], (scores[:-1] + scores[1:]) / 2, scores[-1:] + 1])
+    return float(candidates[np.argmax(measure(candidates))])
