@@ -310,7 +310,7 @@ fourth fold, figures from the fifth, whose problems the model has not seen. PRMB
 Figures are of all folds that were run, with 95 % bootstrap intervals by problem. "First wrong step found" is of the
 wrong solutions; the F1 of the first wrong step is ProcessBench's. "Words of the step" is a logistic regression on the
 words and pairs of words of each step by itself, split in the same way: a language model wrote the wrong steps, and its
-style alone gives some away. The thresholds of "the later, the worse" were chosen on the solutions that it is measured
+style may give some away. The thresholds of "the later, the worse" were chosen on the solutions that it is measured
 on, which favours it.
 
 {table(results)}
