@@ -152,7 +152,8 @@ def measure(arm: str, model: str, output: Path) -> dict[str, Any]:
         reward_model = PeftModel.from_pretrained(base, folder).merge_and_unload()
     else:
         reward_model = TokenRewardModel.from_pretrained(folder, **kwargs)
-    report = evaluate_token_rewards(reward_model, tokenizer, test)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = evaluate_token_rewards(reward_model, tokenizer, test)
     names = ("sequence_accuracy", "token_accuracy", "token_auroc")
     return {name: vars(getattr(report, name)) for name in names if getattr(report, name, None) is not None}
 
