@@ -546,7 +546,7 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
             "stop_token": "eos",
             "temperature": TEMPERATURE,
             "kl_coef": 0.05,
-            "gradient_checkpointing": False,
+            "gradient_checkpointing": job["gradient_checkpointing"],
             "bf16": job["bf16"],
             "num_sample_generations": 0,
             "save_strategy": "no",
@@ -624,7 +624,8 @@ def run_all(
                 # In turn, so that neither always has the cooler machine.
                 for arm in options.arms if repeat % 2 == 0 else options.arms[::-1]:
                     progress.update(task, description=f"{setting.name}: {arm}, repeat {repeat + 1}")
-                    common = {k: getattr(options, k) for k in ("family", "updates", "seed", "bf16", "threads", "clock")}
+                    names = ("family", "updates", "seed", "bf16", "gradient_checkpointing", "threads", "clock")
+                    common = {name: getattr(options, name) for name in names}
                     result = run_in_process({"setting": asdict(setting), "arm": arm, **common})
                     results[setting.name, arm].append(result)
                     seconds = statistics.median(u["total"] for u in result["phases"])
@@ -721,11 +722,12 @@ def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> li
     clock = "wall clock" if options.clock == "wall" else "CPU seconds"
     memory = "allocated on the GPU" if _device() == "cuda" else "resident"
     matrices = "bfloat16" if options.bf16 else "float32"
+    checkpointing = "with" if options.gradient_checkpointing else "without"
     precision = "mixed precision, which TRL's trainer ignores" if options.bf16 else "float32"
     return [
         f"`{options.command}`, {date.today()}. {versions}; {device}, threads: {options.threads}.",
-        f"{options.family} models with random weights; {precision}, without gradient checkpointing (TRL's trainer "
-        "ignores `bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). Batch = "
+        f"{options.family} models with random weights; {precision}, {checkpointing} gradient checkpointing (TRL's "
+        "trainer ignores `bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). Batch = "
         f"micro-batch, {NUM_PPO_EPOCHS} epochs, one optimizer step each. Ours has dense token rewards, TRL's a "
         f"terminal one. The same prompts and completions in both, checked.",
         f"Repeats: {options.repeats}, each in a process of its own; measured updates in each: {options.updates}, after "
@@ -764,6 +766,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["wall", "cpu"],
         default="wall",
         help="`cpu` counts the seconds of the process alone: for a busy machine, with one thread. Default: wall.",
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="Set `gradient_checkpointing`. TRL's trainer ignores it."
     )
     parser.add_argument("--bf16", action="store_true", help="Set `bf16`. TRL's trainer ignores it.")
     parser.add_argument("--output", type=Path, default=RESULTS, help="Markdown file to write.")
