@@ -727,8 +727,8 @@ def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> li
     return [
         f"`{options.command}`, {date.today()}. {versions}; {device}, threads: {options.threads}.",
         f"{options.family} models with random weights; {precision}, {checkpointing} gradient checkpointing (TRL's "
-        "trainer ignores `bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). Batch "
-        f"= micro-batch, {NUM_PPO_EPOCHS} epochs, one optimizer step each. Ours has dense token rewards, TRL's a "
+        "trainer ignores `bf16`, `gradient_checkpointing` and `max_grad_norm`; ours clips gradients at its default). "
+        f"Batch = micro-batch, {NUM_PPO_EPOCHS} epochs, one optimizer step each. Ours has dense token rewards, TRL's a "
         f"terminal one. The same prompts and completions in both, checked.",
         f"Repeats: {options.repeats}, each in a process of its own; measured updates in each: {options.updates}, after "
         f"one that is not measured; {clock}, median and range. The speed-up is the median, and the range, of each "
