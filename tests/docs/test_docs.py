@@ -57,6 +57,7 @@ NOT_RUN = {
     r".* --use_vllm ": "needs a GPU; tests/ppo/test_vllm.py runs TRL's code for vLLM on a stand-in",
     r"accelerate launch ": "needs GPUs; tests/ppo/test_distributed.py launches processes with gloo",
     r"python examples/demo\.py": "tests/examples/test_examples.py runs it",
+    r"python examples/train_fine_grained_ppo\.py --model_name_or_path Qwen/Qwen2\.5-7B": "a model of 7B; others are run",
     r"python benchmarks/hh_rlhf\.py": "needs HH-RLHF's files and minutes",
 }
 # What makes a command short enough, after its own options: of an option that is given twice the last counts.

@@ -27,7 +27,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     replacements = {
         "Qwen/Qwen2.5-0.5B-Instruct": str(tmp_path / "model"),
-        "max_edit_ratio=0.5": f"max_edit_ratio=0.9, max_steps=2, {SMALL}",
+        "num_train_epochs=1": f"max_steps=2, {SMALL}",
         "total_episodes=1000": f"total_episodes=8, logging_steps=4, {SMALL}",
     }
     for old, new in replacements.items():

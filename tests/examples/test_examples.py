@@ -93,7 +93,8 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
     )
     assert "of 16 rows are kept" in output and "model response" in output
     assert (tmp_path / "policy" / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
-    assert (tmp_path / "policy" / "value_model" / "model.safetensors").exists()
+    value_model = tmp_path / "policy" / "value_model"
+    assert (value_model / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
 
     run(
         "train_fine_grained_grpo.py",
