@@ -18,6 +18,8 @@ from trl_tokenreward.reward_model.readout import prefix_scores, token_scores
 
 peft = pytest.importorskip("peft")
 
+pytestmark = pytest.mark.any_trl
+
 SETTINGS = {"max_steps": 8, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 4}
 
 

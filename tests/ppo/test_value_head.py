@@ -14,6 +14,8 @@ from trl_tokenreward.ppo.functional import policy_losses, value_losses
 from trl_tokenreward.ppo.value_head import ValueHead
 
 
+pytestmark = pytest.mark.any_trl
+
 SETTINGS = {"max_steps": 8, "save_strategy": "no", "eval_strategy": "no", "logging_steps": 4}
 
 
