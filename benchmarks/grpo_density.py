@@ -27,6 +27,7 @@ from density import make_examiner, point_of, prepare
 from density_report import interval, machine, win_rate_at_kl
 from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
 from provenance import commit
+from trl_tokenreward.utils.files import write_text
 
 
 RESULTS = Path(__file__).resolve().parent / "results" / "grpo_density.md"
@@ -261,9 +262,7 @@ def main() -> None:
     if arguments.stage == "run":
         job = Job(arguments.arm, arguments.learning_rate, arguments.beta, arguments.seed)
         (output / "grpo").mkdir(exist_ok=True)
-        partial = output / "grpo" / f"{job.name}.partial"
-        partial.write_text(json.dumps(run(job, data, output)))
-        partial.rename(partial.with_suffix(".json"))
+        write_text(output / "grpo" / f"{job.name}.json", json.dumps(run(job, data, output)))
         return None
     if not (output / "prepared.json").exists():
         prepare(data, output)

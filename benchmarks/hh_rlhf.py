@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from provenance import commit
+from trl_tokenreward.utils.files import write_text
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,8 +118,7 @@ def run(arm: str, model: str, output: Path) -> None:
     figures = {} if arm == POLICY else measure(arm, model, output)
     logged = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip().startswith("{'")]
     result = {"arm": arm, "seconds": seconds, "commit": commit(), **figures, "log": logged}
-    path.with_suffix(".partial").write_text(json.dumps(result, indent=1))
-    path.with_suffix(".partial").rename(path)
+    write_text(path, json.dumps(result, indent=1))
 
 
 def measure(arm: str, model: str, output: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from imdb_data import SentimentJudge, reviews
 from provenance import commit
+from trl_tokenreward.utils.files import write_text
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -471,8 +472,7 @@ def main() -> None:
             result = STAGES[arguments.stage](data, arguments.model, output)
             result |= {"seconds": time.time() - begin, "commit": commit()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".partial").write_text(json.dumps(result))
-        path.with_suffix(".partial").rename(path)
+        write_text(path, json.dumps(result))
         return None
     prepare(data, arguments.model, output, arguments.jobs)
     if arguments.stage == "all":

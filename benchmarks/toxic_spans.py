@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jobs
 
 from provenance import commit
+from trl_tokenreward.utils.files import write_text
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,9 +123,7 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
         "commit": commit(),
         "log": trainer.state.log_history,
     }
-    partial = output / f"{job.name}.partial"
-    partial.write_text(json.dumps(result, indent=1))
-    partial.rename(output / f"{job.name}.json")
+    write_text(output / f"{job.name}.json", json.dumps(result, indent=1))
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -68,6 +68,18 @@ def adapter_size(model):
     )
 
 
+def assert_values_begin_as(initial, trainer):
+    """The values of the first rollout are a model's; its tokens and their mask."""
+    first, *_ = trainer.rollouts.values()
+    ids = torch.cat([first.prompt_ids, first.completion_ids], 1)
+    mask = torch.cat([first.prompt_mask, first.completion_mask], 1)
+    with torch.no_grad():
+        expected, _ = completion_values(initial, ids, mask, first.completion_ids.shape[1])
+    real = first.completion_mask.bool()
+    torch.testing.assert_close(first.values[real], expected[real], rtol=0, atol=1e-6)
+    return ids, mask
+
+
 def test_all_models_hold_one_base(tmp_path):
     reward_model = ppo_runs.lora_reward_model(policy())
     initial = copy.deepcopy(reward_model)
@@ -78,14 +90,9 @@ def test_all_models_hold_one_base(tmp_path):
     heads = sum(p.numel() * 4 for name, p in value_model.named_parameters() if "original_module" in name)
     assert storage(*trainer.models) <= base_size(policy()) + adapters + 2 * heads
     trainer.train()
-    first, *_ = trainer.rollouts.values()
-    ids = torch.cat([first.prompt_ids, first.completion_ids], 1)
-    mask = torch.cat([first.prompt_mask, first.completion_mask], 1)
+    ids, mask = assert_values_begin_as(initial, trainer)
     with torch.no_grad():
-        # The value model begins as the reward model, which stays what it was.
-        expected, _ = completion_values(initial, ids, mask, first.completion_ids.shape[1])
-        real = first.completion_mask.bool()
-        torch.testing.assert_close(first.values[real], expected[real], rtol=0, atol=1e-6)
+        # The reward model stays what it was.
         assert torch.equal(token_scores(reward_model, ids, mask), token_scores(initial, ids, mask))
         assert not torch.allclose(prefix_scores(value_model, ids, mask), prefix_scores(initial, ids, mask))
     assert torch.equal(without_peft(trainer.policy_model).lm_head.weight, policy().lm_head.weight)
@@ -117,13 +124,7 @@ def test_the_value_model_is_a_new_adapter_on_the_reward_model(tmp_path):
     assert trained_size(trainer.value_model) < small
     assert storage(trainer.policy_model, reward_model, trainer.value_model) < 2 * base_size(policy()) + 2 * small
     trainer.train()
-    first, *_ = trainer.rollouts.values()
-    ids = torch.cat([first.prompt_ids, first.completion_ids], 1)
-    mask = torch.cat([first.prompt_mask, first.completion_mask], 1)
-    with torch.no_grad():
-        expected, _ = completion_values(initial, ids, mask, first.completion_ids.shape[1])
-    real = first.completion_mask.bool()
-    torch.testing.assert_close(first.values[real], expected[real], rtol=0, atol=1e-6)
+    assert_values_begin_as(initial, trainer)
     assert all(
         torch.equal(one, other) for one, other in zip(reward_model.parameters(), initial.parameters(), strict=True)
     )

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..nn.modules import backbone_of, independent_copy, without_peft
-from ..reward_model.given_model import with_trained_heads
+from ..reward_model.given_model import HEADS, with_trained_heads
 from ..reward_model.implicit import ImplicitReward
 from ..reward_model.modeling import TokenRewardModel
 
@@ -46,13 +46,13 @@ def value_adapter(
     source = policy if reward_model is None else reward_model
     # Biases of the policy's base may be trained with its adapter.
     shared = [p for p in base_weights(source) if share and not (source is policy and p.requires_grad)]
-    value_model = independent_copy(source, shared)
+    value_model, ids = independent_copy(source, shared), {id(p) for p in shared}
     if source is policy or not _has_own_head(value_model):
         base = value_model.unload() if is_peft_model(value_model) else value_model
         value_model = _with_new_adapter(TokenRewardModel.from_backbone(base, copy=False), peft_config)
     for module in value_model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad and any(parameter is one for one in shared):
+            if parameter is not None and parameter.requires_grad and id(parameter) in ids:
                 module._parameters[name] = nn.Parameter(parameter.detach().clone())
     return value_model
 
@@ -77,7 +77,7 @@ def _with_new_adapter(model: TokenRewardModel, peft_config: "PeftConfig") -> "Pe
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     given = config.modules_to_save or []
     # Such as the policy's output embeddings, which a value model does not have.
-    config.modules_to_save = [*dict.fromkeys([*(name for name in given if name in names), "score", "token_score"])]
+    config.modules_to_save = [*dict.fromkeys([*(name for name in given if name in names), *HEADS])]
     return get_peft_model(model.requires_grad_(False), with_trained_heads(config, model))
 
 
