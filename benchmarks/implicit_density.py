@@ -11,6 +11,7 @@ Needs scikit-learn: `pip install -e ".[benchmarks]"`.
 
 import argparse
 import json
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -217,10 +218,14 @@ def write_report(output: Path) -> None:
         lines.append(f"| {arm} | {_setting(setting)} | {len(runs)} | {' | '.join(cells)} |")
     both = sorted(set.intersection(*map(set, of_arm.values())))
     if both:
-        differences = [
-            final(of_arm["implicit"][seed]).win_rate - final(of_arm["token"][seed]).win_rate for seed in both
+        pairs = [(of_arm["implicit"][seed], of_arm["token"][seed]) for seed in both]
+        differences = [_difference(pairs, lambda run: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS]
+        differences.append(_difference(pairs, lambda run: final(run).win_rate))
+        lines += [
+            "",
+            f"Implicit less token, seed by seed: at {', '.join(map(str, KL_LEVELS))} nats and at the end, "
+            f"{', '.join(differences)}.",
         ]
-        lines += ["", f"Implicit less token at the end, seed by seed: {interval(differences, 3, sign='+')}."]
     lines += [
         "",
         "## Tuning",
@@ -255,6 +260,12 @@ def _dpo_rows(output: Path) -> list[str]:
 def _setting(job: Job) -> str:
     beta = job.options.get("reward_model", "").removeprefix("dpo-")
     return f"KL coefficient {job.kl_coef:g}, lambda {job.options['lam']:g}" + (f", DPO's beta {beta}" if beta else "")
+
+
+def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]) -> str:
+    """The mean difference over the pairs that have both, with its interval."""
+    both = [(first, second) for pair in pairs if None not in (first := of(pair[0]), second := of(pair[1]))]
+    return f"{interval([first - second for first, second in both], 3, sign='+')} ({len(both)})" if both else "–"
 
 
 def _cells(runs: list[dict[str, Any]]) -> list[str]:
