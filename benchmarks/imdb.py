@@ -1,7 +1,7 @@
 """What dense rewards buy on a real model: PPO and GRPO of SmolLM2 on film reviews, one reward model, dense or not.
 
     python benchmarks/imdb.py prepare --data <folder> --model models/SmolLM2-135M-Instruct
-    python benchmarks/imdb.py all --data <folder>    # tunes every arm alike, runs the seeds, reports
+    python benchmarks/imdb.py all --data <folder>    # runs what is missing, reports
     python benchmarks/imdb.py report                 # the table of what is there
 
 The folder holds `imdb-counterfactual-train.tsv.gz` and `-dev.tsv.gz`. The first 1,000 pairs of the training file teach
@@ -37,10 +37,10 @@ TRAIN, DEV = "imdb-counterfactual-train.tsv.gz", "imdb-counterfactual-dev.tsv.gz
 PAIRS = 1000  # for policy and reward models; the judge has the others
 PROMPT_LENGTH, RESPONSE_LENGTH, PROMPTS = 8, 48, 192
 BATCH_SIZE, STEPS_PER_UPDATE, NUM_GENERATIONS = 64, 2, 8
-UPDATES, EVALUATE_EVERY = 24, 6
-RATES = (1e-5, 3e-5)
-TUNING_SEED, SEEDS = 101, (1, 2, 3)
-KL_COEF = 0.05
+# A run ends at the KL up to which the arms are compared.
+UPDATES, EVALUATE_EVERY, MAX_KL = 24, 3, 4.0
+LEARNING_RATE, KL_COEF = 3e-5, 0.05
+SEEDS = (1, 2, 3)
 
 Arm = dict[str, Any]
 # The scores' scale is the package's default for token scores; the sequence score has the same.
@@ -49,6 +49,12 @@ GRPO: Arm = {"trainer": "grpo", "hold_length": False}
 ARMS: dict[str, Arm] = {
     "GRPO, scalar": {**GRPO, "reward_signal": "sequence_score"},
     "GRPO, leave one out": {**GRPO, "advantage_estimator": "leave_one_out"},
+    # The list has the reward model twice.
+    "GRPO, token + sequence": {
+        **GRPO,
+        "advantage_estimator": "leave_one_out",
+        "reward_settings": [{"reward_signal": "token_scores"}, {"reward_signal": "sequence_score"}],
+    },
     "PPO, terminal": {**PPO, "reward_signal": "sequence_score"},
     "PPO, token": {**PPO, "reward_signal": "token_scores"},
     "PPO, token + sequence": {**PPO, "reward_signal": "token_scores", "sequence_score_coef": 0.5},
@@ -61,13 +67,12 @@ class Job(NamedTuple):
     """One run of PPO or GRPO."""
 
     arm: str
-    learning_rate: float
     seed: int
 
     @property
     def name(self) -> str:
         arm = self.arm.lower().replace(", ", "-").replace(" + ", "+").replace("'", "").replace(" ", "_")
-        return f"{arm}-lr{self.learning_rate:g}-seed{self.seed}"
+        return f"{arm}-seed{self.seed}"
 
 
 # --- one process: what all arms share ------------------------------------------------------------------------------
@@ -297,7 +302,7 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
     settings |= {
         **training_settings(output, job.name, job.seed),
         "disable_tqdm": True,
-        "learning_rate": job.learning_rate,
+        "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "temperature": 1.0,
     }
@@ -314,6 +319,7 @@ def run_job(job: Job, data: Path, output: Path) -> dict[str, Any]:
                 self.points.append({"update": update, **examiner.point(getattr(model, "policy", model))})
                 last = self.points[-1]
                 print(f"{job.name}: update {update}: {last['win_rate']:.3f} at {last['kl']:.2f} nats", flush=True)
+                control.should_training_stop = last["kl"] >= MAX_KL
 
     curve = LearningCurve()
     trainer.add_callback(curve)
@@ -342,10 +348,11 @@ def grpo_trainer(settings: dict, policy: Any, rows: Any, tokenizer: Any, output:
         generation_kwargs={"min_new_tokens": RESPONSE_LENGTH},
         beta=KL_COEF,
     )
-    model = load(TokenRewardModel, output / "reward_model")
-    return FineGrainedGRPOTrainer(
-        policy, model, config, rows, processing_class=tokenizer, reward_processing_classes=tokenizer
-    ), STEPS_PER_UPDATE
+    rewards = [load(TokenRewardModel, output / "reward_model")] * len(settings.get("reward_settings", [{}]))
+    trainer = FineGrainedGRPOTrainer(
+        policy, rewards, config, rows, processing_class=tokenizer, reward_processing_classes=[tokenizer] * len(rewards)
+    )
+    return trainer, STEPS_PER_UPDATE
 
 
 def ppo_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -420,8 +427,7 @@ def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> li
     jobs, folder = list(jobs), output / "results"
 
     def run(job: Job) -> None:
-        arguments = ["--data", str(data), "--output", str(output), "--arm", job.arm]
-        arguments += ["--learning-rate", str(job.learning_rate), "--seed", str(job.seed)]
+        arguments = ["--data", str(data), "--output", str(output), "--arm", job.arm, "--seed", str(job.seed)]
         start("run", arguments, folder / f"{job.name}.json")
 
     with ThreadPoolExecutor(processes) as pool:
@@ -439,7 +445,7 @@ def prepare(data: Path, model: str, output: Path, processes: int) -> None:
 
 
 def main() -> None:
-    from imdb_report import choose, write_report
+    from imdb_report import write_report
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=["prepare", *STAGES, "run", "all", "report"])
@@ -449,7 +455,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="The arms that `all` runs.")
     parser.add_argument("--arm", choices=list(ARMS))
-    parser.add_argument("--learning-rate", type=float, default=RATES[0])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     data, output = arguments.data, arguments.output
@@ -460,7 +465,7 @@ def main() -> None:
         parser.error("name the folder with --data")
     if arguments.stage in STAGES or arguments.stage == "run":
         if arguments.stage == "run":
-            job = Job(arguments.arm, arguments.learning_rate, arguments.seed)
+            job = Job(arguments.arm, arguments.seed)
             path, result = output / "results" / f"{job.name}.json", run_job(job, data, output)
         else:
             import torch
@@ -476,12 +481,8 @@ def main() -> None:
         return None
     prepare(data, arguments.model, output, arguments.jobs)
     if arguments.stage == "all":
-        tuned = run_all(
-            [Job(arm, rate, TUNING_SEED) for arm in arguments.arms for rate in RATES], data, output, arguments.jobs
-        )
-        rates = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in arguments.arms}
         # Seed by seed, so that a run that is stopped has all arms with the seeds that it has.
-        jobs = [Job(arm, rates[arm], seed) for seed in SEEDS for arm in arguments.arms]
+        jobs = [Job(arm, seed) for seed in SEEDS for arm in arguments.arms]
         run_all(jobs, data, output, arguments.jobs)
         write_report(output)
     return None

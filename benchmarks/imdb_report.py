@@ -17,14 +17,6 @@ KL_LEVELS = (1, 2, 4)
 BASELINES = {"GRPO": "GRPO, scalar", "PPO": "PPO, terminal", "TRL": "PPO, terminal"}
 
 
-def choose(results: list[dict[str, Any]]) -> float:
-    """The rate with the highest win rate at the highest level of KL that any of an arm's runs reaches."""
-    levels = [level for level in KL_LEVELS if any(at_level(result, level) is not None for result in results)]
-    if not levels:
-        return max(results, key=lambda result: result["curve"][-1]["win_rate"])["job"]["learning_rate"]
-    return max(results, key=lambda result: at_level(result, levels[-1]) or 0.0)["job"]["learning_rate"]
-
-
 def at_level(result: dict[str, Any], level: float) -> float | None:
     return win_rate_at_kl(result["curve"], level)
 
@@ -66,19 +58,18 @@ def write_report(output: Path) -> None:
         BATCH_SIZE,
         EVALUATE_EVERY,
         KL_COEF,
+        LEARNING_RATE,
+        MAX_KL,
         PROMPT_LENGTH,
         PROMPTS,
-        RATES,
         RESPONSE_LENGTH,
         STAGES,
-        TUNING_SEED,
         UPDATES,
     )
 
     known = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
     results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
-    tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
-    of_arm = {arm: [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] != TUNING_SEED] for arm in ARMS}
+    of_arm = {arm: [result for result in results if result["job"]["arm"] == arm] for arm in ARMS}
     of_arm = {arm: runs for arm, runs in of_arm.items() if runs}
     models = {name: {k: v for k, v in of.items() if k not in ("seconds", "commit")} for name, of in known.items()}
     lines = [
@@ -89,7 +80,8 @@ def write_report(output: Path) -> None:
         "",
         "SmolLM2-135M-Instruct (from 4-bit weights) writes film reviews after one epoch of supervised fine-tuning. A "
         f"prompt is a review's first {PROMPT_LENGTH} tokens, a completion has {RESPONSE_LENGTH}, always. An update is "
-        f"of {BATCH_SIZE} completions and takes two optimizer steps; {UPDATES} updates, penalty of the KL {KL_COEF}. "
+        f"of {BATCH_SIZE} completions and takes two optimizer steps at a rate of {LEARNING_RATE:g}, which no arm "
+        f"has tuned; penalty of the KL {KL_COEF}. A run ends at a KL of {MAX_KL:g} nats, or after {UPDATES} updates. "
         f"Every {EVALUATE_EVERY} updates the policy continues {PROMPTS} held-out prompts, with the random numbers of "
         "the start policy. The judge is a classifier that learned from other reviews; the second judge is VADER's "
         "lexicon.",
@@ -106,20 +98,20 @@ def write_report(output: Path) -> None:
         )
     lines += [
         "",
-        f"Each arm has the better of the rates {', '.join(f'{rate:g}' for rate in RATES)} on seed {TUNING_SEED}. Win "
-        "rates against the start policy, with 95 % intervals over the seeds (Student's t).",
+        "Win rates against the start policy, with 95 % intervals over the seeds (Student's t).",
         "",
-        f"| arm | rate | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there | "
+        f"| arm | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there | updates | "
         "by the lexicon | distinct tokens | min of a processor | commit |",
         f"|{' --- |' * (9 + len(KL_LEVELS))}",
     ]
     for arm, runs in of_arm.items():
-        cells = [arm, f"{runs[0]['job']['learning_rate']:g}", len(runs)]
+        cells = [arm, len(runs)]
         for level in KL_LEVELS:
             reached = [w for run in runs if (w := at_level(run, level)) is not None]
             few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
             cells.append(interval(reached, 3) + few if reached else "–")
-        for name, digits in (("win_rate", 3), ("kl", 1), ("lexicon_win_rate", 3), ("distinct_tokens", 2)):
+        digits_of = {"win_rate": 3, "kl": 1, "update": 0, "lexicon_win_rate": 3, "distinct_tokens": 2}
+        for name, digits in digits_of.items():
             cells.append(interval([run["curve"][-1][name] for run in runs], digits))
         cells += [f"{np.mean([run['processor_seconds'] for run in runs]) / 60:.0f}"]
         cells += [", ".join(sorted({run["commit"] for run in runs}))]
@@ -136,10 +128,6 @@ def write_report(output: Path) -> None:
         if arm != baseline and baseline in of_arm:
             cells = [gain(runs, of_arm[baseline], level) for level in KL_LEVELS]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
-    lines += ["", "## Tuning", "", f"| arm | rate | update: win rate at KL |\n|{' --- |' * 3}"]
-    for run in tuned:
-        points = ", ".join(f"{p['update']}: {p['win_rate']:.3f} at {p['kl']:.2f}" for p in run["curve"][1:])
-        lines.append(f"| {run['job']['arm']} | {run['job']['learning_rate']:g} | {points} |")
     lines += ["", "## Texts", ""]
     for arm, runs in of_arm.items():
         lines += [f"{arm}, seed {runs[0]['job']['seed']}:", ""]

@@ -262,7 +262,9 @@ def _setting(job: Job) -> str:
     return f"KL coefficient {job.kl_coef:g}, lambda {job.options['lam']:g}" + (f", DPO's beta {beta}" if beta else "")
 
 
-def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]) -> str:
+def _difference(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]
+) -> str:
     """The mean difference over the pairs that have both, with its interval."""
     both = [(first, second) for pair in pairs if None not in (first := of(pair[0]), second := of(pair[1]))]
     return f"{interval([first - second for first, second in both], 3, sign='+')} ({len(both)})" if both else "–"
