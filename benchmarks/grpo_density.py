@@ -169,10 +169,10 @@ def _setting(result: dict[str, Any]) -> tuple[str, float, float]:
     return job["arm"], job["learning_rate"], job["beta"]
 
 
-def _differences(runs: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> str:
-    """Of the win rates at the compared KL, seed by seed, with an interval."""
-    of_seed = {r["job"]["seed"]: win_rate_at_kl(r["curve"], COMPARED) for r in baseline}
-    pairs = [(win_rate_at_kl(r["curve"], COMPARED), of_seed.get(r["job"]["seed"])) for r in runs]
+def _differences(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], level: float) -> str:
+    """Of the win rates at a KL, seed by seed, with an interval."""
+    of_seed = {r["job"]["seed"]: win_rate_at_kl(r["curve"], level) for r in baseline}
+    pairs = [(win_rate_at_kl(r["curve"], level), of_seed.get(r["job"]["seed"])) for r in runs]
     differences = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
     return f"{interval(differences, 3, sign='+')} ({len(differences)} seeds)" if differences else "–"
 
@@ -220,14 +220,18 @@ def write_report(output: Path) -> None:
         lines.append(
             f"| {name} | {rate:g}, {beta:g} | {len(runs)} | {' | '.join(levels)} | {' | '.join(ends)} | {length} |"
         )
-    lines += ["", f"Win rates at {COMPARED} nats less those of `{BASELINE}` with the same seed:", ""]
-    baselines = [setting for setting in groups if setting[0] == BASELINE]
-    lines += [f"| arm | {' | '.join(f'less {rate:g}, {beta:g}' for _, rate, beta in baselines)} |"]
-    lines += [f"|{' --- |' * (1 + len(baselines))}"]
-    for setting, runs in groups.items():
-        if setting[0] != BASELINE:
-            cells = [_differences(runs, groups[baseline]) for baseline in baselines]
-            lines.append(f"| {setting[0]} | {' | '.join(cells)} |")
+    for baseline in (setting for setting in groups if setting[0] == BASELINE):
+        lines += [
+            "",
+            f"Win rates less those of `{BASELINE}` at {baseline[1]:g}, {baseline[2]:g} with the same seed:",
+            "",
+            f"| arm | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} |",
+            f"|{' --- |' * (1 + len(KL_LEVELS))}",
+        ]
+        for setting, runs in groups.items():
+            if setting[0] != BASELINE:
+                cells = [_differences(runs, groups[baseline], level) for level in KL_LEVELS]
+                lines.append(f"| {setting[0]} | {' | '.join(cells)} |")
     lines += ["", "## Tuning", "", "| arm | rate, beta | at 4 nats | at the end | KL there |", "| --- " * 5 + "|"]
     for result in tuned:
         job, last = result["job"], result["curve"][-1]

@@ -219,7 +219,9 @@ def write_report(output: Path) -> None:
     both = sorted(set.intersection(*map(set, of_arm.values())))
     if both:
         pairs = [(of_arm["implicit"][seed], of_arm["token"][seed]) for seed in both]
-        differences = [_difference(pairs, lambda run: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS]
+        differences = [
+            _difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS
+        ]
         differences.append(_difference(pairs, lambda run: final(run).win_rate))
         lines += [
             "",
