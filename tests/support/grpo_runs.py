@@ -23,8 +23,22 @@ NUM_GENERATIONS, BATCH_SIZE = 4, 8
 RUNS: dict[str, dict[str, Any]] = {
     "process": {"reward": "model"},
     "leave_one_out": {"reward": "model", "advantage_estimator": "leave_one_out", "scale_rewards": "batch"},
+    # The reward model reads what is generated for two optimizer steps.
+    "two_steps": {"reward": "model", "advantage_estimator": "leave_one_out", "steps_per_generation": 2},
     "function": {"reward": "function", "reward_density": "sentence"},
 }
+
+
+class Trainer(FineGrainedGRPOTrainer):
+    """Keeps the advantages of the completions that it generates first, shape (B, T), in their order."""
+
+    first_advantages: torch.Tensor | None = None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.first_advantages is None:
+            self.first_advantages = output["advantages"].clone()
+        return output
 
 
 def completions(step: int, place: int) -> list[int]:
@@ -41,7 +55,7 @@ def rollout(prompts: list[str], trainer: FineGrainedGRPOTrainer) -> dict[str, An
     return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [[-1.0] * len(row) for row in ids]}
 
 
-def make(run: str, directory: str | os.PathLike) -> FineGrainedGRPOTrainer:
+def make(run: str, directory: str | os.PathLike) -> Trainer:
     on_cpu = os.environ.get("ACCELERATE_TORCH_DEVICE") != "cpu"
     state = PartialState(cpu=on_cpu)
     settings = dict(RUNS[run])
@@ -51,7 +65,7 @@ def make(run: str, directory: str | os.PathLike) -> FineGrainedGRPOTrainer:
         ppo_runs.scaled(tiny.causal_lm(seed=0, vocab_size=ppo_runs.VOCAB_SIZE)).save_pretrained(folder)
     state.wait_for_everyone()
     warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
-    return FineGrainedGRPOTrainer(
+    return Trainer(
         AutoModelForCausalLM.from_pretrained(folder),
         ppo_runs.token_reward_model() if reward == "model" else ppo_runs.early_letters,
         FineGrainedGRPOConfig(
@@ -86,7 +100,9 @@ def main() -> None:
     for run in runs:
         trainer = make(run, Path(output, run))
         trainer.train()
-        torch.save(parameters(trainer), Path(output, f"{run}-{trainer.accelerator.process_index}.pt"))
+        rank = trainer.accelerator.process_index
+        torch.save(parameters(trainer), Path(output, f"{run}-{rank}.pt"))
+        torch.save(trainer.first_advantages.cpu(), Path(output, f"{run}-advantages-{rank}.pt"))
 
 
 if __name__ == "__main__":
