@@ -51,6 +51,7 @@ MORE_ARMS = ("trl-lora", "ours-lora-copies", "ours-lora", "ours-trunk")
 LORA_RANK = 16
 FAMILIES = ("llama", "gpt_neox")
 PHASES = ("generation", "scoring", "optimisation", "rest")
+MEMORY = ("memory", "with_models")
 PAD, EOS = 0, 1
 TEMPERATURE = 0.7
 NUM_PPO_EPOCHS = 4
@@ -590,9 +591,13 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_in_process(job: dict[str, Any]) -> dict[str, Any]:
+    """The measurements of one process. With `job["memory"]`, freed memory goes back to the system at once, so that the
+    peak is of what is in use; by itself, the C library keeps much of it. That takes time, so times are not of such
+    processes."""
+    given_back = {f"MALLOC_{name}_THRESHOLD_": "65536" for name in ("MMAP", "TRIM")} if job["memory"] else {}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1", **given_back}
         done = subprocess.run(
             [sys.executable, __file__, "--worker", json.dumps(job), "--output", str(output)],
             env=environment,
@@ -613,6 +618,7 @@ def run_all(
     The throughput is the median of measurements in between: what else runs on a machine has a part in it.
     """
     throughputs, clock = [], make_clock(options.clock)
+    of_memory: dict[tuple[str, str], dict[str, Any]] = {}
     results: dict[tuple[str, str], list] = {(s.name, arm): [] for s in settings for arm in options.arms}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -626,7 +632,12 @@ def run_all(
                     progress.update(task, description=f"{setting.name}: {arm}, repeat {repeat + 1}")
                     names = ("family", "updates", "seed", "bf16", "gradient_checkpointing", "threads", "clock")
                     common = {name: getattr(options, name) for name in names}
-                    result = run_in_process({"setting": asdict(setting), "arm": arm, **common})
+                    job = {"setting": asdict(setting), "arm": arm, **common}
+                    result = run_in_process({**job, "memory": False})
+                    if _device() == "cpu" and repeat == 0:
+                        # The peak is that of one update.
+                        of_memory[setting.name, arm] = run_in_process({**job, "memory": True, "updates": 0})
+                    result |= {name: of_memory[setting.name, arm][name] for name in MEMORY} if of_memory else {}
                     results[setting.name, arm].append(result)
                     seconds = statistics.median(u["total"] for u in result["phases"])
                     progress.console.print(
@@ -734,7 +745,8 @@ def describe(options: argparse.Namespace, throughput: tuple[float, float]) -> li
         f"one that is not measured; {clock}, median and range. The speed-up is the median, and the range, of each "
         "repeat's ratio.",
         f"Memory is the peak above that of the loaded models ({memory}); gradients and the optimizer's state are part "
-        "of it. With the models too, it is the peak above that of a process that has none.",
+        "of it. With the models too, it is the peak above that of a process that has none. On a CPU it is measured in "
+        "a process that gives freed memory back at once.",
         f"Floor: the matrix products of an update at {throughput[0] / 1e9:.0f} GFLOP/s ({matrices}, measured on a "
         f"square product) and the weights that decoding reads at {throughput[1] / 1e9:.1f} GB/s. Small models make "
         f"much of the vocabulary: the gains shrink as the backbone grows.",

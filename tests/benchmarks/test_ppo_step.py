@@ -85,11 +85,19 @@ TINY += ["--prompt", "5", "--response", "9", "--mean-length", "5", "--hidden", "
 def test_both_trainers_do_the_same_work(tmp_path, monkeypatch):
     results = {}
     run = ppo_step.run_in_process
-    monkeypatch.setattr(ppo_step, "run_in_process", lambda job: results.setdefault(job["arm"], run(job)))
+    jobs = []
+
+    def remember(job):
+        jobs.append((job["arm"], job["memory"]))
+        result = run(job)
+        return result if job["memory"] else results.setdefault(job["arm"], result)
+
+    monkeypatch.setattr(ppo_step, "run_in_process", remember)
     monkeypatch.setattr(ppo_step, "machine_throughput", lambda *_: (1e9, 1e9))
     output = tmp_path / "ppo_step.md"
     ppo_step.main([*TINY, "--output", str(output)])
 
+    assert jobs == [("trl", False), ("trl", True), ("ours", False), ("ours", True)]
     assert results["trl"]["tokens"] == results["ours"]["tokens"]
     for result in results.values():
         assert result["optimizer_steps"] == 2 * ppo_step.NUM_PPO_EPOCHS  # the warm-up and one update

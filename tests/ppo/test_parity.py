@@ -170,10 +170,10 @@ class SameCompletions(FineGrainedPPOTrainer):
         self.rollouts.append(rollout)
         return rollout
 
-    def compute_loss(self, *args, **kwargs):
-        loss = super().compute_loss(*args, **kwargs)
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
         statistics = self.step_statistics
-        self.losses.append(dict(zip(statistics._names, statistics._shares[-1].tolist(), strict=True)))
+        self.losses.append(dict(zip(statistics._names, statistics._steps[-1].tolist(), strict=True)))
         return loss
 
 

@@ -19,6 +19,7 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.nn import unpadding as packing
 from trl_tokenreward.ppo.batches import packed_groups
+from trl_tokenreward.ppo.forward import PolicyAndValue
 
 
 def test_micro_batches_do_not_change_the_step(scenario):
@@ -80,6 +81,33 @@ def test_groups_change_nothing_but_rounding(scenario, monkeypatch):
         numbers = [logged(trainer, name)[-1] for name in ("loss", "grad_norm", "policy/approxkl_avg", "val/ratio")]
         learned.append(torch.cat([weights(policy), weights(value), torch.tensor(numbers)]))
     torch.testing.assert_close(learned[0], learned[1], rtol=0, atol=1e-6)
+
+
+def test_the_policys_graph_is_gone_before_the_values_are_made(scenario, monkeypatch):
+    learned = []
+    for together in (True, False):
+        if together:
+            monkeypatch.setattr(PolicyAndValue, "parts", lambda *_: ("both",))
+        else:
+            monkeypatch.undo()
+        policy, value, events = attentive_policy(), tiny.unigram_classifier(), []
+        next(policy.parameters()).register_post_accumulate_grad_hook(lambda _, events=events: events.append("gradient"))
+
+        def values(*_, events=events):
+            if torch.is_grad_enabled():
+                events.append("values")
+
+        value.model.register_forward_pre_hook(values)
+        trainer = scenario.train(policy=policy, value=value, stop_token="eos", response_length=12, num_ppo_epochs=2)
+        assert events and events == (["values", "gradient"] if together else ["gradient", "values"]) * (
+            len(events) // 2
+        )
+        numbers = trainer.state.log_history[-2]
+        assert numbers.keys() >= {"loss", "loss/policy_avg", "loss/value_avg"}
+        learned.append((torch.cat([weights(policy), weights(value)]), numbers))
+    assert torch.equal(learned[0][0], learned[1][0])
+    for name in ("loss", "grad_norm", "loss/policy_avg", "loss/value_avg", "val/ratio", "val/clipfrac_avg"):
+        assert learned[0][1][name] == pytest.approx(learned[1][1][name], rel=1e-6), name
 
 
 def test_a_mini_batch_may_be_smaller_than_a_micro_batch(scenario, optimizer_steps):

@@ -1,9 +1,10 @@
 """Log-probabilities and values of completions."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from ..nn.lm_head import HeadLoss, TokenLoss, head_loss, logps_at, states_and_head
@@ -65,6 +66,9 @@ def _unflatten(per_token: Tensor, mask: Tensor) -> Tensor:
     return per_token.new_zeros(mask.shape).masked_scatter(mask.bool(), per_token)
 
 
+Part = Literal["both", "policy", "values"]
+
+
 class PolicyAndValue(nn.Module):
     """Policy and value model in one module, so that one forward pass, one optimizer and one wrapper serve both.
 
@@ -90,9 +94,9 @@ class PolicyAndValue(nn.Module):
         self._no_split_modules = layer_classes(policy, value_model)
 
     def forward(
-        self, input_ids: Tensor, columns: Tensor, temperature: float, token_loss: TokenLoss
-    ) -> tuple[HeadLoss, Tensor]:
-        """The policy's loss and the values of N completion tokens.
+        self, input_ids: Tensor, columns: Tensor, temperature: float, token_loss: TokenLoss, part: Part = "both"
+    ) -> tuple[HeadLoss | None, Tensor | None]:
+        """The policy's loss and the values of N completion tokens, or one of them.
 
         Args:
             input_ids (`Tensor`):
@@ -103,15 +107,29 @@ class PolicyAndValue(nn.Module):
                 Divides the logits.
             token_loss (`Callable`):
                 The policy's loss, see [`~nn.lm_head.head_loss`].
+            part (`str`, *optional*, defaults to `"both"`):
+                One of [`parts`].
 
         Returns:
-            `tuple[HeadLoss, Tensor]`: The policy's loss, and the values, (N,).
+            `tuple`: The policy's loss, a [`~nn.lm_head.HeadLoss`], and the values, (N,); `None` where the part has
+            none.
         """
-        states, head = states_and_head(self.policy, input_ids, columns)
-        policy = head_loss(head, states, input_ids.flatten()[columns + 1], temperature, token_loss)
-        if isinstance(self.value_model, ValueHead):
-            return policy, self.value_model(states)
-        return policy, packed_prefix_scores(self.value_model, input_ids).flatten()[columns]
+        policy = values = None
+        if part != "values":
+            states, head = states_and_head(self.policy, input_ids, columns)
+            policy = head_loss(head, states, input_ids.flatten()[columns + 1], temperature, token_loss)
+            if isinstance(self.value_model, ValueHead):
+                return policy, self.value_model(states)
+        if part != "policy":
+            values = packed_prefix_scores(self.value_model, input_ids).flatten()[columns]
+        return policy, values
+
+    def parts(self, accelerator: Accelerator) -> tuple[Part, ...]:
+        """What to differentiate at once. In one process, policy and values go one after the other, so that there is
+        never more than one model's graph in memory. Wrappers of several processes look for all weights in a pass, and a
+        head needs the policy's states."""
+        together = accelerator.distributed_type != DistributedType.NO or isinstance(self.value_model, ValueHead)
+        return ("both",) if together else ("policy", "values")
 
     @property
     def is_gradient_checkpointing(self) -> bool:

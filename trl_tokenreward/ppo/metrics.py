@@ -102,17 +102,18 @@ class StepStatistics:
 
     def clear(self) -> None:
         self._names: list[str] = []
-        self._shares: list[Tensor] = []
+        self._shares: dict[str, Tensor] = {}
         self._steps: list[Tensor] = []
 
     def add(self, shares: dict[str, Tensor]) -> None:
-        """The shares of one group of rows."""
-        self._names = list(shares)
-        self._shares.append(torch.stack([share.detach() for share in shares.values()]))
+        """The shares of one group of rows, all of them or some."""
+        for name, share in shares.items():
+            self._shares[name] = self._shares.get(name, 0) + share.detach()
 
     def end_step(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """The statistics of a step: its shares added up over the groups and processes, the same on every process."""
-        self._steps.append(accelerator.reduce(torch.stack(self._shares).sum(0), "sum"))
+        self._names = list(self._shares)
+        self._steps.append(accelerator.reduce(torch.stack([*self._shares.values()]), "sum"))
         self._shares.clear()
         return dict(zip(self._names, self._steps[-1], strict=True))
 

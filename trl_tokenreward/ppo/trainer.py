@@ -277,17 +277,18 @@ class FineGrainedPPOTrainer(PPOTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The gradients of one mini-batch, and its loss. Groups go one after the other, so memory is needed for one
-        alone."""
-        *groups, last = inputs["groups"]
+        """The gradients of one mini-batch, and its loss. Groups, and their parts, go one after the other, so memory is
+        needed for one alone."""
+        parts = self.accelerator.unwrap_model(model).parts(self.accelerator)
+        *passes, last = [{**group, "part": part} for group in inputs["groups"] for part in parts]
         synchronised = self.accelerator.sync_gradients
         loss = torch.zeros((), device=self.accelerator.device)
-        for group in groups:
+        for one in passes:
             self.accelerator.gradient_state._set_sync_gradients(False)
             # DeepSpeed's engine looks at the flag alone. FSDP would keep the gradients of all weights whole.
             sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
             with nullcontext() if sharded else self.accelerator.no_sync(model):
-                loss += BaseTrainer.training_step(self, model, group, num_items_in_batch)
+                loss += BaseTrainer.training_step(self, model, one, num_items_in_batch)
         self.accelerator.gradient_state._set_sync_gradients(synchronised)
         loss += BaseTrainer.training_step(self, model, last, num_items_in_batch)
         self._check_losses(self.step_statistics.end_step(self.accelerator))
@@ -309,7 +310,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """PPO's loss of one group: its share of the mean over the tokens of the mini-batch."""
+        """PPO's loss of one group, or of its part: its share of the mean over the tokens of the mini-batch."""
         if return_outputs:
             raise ValueError("PPO's loss has no outputs to return; call `evaluate` for metrics.")
         args, old_logps, advantages = self.args, inputs["old_per_token_logps"], inputs["advantages"]
@@ -317,22 +318,26 @@ class FineGrainedPPOTrainer(PPOTrainer):
         def policy_loss(logps: Tensor, tokens: slice) -> Tensor:
             return policy_losses(logps, old_logps[tokens], advantages[tokens], args.cliprange)[0]
 
-        policy, values = model(inputs["input_ids"], inputs["columns"], args.temperature, policy_loss)
-        vf_losses, vf_clipped = value_losses(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
-        _, pg_clipped, ratio = policy_losses(policy.per_token_logps, old_logps, advantages, args.cliprange)
-        token_sums = {
-            "loss/policy_avg": policy.loss,
-            "loss/value_avg": vf_losses.sum(),
-            "policy/approxkl_avg": 0.5 * (policy.per_token_logps - old_logps).square().sum(),
-            "policy/clipfrac_avg": pg_clipped.sum(),
-            "policy/entropy_avg": policy.entropies.sum(),
-            "val/clipfrac_avg": vf_clipped.sum(),
-            "val/ratio": ratio.sum(),
-            "val/ratio_square": ratio.square().sum(),
-        }
+        ids, columns = inputs["input_ids"], inputs["columns"]
+        policy, values = model(ids, columns, args.temperature, policy_loss, inputs.get("part", "both"))
+        token_sums: dict[str, Tensor] = {}
+        if policy is not None:
+            _, clipped, ratio = policy_losses(policy.per_token_logps, old_logps, advantages, args.cliprange)
+            token_sums |= {
+                "loss/policy_avg": policy.loss,
+                "policy/approxkl_avg": 0.5 * (policy.per_token_logps - old_logps).square().sum(),
+                "policy/clipfrac_avg": clipped.sum(),
+                "policy/entropy_avg": policy.entropies.sum(),
+                "val/ratio": ratio.sum(),
+                "val/ratio_square": ratio.square().sum(),
+            }
+        if values is not None:
+            losses, clipped = value_losses(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
+            token_sums |= {"loss/value_avg": losses.sum(), "val/clipfrac_avg": clipped.sum()}
         shares = {name: x / inputs["num_tokens"] for name, x in token_sums.items()}
         self.step_statistics.add(shares)
-        loss = shares["loss/policy_avg"] + args.vf_coef * shares["loss/value_avg"]
+        factors = {"loss/policy_avg": 1.0, "loss/value_avg": args.vf_coef}
+        loss = torch.stack([factors[name] * shares[name] for name in factors if name in shares]).sum()
         # DDP averages the gradients of the processes, whose shares add up to the mean.
         return loss * self.accelerator.num_processes
 
