@@ -231,8 +231,28 @@ def sizes_table(shape: Shape = SHAPE, job: Job = JOB) -> Iterator[str]:
 PRECISIONS = {"bfloat16": 2.0, "4 bits": 0.5 + 4 / 64}
 
 
+def layer_values(rank: int, shape: Shape = SHAPE, dtype_bytes: int = 2) -> float:
+    """Bytes for each token that the backward pass of one decoder layer needs, with adapters in all of its linear
+    layers: what norms, attention, the product of the gates and the adapters have read.
+
+    The adapters' weights are float32, so at lower precision PEFT makes a float32 copy of what each of them reads.
+    """
+    h, i = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    norms, attention, gates = 2 * h * 4, (2 * queries + 2 * keys) * dtype_bytes, 3 * i * dtype_bytes
+    # In float32, q, k and v read one tensor, gate and up another, and o what attention has given.
+    read = 5 * h + queries + i if dtype_bytes < 4 else 2 * h + i
+    return norms + attention + gates + (read + 7 * rank) * 4
+
+
+def layer_gradients(shape: Shape = SHAPE) -> float:
+    """Bytes for each token of the gradients that a layer's backward pass has at once, in float32: at the gates."""
+    return 3 * shape.intermediate_size * 4
+
+
 def one_gpu(precision: str, rank: int = 16, shape: Shape = SHAPE, job: Job = JOB) -> dict[str, float]:
-    """Memory of PPO with LoRA on one GPU, part by part: policy, reference, value and reward model on one base."""
+    """Memory of PPO with LoRA on one GPU, part by part: policy, reference, value and reward model on one base, and
+    gradient checkpointing. Policy and value model go one after the other."""
     linear = shape.policy - 2 * shape.embedding
     adapter = lora_parameters(rank, shape)
     return {
@@ -240,10 +260,16 @@ def one_gpu(precision: str, rank: int = 16, shape: Shape = SHAPE, job: Job = JOB
         # Float32 weights, gradients and Adam's moments of two adapters; the reward model's is frozen.
         "adapters": 2 * 16 * adapter + 4 * adapter,
         "cache": job.decoded * job.length * shape.cache_per_token,
-        "checkpoints": 2 * shape.layers * shape.hidden_size * 2 * job.pass_tokens,
-        "one layer": 2 * (8 * shape.hidden_size + 3 * shape.intermediate_size) * 2 * job.pass_tokens,
+        "checkpoints": shape.layers * shape.hidden_size * 2 * job.pass_tokens,
+        "one layer": (layer_values(rank, shape) + layer_gradients(shape)) * job.pass_tokens,
         "logits": 3 * _CHUNK_BYTES["cuda"],
     }
+
+
+def one_gpu_peak(sizes: dict[str, float]) -> float:
+    """The greatest sum of parts that are there at once: decoding, the head's loss, and the layers' backward pass."""
+    kept = sizes["base"] + sizes["adapters"]
+    return kept + max(sizes["cache"], sizes["checkpoints"] + max(sizes["one layer"], sizes["logits"]))
 
 
 def lora_parameters(rank: int, shape: Shape = SHAPE) -> int:
@@ -262,9 +288,7 @@ def one_gpu_table(hardware: Hardware = HARDWARE) -> Iterator[str]:
     for precision in PRECISIONS:
         for rows, decoded in ((16, 64), (4, 16), (1, 8)):
             sizes = one_gpu(precision, job=Job(pass_tokens=rows * JOB.length, decoded=decoded))
-            always = sizes["base"] + sizes["adapters"]
-            passing = sizes["checkpoints"] + sizes["one layer"] + sizes["logits"]
-            peak = always + max(sizes["cache"], passing)
+            peak = one_gpu_peak(sizes)
             columns = " | ".join(f"{size / GB:.1f}" for size in sizes.values())
             yield f"| {precision} | {rows} | {decoded} | {columns} | {peak / GB:.1f} |"
 

@@ -4,21 +4,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from allocations import allocations
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2Config
 
+import tiny
+from benchmarks import ppo_step
 from benchmarks.scaling import (
     ENGINES,
     GB,
     SHAPE,
     Job,
+    Shape,
     frozen_bytes,
     kept,
+    layer_gradients,
+    layer_values,
     lora_parameters,
     one_gpu,
+    one_gpu_peak,
     seconds,
     tables,
     trained_bytes,
 )
+from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
 
 
 pytestmark = pytest.mark.any_trl
@@ -86,8 +95,57 @@ def test_an_adapter_has_as_many_parameters():
 def test_what_one_gpu_holds():
     sizes = one_gpu("bfloat16", job=Job(pass_tokens=4096, decoded=16))
     assert sizes["base"] == 2 * SHAPE.policy
-    passing = sizes["checkpoints"] + sizes["one layer"] + sizes["logits"]
-    peak = sizes["base"] + sizes["adapters"] + max(sizes["cache"], passing)
-    assert round(peak / GB, 1) == 20.5
+    assert round(one_gpu_peak(sizes) / GB, 1) == 19.8
     assert round(2 * (SHAPE.policy + 2 * SHAPE.backbone) / GB, 1) == 43.5
     assert round(16 * SHAPE.backbone / GB) == 113
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_allocates_what_the_formulas_say(dtype, checkpointing, tmp_path):
+    pytest.importorskip("peft")
+    sizes = Shape(2000, 256, 768, layers=4, heads=4, kv_heads=4, head_size=64)
+    setting = ppo_step.Setting("test", sizes.vocab_size, 8, 64, 64, 64, 256, 4, 4, 768)
+    models = ppo_step.given_models(setting, "llama", 0, "ours-lora")
+    models["model"].to(dtype)
+    reward_model = TokenRewardModel.from_backbone(models.pop("reward_model").to(dtype), copy=False)
+    torch.nn.init.normal_(reward_model.token_score.weight)
+    trainer = FineGrainedPPOTrainer(
+        args=FineGrainedPPOConfig(
+            str(tmp_path),
+            per_device_train_batch_size=setting.batch,
+            num_mini_batches=1,
+            num_ppo_epochs=2,
+            total_episodes=setting.batch,
+            response_length=setting.response,
+            gradient_checkpointing=checkpointing,
+            bf16=False,
+            num_sample_generations=0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        processing_class=tiny.word_tokenizer(),
+        reward_model=ppo_step.lora_reward_model(reward_model),
+        train_dataset=Dataset.from_dict({"input_ids": [[5] * setting.prompt] * setting.batch}),
+        **models,
+    )
+    peaks, step = [], trainer.training_step
+
+    def measured(*args, **kwargs):
+        losses = []
+        _, peak = allocations(lambda: losses.append(step(*args, **kwargs)))
+        peaks.append(peak)
+        return losses[0]
+
+    trainer.training_step = measured
+    trainer.train()
+    tokens = setting.batch * (setting.prompt + setting.response)
+    values = layer_values(ppo_step.LORA_RANK, sizes, dtype.itemsize) * tokens
+    if checkpointing:
+        values += sizes.layers * sizes.hidden_size * dtype.itemsize * tokens
+    else:
+        values *= sizes.layers
+    assert peaks[-1] == pytest.approx(values + layer_gradients(sizes) * tokens, rel=0.1)

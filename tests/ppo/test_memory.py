@@ -4,8 +4,8 @@ counted."""
 import numpy as np
 import pytest
 import torch
+from allocations import allocations
 from datasets import Dataset
-from torch.profiler import ProfilerActivity, profile
 
 import tiny
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
@@ -15,16 +15,6 @@ pytestmark = pytest.mark.slow
 
 
 BATCH, LENGTH, HIDDEN = 32, 128, 16
-
-
-def allocations(run):
-    """The sizes in bytes of all that is allocated on the CPU while `run()` runs, inside operators too, and the peak of
-    their sum."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    sizes = np.array([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return sizes[sizes > 0], sizes.cumsum().max()
 
 
 def trainer(tmp_path, vocab_size, stop_token):
