@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Callable, Sequence
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from density_settings import (
     UPDATES,
     VOCABULARY,
     Final,
+    Job,
     allowed,
     final,
 )
@@ -294,6 +296,32 @@ def _plot(of_arm: dict[str, list[dict[str, Any]]], long: list[dict[str, Any]], h
     figure.suptitle("ParaDetox: the same reward, more or less dense; mean over seeds, band: one standard deviation")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def choose(results: list[dict[str, Any]], human_length: float) -> Job:
+    """The job of the highest win rate among those within the bounds of the density dial, or, where none is, those with
+    a KL that is allowed, or all."""
+    fit = [r for r in results if allowed(final(r), human_length)]
+    fit = fit or [r for r in results if final(r).kl <= MAX_KL] or results
+    return Job(**max(fit, key=lambda r: final(r).win_rate)["job"])
+
+
+def difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]) -> str:
+    """The mean difference over the pairs that have both, with its interval."""
+    both = [(first, second) for pair in pairs if None not in (first := of(pair[0]), second := of(pair[1]))]
+    return f"{interval([first - second for first, second in both], 3, sign='+')} ({len(both)})" if both else "–"
+
+
+def cells_of_runs(runs: list[dict[str, Any]], levels: Sequence[float]) -> list[str]:
+    """Win rates at levels of KL and the final figures, each with its interval over the runs."""
+    cells = []
+    for level in levels:
+        reached = [w for r in runs if (w := win_rate_at_kl(r["curve"], level)) is not None]
+        few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
+        cells.append((interval(reached, 3) + few) if reached else "–")
+    ends = [final(run) for run in runs]
+    digits = {"win_rate": 3, "length_controlled": 3, "kl": 1, "length": 1}
+    return cells + [interval([getattr(end, name) for end in ends], places) for name, places in digits.items()]
 
 
 def machine() -> str:

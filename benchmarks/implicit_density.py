@@ -11,7 +11,6 @@ Needs scikit-learn: `pip install -e ".[benchmarks]"`.
 
 import argparse
 import json
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from density import make_examiner, point_of, prepare, run_all
 from density_data import GoldJudge, paradetox
-from density_report import interval, machine, win_rate_at_kl
+from density_report import cells_of_runs, choose, difference, machine, win_rate_at_kl
 from density_settings import (
     BATCH_SIZE,
     KL_COEFS,
@@ -148,14 +147,6 @@ def tuning_jobs(arm: str) -> list[Job]:
     ]
 
 
-def choose(results: list[dict[str, Any]], human_length: float) -> Job:
-    """The job of the highest win rate among those within the bounds of the density dial, or, where none is, those with
-    a KL that is allowed, or all."""
-    fit = [r for r in results if allowed(final(r), human_length)]
-    fit = fit or [r for r in results if final(r).kl <= MAX_KL] or results
-    return Job(**max(fit, key=lambda r: final(r).win_rate)["job"])
-
-
 def write_report(output: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
     settings = {job._replace(seed=0).name for arm in SETTINGS for job in tuning_jobs(arm)}
@@ -214,15 +205,15 @@ def write_report(output: Path) -> None:
         setting = choose(tuned, human)._replace(seed=0)
         runs = [r for r in results if Job(**r["job"])._replace(seed=0) == setting and r["job"]["seed"] in SEEDS]
         of_arm[arm] = {r["job"]["seed"]: r for r in runs}
-        cells = _cells(runs) if runs else ["not run yet"] + [""] * (3 + len(KL_LEVELS))
+        cells = cells_of_runs(runs, KL_LEVELS) if runs else ["not run yet"] + [""] * (3 + len(KL_LEVELS))
         lines.append(f"| {arm} | {_setting(setting)} | {len(runs)} | {' | '.join(cells)} |")
     both = sorted(set.intersection(*map(set, of_arm.values())))
     if both:
         pairs = [(of_arm["implicit"][seed], of_arm["token"][seed]) for seed in both]
         differences = [
-            _difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS
+            difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS
         ]
-        differences.append(_difference(pairs, lambda run: final(run).win_rate))
+        differences.append(difference(pairs, lambda run: final(run).win_rate))
         lines += [
             "",
             f"Implicit less token, seed by seed: at {', '.join(map(str, KL_LEVELS))} nats and at the end, "
@@ -262,25 +253,6 @@ def _dpo_rows(output: Path) -> list[str]:
 def _setting(job: Job) -> str:
     beta = job.options.get("reward_model", "").removeprefix("dpo-")
     return f"KL coefficient {job.kl_coef:g}, lambda {job.options['lam']:g}" + (f", DPO's beta {beta}" if beta else "")
-
-
-def _difference(
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]
-) -> str:
-    """The mean difference over the pairs that have both, with its interval."""
-    both = [(first, second) for pair in pairs if None not in (first := of(pair[0]), second := of(pair[1]))]
-    return f"{interval([first - second for first, second in both], 3, sign='+')} ({len(both)})" if both else "–"
-
-
-def _cells(runs: list[dict[str, Any]]) -> list[str]:
-    cells = []
-    for level in KL_LEVELS:
-        reached = [w for r in runs if (w := win_rate_at_kl(r["curve"], level)) is not None]
-        few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
-        cells.append((interval(reached, 3) + few) if reached else "–")
-    ends = [final(run) for run in runs]
-    digits = {"win_rate": 3, "length_controlled": 3, "kl": 1, "length": 1}
-    return cells + [interval([getattr(end, name) for end in ends], places) for name, places in digits.items()]
 
 
 def main() -> None:

@@ -1,0 +1,106 @@
+"""What a value head on the policy's own backbone costs in learning: PPO with token scores, on ParaDetox.
+
+    python benchmarks/trunk_density.py all --data <folder>    # tune both arms alike, run the seeds, report
+    python benchmarks/trunk_density.py report                 # the table of what is there
+
+Data, start policy, reward model, judge and runs are those of `density.py`, which this prepares where they are not there
+yet. Runs with a result are not repeated.
+
+Needs scikit-learn: `pip install -e ".[benchmarks]"`.
+"""
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from density import prepare, run_all
+from density_report import cells_of_runs, choose, difference, interval, machine, win_rate_at_kl
+from density_settings import BATCH_SIZE, KL_COEFS, LAMS, SEEDS, TUNING_SEEDS, UPDATES, Job, final
+from provenance import commit
+
+
+RESULTS = Path(__file__).resolve().parent / "results" / "trunk_density.md"
+LEARNING_RATE = 3e-4
+KL_LEVELS = (1, 2, 4)
+ARMS: dict[str, dict[str, Any]] = {"value model": {}, "value head": {"share_value_backbone": True}}
+
+
+def tuning_jobs(arm: str) -> list[Job]:
+    return [
+        Job("token", LEARNING_RATE, kl_coef, seed, UPDATES, {"lam": lam, **ARMS[arm]})
+        for kl_coef in KL_COEFS[:2]
+        for lam in LAMS
+        for seed in TUNING_SEEDS
+    ]
+
+
+def write_report(output: Path) -> None:
+    def read(jobs: list[Job]) -> list[dict[str, Any]]:
+        paths = [output / "results" / f"{job.name}.json" for job in jobs]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+    human = json.loads((output / "prepared.json").read_text())["lengths"]["chosen"]
+    lines = [
+        "# A value head on the policy's backbone, on ParaDetox",
+        "",
+        f"`python benchmarks/trunk_density.py all --data <folder>`, {date.today()}, commit {commit()}, {machine()}.",
+        "",
+        "Policy, reward model, judge and runs are those of [the density dial](density.md), its arm `token`. `value "
+        "model`: a copy of the reward model, as by default. `value head`: `share_value_backbone`. Every run: "
+        f"{UPDATES} updates of {BATCH_SIZE} completions at a learning rate of {LEARNING_RATE:g}. Each arm has the "
+        f"better of {len(tuning_jobs('value head'))} settings on seed {TUNING_SEEDS[0]}. Win rates are against the "
+        "start policy, with 95 % intervals of the mean over the seeds (Student's t).",
+        "",
+        f"| arm | KL coefficient, lambda | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | "
+        "at the end | length-controlled | KL | length |",
+        f"|{' --- |' * (7 + len(KL_LEVELS))}",
+    ]
+    of_arm = {}
+    for arm in ARMS:
+        setting = choose(read(tuning_jobs(arm)), human)
+        runs = read([setting._replace(seed=seed) for seed in SEEDS])
+        of_arm[arm] = {run["job"]["seed"]: run for run in runs}
+        cells = [arm, f"{setting.kl_coef:g}, {setting.options['lam']:g}", str(len(runs))]
+        lines.append(f"| {' | '.join(cells + cells_of_runs(runs, KL_LEVELS))} |")
+    both = sorted(set.intersection(*map(set, of_arm.values())))
+    pairs = [(of_arm["value head"][seed], of_arm["value model"][seed]) for seed in both]
+    differences = [
+        difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS
+    ]
+    differences.append(difference(pairs, lambda run: final(run).win_rate))
+    seconds = [head["seconds"] / model["seconds"] for head, model in pairs]
+    lines += [
+        "",
+        f"Head less model, seed by seed: at {', '.join(map(str, KL_LEVELS))} nats and at the end, "
+        f"{', '.join(differences)}. A run with the head, examinations included, takes {interval(seconds, 2)} of the "
+        "processor's time of one with the model.",
+    ]
+    text = "\n".join(lines) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("stage", choices=["all", "report"])
+    parser.add_argument("--data", type=Path, help="Folder with ParaDetox.")
+    parser.add_argument("--output", type=Path, default=Path("runs/density"), help="Folder for models and results.")
+    parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
+    arguments = parser.parse_args()
+    data, output = arguments.data, arguments.output
+    if arguments.stage == "all":
+        if data is None:
+            parser.error("name the folder with --data")
+        output.mkdir(parents=True, exist_ok=True)
+        if not (output / "prepared.json").exists():
+            prepare(data, output)
+        human_length = json.loads((output / "prepared.json").read_text())["lengths"]["chosen"]
+        chosen = {arm: choose(run_all(tuning_jobs(arm), data, output, arguments.jobs), human_length) for arm in ARMS}
+        run_all([chosen[arm]._replace(seed=seed) for seed in SEEDS for arm in ARMS], data, output, arguments.jobs)
+    write_report(output)
+
+
+if __name__ == "__main__":
+    main()
