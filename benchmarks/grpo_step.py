@@ -97,6 +97,12 @@ def peak(name: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
+def cell(values: list[float]) -> str:
+    """The median, with the quartiles."""
+    low, middle, high = quantiles(values, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--turns", type=int, default=20, help="Updates of each trainer.")
@@ -123,10 +129,6 @@ def main() -> None:
                 if turn > 0:  # the first warms up
                     seconds[name].append(time.process_time() - begin)
     ratios = [ours / theirs for theirs, ours in zip(seconds["TRL"], seconds["ours"], strict=True)]
-
-    def cell(values: list[float]) -> str:
-        low, middle, high = quantiles(values, n=4)
-        return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
     def spread(values: list[float]) -> str:
         return f"{median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
