@@ -1,10 +1,11 @@
-"""Does GRPO gain by rewards of tokens? Advantages of completions and of tokens from one reward model, on ParaDetox.
+"""Does GRPO gain by rewards of tokens? Advantages of completions and of tokens from one reward model.
 
     python benchmarks/grpo_density.py all --data <folder>    # prepare, tune every arm alike, run the seeds, report
+    python benchmarks/grpo_density.py all --corpus demo      # the same on the corpus of examples/demo.py
     python benchmarks/grpo_density.py report                 # the table of what is there
 
-Data, start policy, reward models and judge are those of `density.py`, which this prepares where they are not there yet.
-Each run is a process of one thread and writes one JSON file; runs with a file are not repeated.
+On ParaDetox, start policy, reward models and judge are those of `density.py`; on the demo's corpus, those of the demo.
+This prepares them where they are not there yet. Each run is a process of one thread and writes one JSON file; runs with a file are not repeated.
 
 Needs scikit-learn: `pip install -e ".[benchmarks]"`.
 """
@@ -30,7 +31,7 @@ from provenance import commit
 from trl_tokenreward.utils.files import write_text
 
 
-RESULTS = Path(__file__).resolve().parent / "results" / "grpo_density.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 # Two batches of a generation, each read twice: four optimizer steps to an update, as the PPO runs of `density.py` have.
 NUM_GENERATIONS, STEPS_PER_GENERATION, NUM_ITERATIONS = 8, 2, 2
 STEPS_PER_UPDATE = STEPS_PER_GENERATION * NUM_ITERATIONS
@@ -67,20 +68,76 @@ class Job(NamedTuple):
         return f"{arm}-lr{self.learning_rate:g}-beta{self.beta:g}-seed{self.seed}"
 
 
-def run(job: Job, data: Path, output: Path) -> dict[str, Any]:
+def paradetox_task(data: Path, start: Any, tokenizer: Any) -> tuple[Any, Any, int]:
+    """Prompts to train on, the examiner, and the most tokens of a completion."""
+    from density_data import GoldJudge, paradetox
+
+    parts = paradetox(data / "paradetox-8000.tsv")
+    examiner = make_examiner(parts, GoldJudge(parts.gold), start, tokenizer)
+    return parts.policy.select_columns("prompt"), examiner, RESPONSE_LENGTH
+
+
+def demo_task(_: Path, start: Any, tokenizer: Any) -> tuple[Any, Any, int]:
+    """The same of the demo's corpus, whose own rules are the judge."""
+    from datasets import Dataset
+
+    import demo
+
+    train, evaluation = demo_rows(tokenizer)
+    held_out = Dataset.from_dict({"input_ids": [demo.prompt_ids(row) for row in evaluation]})
+    judge, _ = demo.make_judge(demo.Data(train, evaluation, None), start, tokenizer, evaluation, None)
+    length = demo.response_length(train)
+    examiner = demo.Examiner(start, judge, tokenizer, held_out, length, seed=0)
+    texts = tokenizer.batch_decode([demo.prompt_ids(row) for row in train])
+    return Dataset.from_dict({"prompt": texts}), examiner, length
+
+
+def demo_rows(tokenizer: Any) -> tuple[Any, Any]:
+    """The demo's prepared rows: to train on, and held out."""
+    import demo
+
+    sizes = demo.Sizes()
+    data = demo.load_data(None, sizes, seed=0)
+    parts = {"train": data.train, "evaluation": data.evaluation}
+    return tuple(
+        demo.prepare_dataset(rows, tokenizer, max_length=sizes.max_length, name=name)[0] for name, rows in parts.items()
+    )
+
+
+def prepare_demo(_: Path, output: Path) -> None:
+    """The demo's start policy and reward model, and the latter's figures in `prepared.json`."""
+    import torch
+    from transformers import set_seed
+
+    import demo
+
+    torch.set_num_threads(1)
+    set_seed(0)
+    settings = demo.Run(output, 0, demo.Sizes())
+    tokenizer = demo.train_tokenizer(demo.load_data(None, settings.sizes, seed=0).train, settings.sizes.vocabulary)
+    train, evaluation = demo_rows(tokenizer)
+    policy = demo.train_policy(tokenizer, train, settings)
+    policy.save_pretrained(output / "start_policy")
+    tokenizer.save_pretrained(output / "start_policy")
+    _, metrics = demo.train_reward_model("reward_model", policy, tokenizer, train, evaluation, settings)
+    (output / "prepared.json").write_text(json.dumps({"reward_model": metrics}))
+
+
+TASKS = {"paradetox": paradetox_task, "demo": demo_task}
+
+
+def run(job: Job, corpus: str, data: Path, output: Path) -> dict[str, Any]:
     """Train one arm, and examine it on the test part's prompts every few updates."""
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-    from density_data import GoldJudge, paradetox
     from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer, TokenRewardModel
 
     torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "start_policy")
     policy, start = (LlamaForCausalLM.from_pretrained(output / "start_policy", dtype=torch.float32) for _ in range(2))
-    parts = paradetox(data / "paradetox-8000.tsv")
-    examiner = make_examiner(parts, GoldJudge(parts.gold), start, tokenizer)
+    prompts, examiner, length = TASKS[corpus](data, start, tokenizer)
 
     class LearningCurve(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
@@ -108,7 +165,7 @@ def run(job: Job, data: Path, output: Path) -> dict[str, Any]:
             steps_per_generation=STEPS_PER_GENERATION,
             num_iterations=NUM_ITERATIONS,
             num_generations=NUM_GENERATIONS,
-            max_completion_length=RESPONSE_LENGTH,
+            max_completion_length=length,
             max_steps=UPDATES * STEPS_PER_UPDATE,
             learning_rate=job.learning_rate,
             lr_scheduler_type="constant",
@@ -116,7 +173,7 @@ def run(job: Job, data: Path, output: Path) -> dict[str, Any]:
             logging_steps=STEPS_PER_UPDATE,
             **ARMS[job.arm],
         ),
-        parts.policy.select_columns("prompt"),
+        prompts,
         processing_class=tokenizer,
         reward_processing_classes=tokenizer,
         callbacks=[curve],
@@ -127,7 +184,7 @@ def run(job: Job, data: Path, output: Path) -> dict[str, Any]:
     return {"job": job._asdict(), "seconds": seconds, "curve": curve.points, "log": trainer.state.log_history}
 
 
-def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> list[dict[str, Any]]:
+def run_all(jobs: Iterable[Job], corpus: str, data: Path, output: Path, processes: int) -> list[dict[str, Any]]:
     """The results of the jobs, in their order; those that are not there yet are run first."""
     jobs, folder = list(jobs), output / "grpo"
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +192,8 @@ def run_all(jobs: Iterable[Job], data: Path, output: Path, processes: int) -> li
     def start(job: Job) -> None:
         if (folder / f"{job.name}.json").exists():
             return
-        command = [sys.executable, __file__, "run", "--data", str(data), "--output", str(output)]
+        command = [sys.executable, __file__, "run", "--corpus", corpus, "--output", str(output)]
+        command += [] if data is None else ["--data", str(data)]
         command += ["--arm", job.arm, "--learning-rate", str(job.learning_rate), "--beta", str(job.beta)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run([*command, "--seed", str(job.seed)], env=environment, capture_output=True, text=True)
@@ -177,7 +235,7 @@ def _differences(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], lev
     return f"{interval(differences, 3, sign='+')} ({len(differences)} seeds)" if differences else "–"
 
 
-def write_report(output: Path) -> None:
+def write_report(corpus: str, output: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted((output / "grpo").glob("*.json"))]
     tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
     # Settings that were not chosen may have been run by hand.
@@ -187,11 +245,13 @@ def write_report(output: Path) -> None:
             groups.setdefault(_setting(result), []).append(result)
     chosen = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in ARMS}
     lines = [
-        "# GRPO with rewards of tokens, on ParaDetox",
+        f"# GRPO with rewards of tokens, on {'ParaDetox' if corpus == 'paradetox' else 'the corpus of the demo'}",
         "",
-        f"`python benchmarks/grpo_density.py all --data <folder>`, {date.today()}, commit {commit()}, {machine()}.",
+        f"`python benchmarks/grpo_density.py all {'--data <folder>' if corpus == 'paradetox' else '--corpus demo'}`, "
+        f"{date.today()}, commit {commit()}, {machine()}.",
         "",
-        f"Policy, reward models and judge are those of [the density dial](density.md). Every run: {UPDATES} updates of "
+        "Policy, reward models and judge are those of "
+        f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Every run: {UPDATES} updates of "
         f"{BATCH_SIZE} completions, {NUM_GENERATIONS} for each prompt, and {STEPS_PER_UPDATE} optimizer steps to an "
         "update. All arms have one reward model. `scalar`: its sequence score, one reward for each completion (TRL's "
         "GRPOTrainer); `scalar, length held`: with our hold on the mean length. `process` and `leave one out`: its "
@@ -241,15 +301,17 @@ def write_report(output: Path) -> None:
             f"| {last['win_rate']:.3f} | {last['kl']:.1f} |"
         )
     text = "\n".join(lines) + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
+    name = "grpo_density.md" if corpus == "paradetox" else f"grpo_density_{corpus}.md"
+    (RESULTS / name).write_text(text, encoding="utf-8")
     print(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=["all", "run", "report"])
+    parser.add_argument("--corpus", choices=list(TASKS), default="paradetox")
     parser.add_argument("--data", type=Path, help="Folder with ParaDetox.")
-    parser.add_argument("--output", type=Path, default=Path("runs/density"), help="Folder for models and results.")
+    parser.add_argument("--output", type=Path, help="Folder for models and results.")
     parser.add_argument("--jobs", type=int, default=2, help="Runs at a time, each on one core.")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="How many seeds `all` runs.")
     parser.add_argument("--arm", choices=list(ARMS), default="process")
@@ -257,24 +319,26 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=SETTINGS[0][1])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    data, output = arguments.data, arguments.output
+    corpus, data = arguments.corpus, arguments.data
+    output = arguments.output or Path("runs/density" if corpus == "paradetox" else "runs/density-demo")
     output.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "report":
-        return write_report(output)
-    if data is None:
+        return write_report(corpus, output)
+    if data is None and corpus == "paradetox":
         parser.error("name the folder with --data")
     if arguments.stage == "run":
         job = Job(arguments.arm, arguments.learning_rate, arguments.beta, arguments.seed)
         (output / "grpo").mkdir(exist_ok=True)
-        write_text(output / "grpo" / f"{job.name}.json", json.dumps(run(job, data, output)))
+        write_text(output / "grpo" / f"{job.name}.json", json.dumps(run(job, corpus, data, output)))
         return None
     if not (output / "prepared.json").exists():
-        prepare(data, output)
-    tuned = run_all([job for arm in ARMS for job in tuning_jobs(arm)], data, output, arguments.jobs)
+        {"paradetox": prepare, "demo": prepare_demo}[corpus](data, output)
+    tuned = run_all([job for arm in ARMS for job in tuning_jobs(arm)], corpus, data, output, arguments.jobs)
     chosen = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in ARMS}
     # Seed by seed, so that a run that is stopped has all arms with the seeds that it has.
-    run_all([Job(arm, *chosen[arm], s) for s in SEEDS[: arguments.seeds] for arm in ARMS], data, output, arguments.jobs)
-    return write_report(output)
+    jobs = [Job(arm, *chosen[arm], seed) for seed in SEEDS[: arguments.seeds] for arm in ARMS]
+    run_all(jobs, corpus, data, output, arguments.jobs)
+    return write_report(corpus, output)
 
 
 if __name__ == "__main__":
