@@ -5,7 +5,8 @@
     python benchmarks/grpo_density.py report                 # the table of what is there
 
 On ParaDetox, start policy, reward models and judge are those of `density.py`; on the demo's corpus, those of the demo.
-This prepares them where they are not there yet. Each run is a process of one thread and writes one JSON file; runs with a file are not repeated.
+This prepares them where they are not there yet. Each run is a process of one thread and writes one JSON file; runs with
+a file are not repeated.
 
 Needs scikit-learn: `pip install -e ".[benchmarks]"`.
 """
@@ -251,11 +252,11 @@ def write_report(corpus: str, output: Path) -> None:
         f"{date.today()}, commit {commit()}, {machine()}.",
         "",
         "Policy, reward models and judge are those of "
-        f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Every run: {UPDATES} updates of "
-        f"{BATCH_SIZE} completions, {NUM_GENERATIONS} for each prompt, and {STEPS_PER_UPDATE} optimizer steps to an "
-        "update. All arms have one reward model. `scalar`: its sequence score, one reward for each completion (TRL's "
-        "GRPOTrainer); `scalar, length held`: with our hold on the mean length. `process` and `leave one out`: its "
-        "token scores, with the two estimators of advantages and the hold on the length.",
+        f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Every run: "
+        f"{UPDATES} updates of {BATCH_SIZE} completions, {NUM_GENERATIONS} for each prompt, and {STEPS_PER_UPDATE} "
+        "optimizer steps to an update. All arms have one reward model. `scalar`: its sequence score, one reward for "
+        "each completion (TRL's GRPOTrainer); `scalar, length held`: with our hold on the mean length. `process` and "
+        "`leave one out`: its token scores, with the two estimators of advantages and the hold on the length.",
         "",
         f"Each arm has the rate and beta with the highest win rate at {COMPARED} nats on the tuning seed "
         f"({TUNING_SEED}), of as many settings each. Win rates are against the start policy, on the test part's "
