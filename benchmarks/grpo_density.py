@@ -252,7 +252,7 @@ def write_report(corpus: str, output: Path) -> None:
         f"{date.today()}, commit {commit()}, {machine()}.",
         "",
         "Policy, reward models and judge are those of "
-        f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Every run: "
+        f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Each run: "
         f"{UPDATES} updates of {BATCH_SIZE} completions, {NUM_GENERATIONS} for each prompt, and {STEPS_PER_UPDATE} "
         "optimizer steps to an update. All arms have one reward model. `scalar`: its sequence score, one reward for "
         "each completion (TRL's GRPOTrainer); `scalar, length held`: with our hold on the mean length. `process` and "
