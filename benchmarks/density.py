@@ -253,8 +253,11 @@ def our_trainer(
 
     from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
 
-    model = TokenRewardModel.from_pretrained(reward_model, dtype=torch.float32)
-    trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), reward_model=model, **arguments)
+    # The option `value_model` of `value_density.py` names the folder of a reward model.
+    folders = {"reward_model": reward_model}
+    folders |= {"value_model": output / settings.pop("value_model")} if "value_model" in settings else {}
+    models = {name: TokenRewardModel.from_pretrained(folder, dtype=torch.float32) for name, folder in folders.items()}
+    trainer = FineGrainedPPOTrainer(args=FineGrainedPPOConfig(**settings), **models, **arguments)
     return trainer, trainer.schedule.steps_per_update
 
 

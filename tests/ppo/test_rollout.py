@@ -119,11 +119,12 @@ def test_whitened_rewards_have_unit_variance(scenario):
     assert rollout.token_level_rewards.mean() == pytest.approx(float(plain.token_level_rewards.mean()), abs=1e-5)
 
 
-def test_values_default_to_a_copy_of_the_reward_model(scenario):
+def test_the_default_value_model_is_a_copy_of_the_reward_model_with_values_of_0(scenario):
     reward = tiny.unigram_reward_model({C: 1.0}, {C: 2.0})
     before = weights(reward)
     trainer = scenario.make(reward=reward, dataset=prompts([C]), arguments={"value_model": None})
-    assert trainer.collect_rollout(0).values[:, 0].tolist() == [2.0] * 4
+    assert torch.equal(weights(trainer.value_model.model), weights(reward.model))
+    assert trainer.collect_rollout(0).values[:, 0].tolist() == [0.0] * 4
     trainer.train()
     assert torch.equal(weights(reward), before)
     assert not torch.equal(weights(trainer.value_model), before)

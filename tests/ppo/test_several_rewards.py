@@ -8,7 +8,7 @@ from torch import nn
 
 import ppo_runs
 import tiny
-from ppo_scenario import RAW, logged, prompts
+from ppo_scenario import RAW, logged, prompts, weights
 from scorer_cases import TWO_ROWS, batch
 from tiny import EOS, A, B, C, D
 from trl_tokenreward import FineGrainedPPOConfig, ImplicitReward, read_completions
@@ -148,9 +148,9 @@ def test_a_list_of_one_is_the_reward_itself(scenario, kind):
         logs = [{k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k and k != "eps"}
                 for entry in trainer.state.log_history]  # fmt: skip
         outcomes.append((trainer.model.state_dict(), logs))
-    for weights, logs in outcomes[1:]:
+    for state, logs in outcomes[1:]:
         assert logs == outcomes[0][1]
-        assert all(torch.equal(weights[name], tensor) for name, tensor in outcomes[0][0].items())
+        assert all(torch.equal(state[name], tensor) for name, tensor in outcomes[0][0].items())
     assert not any(name.startswith("rewards/") for entry in outcomes[0][1] for name in entry)
 
 
@@ -233,8 +233,8 @@ def test_a_whole_training_with_all_that_reads_rewards(scenario):
 def test_the_value_model_is_of_the_first_model_with_a_sequence_head(scenario):
     model = second_model()
     value_model = make(scenario, [by_token, model, first_model()], own_value_model=True).value_model
-    score = next(p for name, p in value_model.named_parameters() if name.endswith("score.weight"))
-    assert torch.equal(score, next(p for name, p in model.named_parameters() if name.endswith("score.weight")))
+    assert torch.equal(weights(value_model.model), weights(model.model))
+    assert not torch.equal(weights(value_model.model), weights(first_model().model))
 
 
 @pytest.mark.parametrize(

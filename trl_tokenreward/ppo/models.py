@@ -4,6 +4,7 @@ import copy
 from itertools import chain
 from typing import Any, NamedTuple
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 
@@ -115,7 +116,8 @@ def prepare_models(
     with_adapters = args.share_base if args.share_base is not None else peft_config is not None
     if value_model is None and not args.share_value_backbone:
         if not with_adapters:
-            value_model = copied(policy if first is None else first, TokenRewardModel.from_backbone)
+            source = policy if first is None else first
+            value_model = copied(source, lambda model: _from_zero(TokenRewardModel.from_backbone(model)))
         elif first is None and not _changes_nothing(peft_config):
             first = copied(policy, TokenRewardModel.from_backbone)  # for the adapter may change the policy's base
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
@@ -126,7 +128,8 @@ def prepare_models(
         value_model = ValueHead(policy)
     elif value_model is None:
         config = peft_config or policy.peft_config[policy.active_adapters[0]]
-        value_model = copied(policy if first is None else first, lambda _: value_adapter(policy, first, config, share))
+        source = policy if first is None else first
+        value_model = copied(source, lambda _: _from_zero(value_adapter(policy, first, config, share)))
     _check_value_model(value_model)
     for trained in (policy, value_model):
         if is_peft_model(trained) and args.gradient_checkpointing:
@@ -167,6 +170,17 @@ def _can_share(args: FineGrainedPPOConfig, policy: nn.Module) -> bool:
             "themselves: leave it unset. The value model gets an adapter all the same."
         )
     return not sharded
+
+
+@torch.no_grad()
+def _from_zero(value_model: nn.Module) -> nn.Module:
+    """The model with values of 0. A reward model's head has the scale of its scores, not that of returns, and until it
+    has learned another, advantages are of values that mean nothing."""
+    for name, parameter in value_model.named_parameters():
+        # With an adapter, the head beside the one that is trained is the reward model's.
+        if "score" in name.split(".") and (parameter.requires_grad or not is_peft_model(value_model)):
+            parameter.zero_()
+    return value_model
 
 
 def _check_value_model(value_model: nn.Module) -> None:

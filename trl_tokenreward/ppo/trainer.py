@@ -88,7 +88,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             [`~ppo.prompts.prepare_prompts`]. A stream needs `total_episodes` or `max_steps`.
         value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
             Its sequence head gives the values. If `None`, a copy of the first reward model that has such a head and the
-            policy's tokenizer; where there is none, the policy's backbone with a new head.
+            policy's tokenizer, or, where there is none, of the policy's backbone; its values begin at 0, since a reward
+            model's scores have another scale than returns.
         data_collator (`Callable`, *optional*):
             Makes left-padded `input_ids` and `attention_mask` of a list of rows. If `None`,
             [`~ppo.prompts.DataCollatorForPrompts`].
