@@ -106,9 +106,13 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
         threshold = chosen.best_span_threshold
         on_trial = evaluate_token_rewards(trainer.model, tokenizer, trial, span_threshold=threshold, **settings)
         report = evaluate_token_rewards(trainer.model, tokenizer, test, span_threshold=threshold, **settings)
+        # A file's share of posts without a span decides on much of its F1.
+        with_spans = test.filter(lambda row: len(row["completion_spans"]) > 0)
+        of_some = evaluate_token_rewards(trainer.model, tokenizer, with_spans, span_threshold=threshold, **settings)
     result = {
         **job._asdict(),
         "f1": vars(report.span_f1),
+        "f1_with_spans": vars(of_some.span_f1),
         "trial_f1": vars(on_trial.span_f1),
         "threshold": threshold,
         "best_threshold_on_test": report.best_span_threshold,
@@ -125,8 +129,8 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown: one row a run, with a figure that misses the target in italics."""
     lines = [
-        f"| post is read | seed | F1 on test (≥ {TARGET}) | F1 on trial | AUROC of tokens | steps | commit |",
-        f"|{' --- |' * 7}",
+        f"| post is read | seed | F1 on test (≥ {TARGET}) | its posts with spans | F1 on trial | AUROC of tokens | steps | commit |",
+        f"|{' --- |' * 8}",
     ]
     for result in results:
         f1, trial, auroc = (result[name] for name in ("f1", "trial_f1", "token_auroc"))
@@ -135,6 +139,7 @@ def table(results: list[dict[str, Any]]) -> str:
             result["kind"],
             result["seed"],
             f"{value} ({f1['low']:.3f} to {f1['high']:.3f})",
+            f"{result['f1_with_spans']['value']:.3f}" if "f1_with_spans" in result else "",
             f"{trial['value']:.3f}",
             f"{auroc['value']:.3f}",
             result["steps"],
@@ -142,8 +147,8 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
-        f"| published, best of 91 submissions | | {BEST:.3f} | | | | |",
-        f"| published, median of the 36 teams that are described | | {MEDIAN:.3f} | | | | |",
+        f"| published, best of 91 submissions | | {BEST:.3f} | | | | | |",
+        f"| published, median of the 36 teams that are described | | {MEDIAN:.3f} | | | | | |",
     ]
     return "\n".join(lines)
 
