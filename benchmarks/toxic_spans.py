@@ -129,8 +129,8 @@ def run(job: Job, data: Path, model: str, output: Path) -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown: one row a run, with a figure that misses the target in italics."""
     lines = [
-        f"| post is read | seed | F1 on test (≥ {TARGET}) | its posts with spans | F1 on trial | AUROC of tokens | steps | "
-        "commit |",
+        f"| post is read | seed | F1 on test (≥ {TARGET}) | its posts with spans | F1 on trial | AUROC of tokens | "
+        "steps | commit |",
         f"|{' --- |' * 8}",
     ]
     for result in results:
