@@ -84,18 +84,38 @@ def write_report(output: Path) -> None:
         f"| reward | values begin | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | time |",
         f"|{' --- |' * (4 + len(KL_LEVELS))}",
     ]
-    for arm, runs in of_arm.items():
-        baseline = of_arm[arm[0], BASELINE] if (arm[0], BASELINE) in of_arm else {}
-        pairs = [(runs[seed], baseline[seed]) for seed in sorted(runs.keys() & baseline.keys())]
-        if arm[1] == BASELINE or not pairs:
-            continue
-        cells = [difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS]
-        cells.append(difference(pairs, lambda run: final(run).win_rate))
-        cells.append(interval([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs], 2))
-        lines.append(f"| {' | '.join([*arm, *cells])} |")
+    for (reward, values), runs in of_arm.items():
+        pairs = _pairs(runs, of_arm.get((reward, BASELINE), {}))
+        if values != BASELINE and pairs:
+            time = interval([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs], 2)
+            lines.append(f"| {' | '.join([reward, values, *_differences(pairs), time])} |")
+    lines += [
+        "",
+        "Win rates with the reward `token` less those with `terminal`, values and seed alike:",
+        "",
+        f"| values begin | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end |",
+        f"|{' --- |' * (2 + len(KL_LEVELS))}",
+    ]
+    for values in VALUES:
+        pairs = _pairs(of_arm.get(("token", values), {}), of_arm.get(("terminal", values), {}))
+        if pairs:
+            lines.append(f"| {' | '.join([values, *_differences(pairs)])} |")
     text = "\n".join(lines) + "\n"
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
+
+
+Pair = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _pairs(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[Pair]:
+    return [(runs[seed], others[seed]) for seed in sorted(runs.keys() & others.keys())]
+
+
+def _differences(pairs: list[Pair]) -> list[str]:
+    """Differences of win rates at the levels of KL and at the end."""
+    cells = [difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS]
+    return [*cells, difference(pairs, lambda run: final(run).win_rate)]
 
 
 def main() -> None:
