@@ -232,9 +232,10 @@ def test_a_whole_training_with_all_that_reads_rewards(scenario):
 
 def test_the_value_model_is_of_the_first_model_with_a_sequence_head(scenario):
     model = second_model()
+    with torch.no_grad():
+        next(model.model.parameters()).mul_(1.5)  # the backbones of these models are alike
     value_model = make(scenario, [by_token, model, first_model()], own_value_model=True).value_model
     assert torch.equal(weights(value_model.model), weights(model.model))
-    assert not torch.equal(weights(value_model.model), weights(first_model().model))
 
 
 @pytest.mark.parametrize(
