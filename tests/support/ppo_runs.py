@@ -34,15 +34,21 @@ VOCAB_SIZE = 8  # few enough that many completions end early
 NOT_REPEATED = ("eps", "train_loss", "_runtime", "_per_second")
 
 
-def _terminal(family: str) -> dict[str, Any]:
+def _models(family: str) -> dict[str, Any]:
     return {
         "model": scaled(tiny.causal_lm(family, seed=0, vocab_size=VOCAB_SIZE)),
         "reward_model": scaled(tiny.sequence_classifier(family, seed=1, vocab_size=VOCAB_SIZE)),
     }
 
 
+def _terminal(family: str) -> dict[str, Any]:
+    """With values that are not 0 at the start, as those of the other runs are."""
+    models = _models(family)
+    return {**models, "value_model": TokenRewardModel.from_backbone(models["reward_model"])}
+
+
 def _dense(family: str) -> dict[str, Any]:
-    return {**_terminal(family), "reward_model": token_reward_model(family)}
+    return {**_models(family), "reward_model": token_reward_model(family)}
 
 
 def _dense_peft(family: str) -> dict[str, Any]:
@@ -53,12 +59,12 @@ def _dense_peft(family: str) -> dict[str, Any]:
 
 def _one_base(family: str) -> dict[str, Any]:
     """The reward model is an adapter of the policy's checkpoint."""
-    models = _terminal(family)
+    models = _models(family)
     return {**models, "reward_model": lora_reward_model(models["model"]), "peft_config": lora_config()}
 
 
 def _callable(family: str) -> dict[str, Any]:
-    return {**_terminal(family), "reward_model": early_letters}
+    return {**_models(family), "reward_model": early_letters}
 
 
 def _several(family: str) -> dict[str, Any]:
