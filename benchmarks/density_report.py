@@ -312,13 +312,25 @@ def difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[
     return f"{interval([first - second for first, second in both], 3, sign='+')} ({len(both)})" if both else "–"
 
 
-def cells_of_runs(runs: list[dict[str, Any]], levels: Sequence[float]) -> list[str]:
-    """Win rates at levels of KL and the final figures, each with its interval over the runs."""
+def differences(pairs: list[tuple[dict[str, Any], dict[str, Any]]], levels: Sequence[float]) -> list[str]:
+    """Those of the win rates at levels of KL and at the end."""
+    cells = [difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in levels]
+    return [*cells, difference(pairs, lambda run: final(run).win_rate)]
+
+
+def win_rates_at(runs: list[dict[str, Any]], levels: Sequence[float]) -> list[str]:
+    """Win rates at levels of KL, each with its interval over the runs that reach it, and how many do if not all."""
     cells = []
     for level in levels:
         reached = [w for r in runs if (w := win_rate_at_kl(r["curve"], level)) is not None]
         few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
         cells.append((interval(reached, 3) + few) if reached else "–")
+    return cells
+
+
+def cells_of_runs(runs: list[dict[str, Any]], levels: Sequence[float]) -> list[str]:
+    """Win rates at levels of KL and the final figures, each with its interval over the runs."""
+    cells = win_rates_at(runs, levels)
     ends = [final(run) for run in runs]
     digits = {"win_rate": 3, "length_controlled": 3, "kl": 1, "length": 1}
     return cells + [interval([getattr(end, name) for end in ends], places) for name, places in digits.items()]

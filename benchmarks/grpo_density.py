@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from density import make_examiner, point_of, prepare
-from density_report import interval, machine, win_rate_at_kl
+from density_report import interval, machine, win_rate_at_kl, win_rates_at
 from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
 from provenance import commit
 from trl_tokenreward.utils.files import write_text
@@ -275,11 +275,7 @@ def write_report(corpus: str, output: Path) -> None:
     ]
     for (arm, rate, beta), runs in groups.items():
         name = arm if (rate, beta) == chosen[arm] else f"{arm} (not chosen)"
-        levels = []
-        for level in KL_LEVELS:
-            reached = [w for r in runs if (w := win_rate_at_kl(r["curve"], level)) is not None]
-            few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
-            levels.append((interval(reached, 3) + few) if reached else "–")
+        levels = win_rates_at(runs, KL_LEVELS)
         controlled = [[{**p, "win_rate": p["length_controlled"]} for p in r["curve"]] for r in runs]
         fair = [w for curve in controlled if (w := win_rate_at_kl(curve, COMPARED)) is not None]
         levels.append(interval(fair, 3) if fair else "–")

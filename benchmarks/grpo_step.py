@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from density_report import machine
@@ -97,6 +98,19 @@ def peak(name: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
+def take_turns(both: Mapping[str, Trainer], turns: int) -> tuple[dict[str, list[float]], list[float]]:
+    """The processor's seconds of each trainer's turns, after one that warms up, and ours over TRL's turn by turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    for turn in range(turns + 1):
+        for name, trainer in both.items():
+            torch.manual_seed(turn)
+            begin = time.process_time()
+            trainer.train()
+            if turn > 0:
+                seconds[name].append(time.process_time() - begin)
+    return seconds, [ours / theirs for theirs, ours in zip(seconds["TRL"], seconds["ours"], strict=True)]
+
+
 def cell(values: list[float]) -> str:
     """The median, with the quartiles."""
     low, middle, high = quantiles(values, n=4)
@@ -118,17 +132,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--peak-of", name]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             memory[name].append(float(done.stdout.split()[-1]))
-    seconds: dict[str, list[float]] = {"TRL": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
-        both = trainers(Path(folder))
-        for turn in range(arguments.turns + 1):
-            for name, trainer in both.items():
-                torch.manual_seed(turn)
-                begin = time.process_time()
-                trainer.train()
-                if turn > 0:  # the first warms up
-                    seconds[name].append(time.process_time() - begin)
-    ratios = [ours / theirs for theirs, ours in zip(seconds["TRL"], seconds["ours"], strict=True)]
+        seconds, ratios = take_turns(trainers(Path(folder)), arguments.turns)
 
     def spread(values: list[float]) -> str:
         return f"{median(values):.0f} ({min(values):.0f} to {max(values):.0f})"

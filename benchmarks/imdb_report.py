@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from density_report import interval, machine, win_rate_at_kl
+from density_report import interval, machine, win_rates_at
 
 
 RESULTS = Path(__file__).resolve().parent / "results" / "imdb.md"
 KL_LEVELS = (1, 2, 4)
 # What each arm with dense rewards is compared with.
 BASELINES = {"GRPO": "GRPO, scalar", "PPO": "PPO, terminal", "TRL": "PPO, terminal"}
-
-
-def at_level(result: dict[str, Any], level: float) -> float | None:
-    return win_rate_at_kl(result["curve"], level)
 
 
 def outcomes_at_kl(curve: list[dict[str, Any]], level: float) -> np.ndarray | None:
@@ -105,11 +101,7 @@ def write_report(output: Path) -> None:
         f"|{' --- |' * (9 + len(KL_LEVELS))}",
     ]
     for arm, runs in of_arm.items():
-        cells = [arm, len(runs)]
-        for level in KL_LEVELS:
-            reached = [w for run in runs if (w := at_level(run, level)) is not None]
-            few = f" ({len(reached)} of {len(runs)})" if 0 < len(reached) < len(runs) else ""
-            cells.append(interval(reached, 3) + few if reached else "–")
+        cells = [arm, len(runs), *win_rates_at(runs, KL_LEVELS)]
         digits_of = {"win_rate": 3, "kl": 1, "update": 0, "lexicon_win_rate": 3, "distinct_tokens": 2}
         for name, digits in digits_of.items():
             cells.append(interval([run["curve"][-1][name] for run in runs], digits))

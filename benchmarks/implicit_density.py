@@ -19,7 +19,7 @@ import numpy as np
 
 from density import make_examiner, point_of, prepare, run_all
 from density_data import GoldJudge, paradetox
-from density_report import cells_of_runs, choose, difference, machine, win_rate_at_kl
+from density_report import cells_of_runs, choose, differences, machine, win_rate_at_kl
 from density_settings import (
     BATCH_SIZE,
     KL_COEFS,
@@ -210,14 +210,10 @@ def write_report(output: Path) -> None:
     both = sorted(set.intersection(*map(set, of_arm.values())))
     if both:
         pairs = [(of_arm["implicit"][seed], of_arm["token"][seed]) for seed in both]
-        differences = [
-            difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS
-        ]
-        differences.append(difference(pairs, lambda run: final(run).win_rate))
         lines += [
             "",
             f"Implicit less token, seed by seed: at {', '.join(map(str, KL_LEVELS))} nats and at the end, "
-            f"{', '.join(differences)}.",
+            f"{', '.join(differences(pairs, KL_LEVELS))}.",
         ]
     lines += [
         "",

@@ -10,14 +10,13 @@ fetches the model.
 import argparse
 import random
 import tempfile
-import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from grpo_step import cell
+from grpo_step import cell, take_turns
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
 
@@ -112,17 +111,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name, make in STEPS.items():
-        seconds: dict[str, list[float]] = {"TRL": [], "ours": []}
         with tempfile.TemporaryDirectory() as folder:
-            both = make(arguments.model, folder)
-            for turn in range(arguments.turns + 1):
-                for key, trainer in both.items():
-                    torch.manual_seed(turn)
-                    begin = time.process_time()
-                    trainer.train()
-                    if turn > 0:  # the first warms up
-                        seconds[key].append(time.process_time() - begin)
-        ratios = [ours / theirs for theirs, ours in zip(seconds["TRL"], seconds["ours"], strict=True)]
+            seconds, ratios = take_turns(make(arguments.model, folder), arguments.turns)
         rows.append(f"| {name} | {cell(seconds['TRL'])} | {cell(seconds['ours'])} | {cell(ratios)} |")
         print(rows[-1], flush=True)
     text = f"""# Steps on the shape of SmolLM2-135M

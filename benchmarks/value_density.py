@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from density import prepare, run_all
-from density_report import cells_of_runs, choose, difference, interval, machine, win_rate_at_kl
-from density_settings import BATCH_SIZE, KL_COEFS, LAMS, SEEDS, TUNING_SEEDS, UPDATES, Job, final
+from density_report import cells_of_runs, choose, differences, interval, machine
+from density_settings import BATCH_SIZE, KL_COEFS, LAMS, SEEDS, TUNING_SEEDS, UPDATES, Job
 from provenance import commit
 
 
@@ -88,7 +88,7 @@ def write_report(output: Path) -> None:
         pairs = _pairs(runs, of_arm.get((reward, BASELINE), {}))
         if values != BASELINE and pairs:
             time = interval([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs], 2)
-            lines.append(f"| {' | '.join([reward, values, *_differences(pairs), time])} |")
+            lines.append(f"| {' | '.join([reward, values, *differences(pairs, KL_LEVELS), time])} |")
     lines += [
         "",
         "Win rates with the reward `token` less those with `terminal`, values and seed alike:",
@@ -99,7 +99,7 @@ def write_report(output: Path) -> None:
     for values in VALUES:
         pairs = _pairs(of_arm.get(("token", values), {}), of_arm.get(("terminal", values), {}))
         if pairs:
-            lines.append(f"| {' | '.join([values, *_differences(pairs)])} |")
+            lines.append(f"| {' | '.join([values, *differences(pairs, KL_LEVELS)])} |")
     text = "\n".join(lines) + "\n"
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
@@ -110,12 +110,6 @@ Pair = tuple[dict[str, Any], dict[str, Any]]
 
 def _pairs(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[Pair]:
     return [(runs[seed], others[seed]) for seed in sorted(runs.keys() & others.keys())]
-
-
-def _differences(pairs: list[Pair]) -> list[str]:
-    """Differences of win rates at the levels of KL and at the end."""
-    cells = [difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in KL_LEVELS]
-    return [*cells, difference(pairs, lambda run: final(run).win_rate)]
 
 
 def main() -> None:
