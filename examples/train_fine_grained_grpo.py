@@ -83,6 +83,7 @@ def main(script_args: GRPOScriptArguments, training_args: FineGrainedGRPOConfig,
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.accelerator.end_training()  # closes the process group, where there are several processes
 
 
 if __name__ == "__main__":

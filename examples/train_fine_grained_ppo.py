@@ -117,6 +117,7 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
     trainer.generate_completions()
+    trainer.accelerator.end_training()  # closes the process group, where there are several processes
 
 
 if __name__ == "__main__":

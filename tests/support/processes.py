@@ -21,14 +21,12 @@ def launch(script, *arguments, engine="ddp", processes=2, timeout=400):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{engine}.yaml")]
     command += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", str(port)]
+    command += [on_cpu.__file__, str(script), *map(str, arguments)]
     environment = {**os.environ, **ppo_runs.ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)
     if engine == "ddp":  # which has the CPU and gloo by `use_cpu` in the training arguments
         environment["ACCELERATE_USE_CPU"] = "true"
-    else:
-        command.append(on_cpu.__file__)
-    done = subprocess.run(
-        [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-10000:]
 
 
