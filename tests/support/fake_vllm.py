@@ -46,8 +46,10 @@ class FakeVLLM:
             self.loads[-1].append(name)
 
     def complete(self, prompts, params):
-        """Token ids and log-probabilities of one completion for each prompt."""
-        assert params.pop("n") == 1 and params.pop("logprobs") == 0
+        """Token ids and log-probabilities of `n` completions for each prompt."""
+        assert params.pop("logprobs") == 0
+        prompts = [prompt for prompt in prompts for _ in range(params["n"])]
+        del params["n"]
         # Nothing that would change the distribution.
         neutral = {"repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         assert {name: params.pop(name) for name in neutral} == neutral
@@ -68,8 +70,8 @@ class FakeVLLM:
             stop_token_id=None,
             pad_token_id=0,
         )
-        stops = set(params.pop("stop_token_ids"))
-        if not params.pop("ignore_eos"):
+        stops = set(params.pop("stop_token_ids", ()))
+        if not params.pop("ignore_eos", False):
             stops.add(self.model.config.eos_token_id)
         assert params == {}
         results = []
@@ -172,7 +174,7 @@ def server(path):
             self.wfile.write(json.dumps(body).encode())
 
         def do_GET(self):
-            self.answer({"/health": {}, "/v1/models": {"data": [{"id": "fake"}]}}[self.path])
+            self.answer(GETS[self.path.partition("?")[0]])
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
@@ -184,9 +186,10 @@ def server(path):
     def complete(body):
         expected = {"model": "fake", "return_token_ids": True, "return_tokens_as_token_ids": True}
         assert {name: body.pop(name) for name in expected} == expected
-        prompts = body.pop("prompt")
+        prompts, n = body.pop("prompt"), body["n"]
+        prompts_of_completions = [prompt for prompt in prompts for _ in range(n)]
         choices = []
-        for prompt, (ids, logps) in zip(prompts, fake.complete(prompts, body), strict=True):
+        for prompt, (ids, logps) in zip(prompts_of_completions, fake.complete(prompts, body), strict=True):
             names = [f"token_id:{token}" for token in ids]
             logprobs = {
                 "tokens": names,
@@ -210,6 +213,11 @@ def server(path):
         assert [(name, str(tensor.dtype)[6:], list(tensor.shape)) for name, tensor in sent] == fake.announced[-1]
         fake.load_weights(sent)
 
+    GETS = {
+        "/health": {},
+        "/v1/models": {"data": [{"id": "fake"}]},
+        "/server_info": {"vllm_config": {"model_config": {"logprobs_mode": "processed_logprobs"}}},
+    }
     POSTS = {
         "/v1/completions": complete,
         "/update_weights": update,
