@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from grpo_density import RESULTS, TASKS
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from density_report import machine
-from grpo_density import RESULTS, TASKS
 from provenance import commit
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.reward_model.text_scores import TextScores
