@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from density import make_examiner, point_of, prepare
-from density_report import interval, machine, win_rate_at_kl, win_rates_at
+from density_report import differences, interval, machine, win_rate_at_kl, win_rates_at
 from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
 from provenance import commit
 from trl_tokenreward.utils.files import write_text
@@ -234,14 +234,6 @@ def _setting(result: dict[str, Any]) -> tuple[str, float, float]:
     return job["arm"], job["learning_rate"], job["beta"]
 
 
-def _differences(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], level: float) -> str:
-    """Of the win rates at a KL, seed by seed, with an interval."""
-    of_seed = {r["job"]["seed"]: win_rate_at_kl(r["curve"], level) for r in baseline}
-    pairs = [(win_rate_at_kl(r["curve"], level), of_seed.get(r["job"]["seed"])) for r in runs]
-    differences = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-    return f"{interval(differences, 3, sign='+')} ({len(differences)} seeds)" if differences else "–"
-
-
 def write_report(corpus: str, output: Path) -> None:
     results = [json.loads(path.read_text()) for path in sorted((output / "grpo").glob("*.json"))]
     tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
@@ -287,15 +279,17 @@ def write_report(corpus: str, output: Path) -> None:
     for baseline in (setting for setting in groups if setting[0] == BASELINE):
         lines += [
             "",
-            f"Win rates less those of `{BASELINE}` at {baseline[1]:g}, {baseline[2]:g} with the same seed:",
+            f"Win rates less those of `{BASELINE}` at {baseline[1]:g}, {baseline[2]:g} with the same seed (how many "
+            "seeds):",
             "",
-            f"| arm | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} |",
-            f"|{' --- |' * (1 + len(KL_LEVELS))}",
+            f"| arm | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end |",
+            f"|{' --- |' * (2 + len(KL_LEVELS))}",
         ]
+        of_seed = {run["job"]["seed"]: run for run in groups[baseline]}
         for setting, runs in groups.items():
             if setting[0] != BASELINE:
-                cells = [_differences(runs, groups[baseline], level) for level in KL_LEVELS]
-                lines.append(f"| {setting[0]} | {' | '.join(cells)} |")
+                pairs = [(run, of_seed[seed]) for run in runs if (seed := run["job"]["seed"]) in of_seed]
+                lines.append(f"| {setting[0]} | {' | '.join(differences(pairs, KL_LEVELS))} |")
     lines += ["", "## Tuning", "", "| arm | rate, beta | at 4 nats | at the end | KL there |", "| --- " * 5 + "|"]
     for result in tuned:
         job, last = result["job"], result["curve"][-1]
