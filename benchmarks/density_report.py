@@ -36,7 +36,7 @@ from provenance import commit
 RESULTS = Path(__file__).resolve().parent / "results"
 # The 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
 STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
-KL_LEVELS = (0.5, 2, 4)
+KL_LEVELS = (0.5, 1, 2, 4)
 COLOURS = [
     "#000000",
     "#999999",
@@ -109,18 +109,11 @@ def write_results(
         lines.append(
             f"| {arm} | {learning_rate:g}, {kl_coef:g}, {lam:g} | {' | '.join(_cells(ends))} | {fit} of {len(ends)} |"
         )
-    lines += ["", "## Differences, seed by seed", "", "| | win rate |", "| --- | --- |"]
-    for other in ARMS:
-        if other != "token":
-            differences = [
-                final(a).win_rate - final(b).win_rate for a, b in zip(of_arm["token"], of_arm[other], strict=True)
-            ]
-            lines.append(f"| token less {other} | {interval(differences, 3, sign='+')} |")
     lines += [
         "",
-        *_speed(of_arm),
-        "",
         *_at_equal_kl(of_arm),
+        "",
+        *_speed(of_arm),
         "",
         *_long_runs(long),
         "",
@@ -166,23 +159,30 @@ def _speed(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _at_equal_kl(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
-    lines = [
+    header = [
+        f"| | {' | '.join(f'at {level:g} nats' for level in KL_LEVELS)} | at the end |",
+        f"| --- |{' --- |' * (len(KL_LEVELS) + 1)}",
+    ]
+    rates = [
+        f"| {arm} | {' | '.join([*win_rates_at(runs, KL_LEVELS), _cells([final(run) for run in runs])[0]])} |"
+        for arm, runs in of_arm.items()
+    ]
+    pairs = {arm: list(zip(of_arm["token"], runs, strict=True)) for arm, runs in of_arm.items() if arm != "token"}
+    gains = [f"| less {arm} | {' | '.join(differences(both, KL_LEVELS))} |" for arm, both in pairs.items()]
+    return [
         "## At equal KL",
         "",
         "The win rate when a run's KL first comes to so many nats, between two examinations by linear interpolation; "
         "mean over the seeds that come so far, with their number where it is not all.",
         "",
-        f"| arm | {' | '.join(f'{level} nats' for level in KL_LEVELS)} |",
-        f"| --- |{' --- |' * len(KL_LEVELS)}",
+        *header,
+        *rates,
+        "",
+        "The token arm's win rate less another's, seed by seed (how many seeds):",
+        "",
+        *header,
+        *gains,
     ]
-    for arm, runs in of_arm.items():
-        cells = []
-        for level in KL_LEVELS:
-            rates = [rate for run in runs if (rate := win_rate_at_kl(run["curve"], level)) is not None]
-            number = "" if len(rates) in (0, len(runs)) else f", {len(rates)} seeds"
-            cells.append(interval(rates, 3) + number if rates else "–")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return lines
 
 
 def win_rate_at_kl(curve: list[dict[str, Any]], level: float) -> float | None:
