@@ -46,8 +46,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 RESULTS = Path(__file__).resolve().parent / "results" / "ppo_step.md"
 ARMS = ("trl", "ours")
 # What is run when it is named: with LoRA in the policy, each model on a base of its own and the value model trained in
-# full, or all models on one base; and a value head on the policy's backbone.
-MORE_ARMS = ("trl-lora", "ours-lora-copies", "ours-lora", "ours-trunk")
+# full, or all models on one base; and a value head on the policy's backbone, in full training and with LoRA.
+MORE_ARMS = ("trl-lora", "ours-lora-copies", "ours-lora", "ours-lora-trunk", "ours-trunk")
 LORA_RANK = 16
 FAMILIES = ("llama", "gpt_neox")
 PHASES = ("generation", "scoring", "optimisation", "rest")
@@ -557,7 +557,8 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         }
         meter, script = Meter(make_clock(job["clock"])), Script(setting, seed)
         family, arm = job["family"], job["arm"]
-        config |= {"ours-trunk": {"share_value_backbone": True}, "ours-lora-copies": {"share_base": False}}.get(arm, {})
+        config |= {"share_value_backbone": True} if arm.endswith("-trunk") else {}
+        config |= {"share_base": False} if arm.endswith("-copies") else {}
         meter.reset_memory()
         before_models = meter.base
         trainer = {"trl": trl_trainer, "ours": our_trainer}[arm.partition("-")[0]](

@@ -147,7 +147,7 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
         share_value_backbone (`bool`, *optional*, defaults to `False`):
             Whether values are a head's on the policy's own hidden states ([`~ppo.value_head.ValueHead`]) instead of a
             value model's. It takes about half the time and memory of training. The value loss then changes the policy
-            too, with the weight `vf_coef`, and values begin at 0 instead of as the reward model's.
+            too, with the weight `vf_coef`.
 
         > Parameters that control the logging of completions
 
