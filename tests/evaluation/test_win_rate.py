@@ -141,8 +141,7 @@ def test_bad_arguments_are_named(arguments, error, message):
 
 
 def test_a_reward_model_judges_a_win_rate():
-    reward_model = TokenRewardModel.from_backbone(tiny.causal_lm())
-    torch.nn.init.normal_(reward_model.token_score.weight)
+    reward_model = TokenRewardModel.from_backbone(tiny.sequence_classifier())
     policy, reference = (tiny.causal_lm(seed=seed) for seed in (1, 2))
     judge = RewardModelJudge(reward_model, tiny.tokenizer())
     result = evaluate_win_rate(policy, reference, tiny.tokenizer(), ["Human: how?"] * 8, judge, response_length=6)

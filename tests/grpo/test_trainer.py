@@ -14,6 +14,7 @@ from trl_tokenreward import (
     FineGrainedGRPOTrainer,
     RewardHackingCallback,
     ScoringJudge,
+    TokenRewardModel,
     WinRateCallback,
     read_completions,
 )
@@ -457,6 +458,25 @@ class TestRefused:
     def test_data_without_prompts(self, tmp_path):
         with pytest.raises(ValueError, match="need a column 'prompt'; they have \\['text'\\]"):
             trainer_for(tmp_path, by_token, dataset=Dataset.from_dict({"text": ["a"]}))
+
+    @pytest.mark.parametrize("empty", ["", []])
+    def test_a_prompt_without_a_token(self, tmp_path, empty):
+        texts = ["a b", ""] if empty == "" else [[{"role": "user", "content": "a"}], []]
+        rows = Dataset.from_dict({"prompt": texts})
+        with pytest.raises(ValueError, match="^Row 1 of the train data set, column `prompt`: .* not empty, but is "):
+            trainer_for(tmp_path, by_token, dataset=rows)
+
+    def test_a_language_model_as_a_reward(self, tmp_path):
+        """TRL would make it a classifier whose head is random."""
+        with pytest.raises(ValueError, match="policy.* is a language model \\(LlamaForCausalLM\\)"):
+            trainer_for(tmp_path, POLICY)
+
+    def test_the_sequence_score_of_a_new_head(self, tmp_path):
+        new = TokenRewardModel.from_backbone(policy())
+        with pytest.raises(ValueError, match="Train it with TokenRewardTrainer.$"):
+            trainer_for(tmp_path, new)
+        with pytest.raises(ValueError, match="The sequence head is untrained"):
+            trainer_for(tmp_path, new, reward_signal="sequence_score")
 
     @pytest.mark.parametrize(
         "change, message",

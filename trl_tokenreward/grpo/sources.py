@@ -157,6 +157,7 @@ def load_source(
 
     Raises:
         TypeError: If it is no reward.
+        ValueError: If it is a language model, or a head that it would be read by is untrained.
     """
     if isinstance(reward, str):
         kwargs = {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True}
@@ -185,12 +186,20 @@ def _load(path: str, kwargs: dict[str, Any]) -> nn.Module | None:
         if "token_score" not in (getattr(adapter, "modules_to_save", None) or ()):
             return None
         base = TokenRewardModel.from_pretrained(adapter.base_model_name_or_path, **kwargs)
-        return PeftModel.from_pretrained(base, path).merge_and_unload()
+        merged = PeftModel.from_pretrained(base, path).merge_and_unload()
+        merged.config.name_or_path = path  # or logs would call it by its base
+        return merged
     config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"])
     if isinstance(config, TokenRewardModelConfig):
         return TokenRewardModel.from_pretrained(path, **kwargs)
-    if any(name.endswith("ForTokenClassification") for name in config.architectures or ()):
+    architectures = config.architectures or ()
+    if any(name.endswith("ForTokenClassification") for name in architectures):
         return AutoModelForTokenClassification.from_pretrained(path, **kwargs)
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise ValueError(
+            f"{path} is a language model ({', '.join(architectures)}): as a reward model it would have a new head, at "
+            "random. Train it with TokenRewardTrainer, or with TRL's RewardTrainer, and name what that saves."
+        )
     return None
 
 

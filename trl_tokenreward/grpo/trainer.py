@@ -122,6 +122,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        if kwargs.get("environment_factory") is None:  # or an environment adds to the prompt
+            evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+            for name, dataset in {"train": train_dataset, **evaluated}.items():
+                _check_prompts(dataset, name, self._tokenizer)
         # TRL adds the rewards that environments own, which are of whole completions.
         self.sources += [None] * (len(self.reward_funcs) - len(self.sources))
         if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
@@ -322,6 +326,18 @@ def _stacked(rows: list[Tensor | None], shape: torch.Size, device: torch.device)
         if values is not None:
             stacked[row, : len(values)] = values.to(device)
     return stacked
+
+
+def _check_prompts(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a `ValueError` for a prompt without a token, from which nothing can be generated. Streams are not read."""
+    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names or tokenizer("")["input_ids"]:
+        return
+    for row, prompt in enumerate(dataset["prompt"]):
+        if not prompt:
+            raise ValueError(
+                f"Row {row} of the {name} data set, column `prompt`: the prompt must be a text or messages, not empty, "
+                f"but is {prompt!r}, and the tokenizer puts nothing before a text."
+            )
 
 
 def _own_settings(args: FineGrainedGRPOConfig, index: int) -> dict[str, Any]:

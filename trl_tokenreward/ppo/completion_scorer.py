@@ -104,9 +104,10 @@ class CompletionScorer:
             check_density(signal, density)
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
+                other = "" if base.sequence_head_is_new else ", or set `reward_signal='sequence_score'`"
                 raise ValueError(
                     "The reward model's token head is untrained: every token would score 0. Train it with "
-                    "TokenRewardTrainer, or set `reward_signal='sequence_score'`."
+                    f"TokenRewardTrainer{other}."
                 )
             if signal == "sequence_score":
                 require_trained_sequence_head(reward, "set `reward_signal='token_scores'`")

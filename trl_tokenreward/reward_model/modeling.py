@@ -145,7 +145,8 @@ class TokenRewardModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    # Set where the head was made and not loaded: `TokenRewardTrainer` zeroes a new one that it does not train.
+    # Set where the head was made, at random, and not loaded: its scores are refused as rewards. `TokenRewardTrainer`
+    # zeroes one that it does not train.
     sequence_head_is_new = False
 
     @property

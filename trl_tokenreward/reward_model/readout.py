@@ -31,12 +31,13 @@ def has_sequence_score(model: nn.Module) -> bool:
 
 
 def require_trained_sequence_head(model: nn.Module, remedy: str) -> None:
-    """Raise a `ValueError` if the model is a `TokenRewardModel` whose sequence head is untrained."""
+    """Raise a `ValueError` if the model is a `TokenRewardModel` whose sequence head is untrained: all zero, or new and
+    at random."""
     base = without_peft(model)
-    if isinstance(base, TokenRewardModel) and not base.sequence_head_is_trained:
+    if isinstance(base, TokenRewardModel) and (base.sequence_head_is_new or not base.sequence_head_is_trained):
         raise ValueError(
-            "The sequence head is untrained: every text would score 0. Train it with TokenRewardTrainer on rows with "
-            f"two sides, or {remedy}."
+            "The sequence head is untrained, so a text's score means nothing. Train it with TokenRewardTrainer on rows "
+            f"with two sides, or {remedy}."
         )
 
 
