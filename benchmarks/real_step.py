@@ -121,7 +121,7 @@ def main() -> None:
 
 SmolLM2-135M-Instruct as policy and as backbone of the reward models, bfloat16 over float32 weights, full training, no
 gradient checkpointing. TRL's trainers have its sequence classifier. Processor seconds of a step, medians with
-quartiles; the ratio is that of neighbouring turns. PPO's update is in [one_base.md](one_base.md).
+quartiles; the ratio is that of neighbouring turns. PPO's update is in [ppo_step_smollm2.md](ppo_step_smollm2.md).
 
 | step | TRL, s | ours, s | ours over TRL's |
 | --- | --- | --- | --- |
