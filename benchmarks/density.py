@@ -337,15 +337,18 @@ def tuning_jobs(arm: str) -> list[Job]:
 
 def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, float, float]:
     """Learning rate, KL coefficient and lambda with the highest mean win rate among those that are allowed on every
-    tuning seed; where none is, among those with a KL that is allowed; and else among all."""
+    tuning seed; where none is, those whose length is nearest to the people's, at a KL that is allowed if there is
+    one."""
     by_setting: dict[tuple[float, float, float], list[Final]] = {}
     for result in results:
         job = result["job"]
         setting = job["learning_rate"], job["kl_coef"], job["options"]["lam"]
         by_setting.setdefault(setting, []).append(final(result))
     fit = {s: ends for s, ends in by_setting.items() if all(allowed(end, human_length) for end in ends)}
-    fit = fit or {s: ends for s, ends in by_setting.items() if all(end.kl <= MAX_KL for end in ends)} or by_setting
-    return max(fit, key=lambda setting: np.mean([end.win_rate for end in fit[setting]]))
+    if fit:
+        return max(fit, key=lambda setting: np.mean([end.win_rate for end in fit[setting]]))
+    near = {s: ends for s, ends in by_setting.items() if all(end.kl <= MAX_KL for end in ends)} or by_setting
+    return min(near, key=lambda setting: abs(np.mean([end.length for end in near[setting]]) - human_length))
 
 
 def _chosen(arm: str, settings: dict[str, tuple[float, float, float]], seed: int, updates: int, **options: Any) -> Job:

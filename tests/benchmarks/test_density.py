@@ -92,6 +92,8 @@ def test_the_best_setting_within_bounds_is_chosen():
     ]
     assert density.choose(results, human_length=10.0) == (4.0, 0.1, 0.95)
     assert density.choose(results[:2], human_length=10.0) == (2.0, 0.1, 0.95)  # none has the length
+    shorter = result("token", 0.95, length=7.0, lr=5.0)
+    assert density.choose([shorter, *results[:2]], human_length=10.0) == (2.0, 0.1, 0.95)  # nearest to it
     assert density.choose(results[:1], human_length=10.0) == (1.0, 0.1, 0.95)
 
 
