@@ -95,8 +95,9 @@ def write_results(
         "",
         "Each at the learning rate, KL coefficient and lambda of GAE that won on the tuning seed: the highest win "
         f"rate at a KL of at most {MAX_KL:g} nats and a length within {MAX_LENGTH_ERROR:.0%} of the people's, or the "
-        "length nearest to theirs where no setting has that. Mean over the seeds, with a 95 % interval of the mean (Student's t). TRL's own "
-        "coefficient is five times the one that stands here, for its score has no factor of a fifth.",
+        "length nearest to theirs where no setting has that. Mean over the seeds, with a 95 % interval of the mean "
+        "(Student's t). TRL's own coefficient is five times the one that stands here, for its score has no factor of a "
+        "fifth.",
         "",
         "| arm | learning rate, KL coefficient, lambda | win rate | length-controlled | KL (nats) | length | within "
         "bounds |",
