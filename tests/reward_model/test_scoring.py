@@ -218,6 +218,8 @@ class TestScoring:
             TokenScorer.from_pretrained(tmp_path / "policy")
         with pytest.raises(ValueError, match="no trained sequence head"):
             TokenScorer.from_pretrained(tmp_path / "policy", signal="sequence_score")
+        with pytest.raises(ValueError, match="No model could be loaded from no-such-model-anywhere: "):
+            TokenScorer.from_pretrained("no-such-model-anywhere")
         classifier = TokenScorer.from_pretrained(tmp_path / "classifier", signal="sequence_score")
         [row] = score_dataset([{"text": "a"}], classifier)
         assert row.texts[0].series["score"] == close([2.0, -2.0])

@@ -70,8 +70,8 @@ def _score(path: str) -> Any:
 
     from ..evaluation.judges import RewardModelJudge
     from ..reward_model.modeling import TokenRewardModel
-    from ..utils.loading import check_source, load_tokenizer
+    from ..utils.loading import load_tokenizer, loading
 
-    check_source(path, "reward model")
-    model = TokenRewardModel.from_pretrained(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    with loading(path, "reward model"):
+        model = TokenRewardModel.from_pretrained(path).to("cuda" if torch.cuda.is_available() else "cpu")
     return RewardModelJudge(model, load_tokenizer(path)).scores

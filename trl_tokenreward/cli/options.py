@@ -77,12 +77,12 @@ def read_editor(args: argparse.Namespace) -> "Editor":
         return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=args.concurrency, prices=prices)
     from transformers import AutoModelForCausalLM
 
-    from ..utils.loading import check_source, load_tokenizer
+    from ..utils.loading import load_tokenizer, loading
 
-    check_source(args.local, "model")
-    model = AutoModelForCausalLM.from_pretrained(
-        args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
-    )
+    with loading(args.local, "model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
+        )
     return LocalEditor(
         model, load_tokenizer(args.local), batch_size=args.batch_size, max_new_tokens=args.max_new_tokens or 1024
     )

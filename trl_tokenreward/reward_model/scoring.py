@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from ..data.formats import SIDES, check_row, plain_rows, row_format, row_sides
 from ..data.preprocessing import RowPreparer, prepared_sides
 from ..nn.modules import without_peft
-from ..utils.loading import check_source, load_tokenizer
+from ..utils.loading import load_tokenizer, loading
 from ..utils.text import distinct, unicode_problem
 from ..utils.validation import check_least
 from ..views.scored_rows import ScoredRows
@@ -112,9 +112,12 @@ class TokenScorer:
                 See [`TokenScorer`].
             kwargs:
                 Arguments of [`TokenRewardModel.from_pretrained`]. `trust_remote_code` is the tokenizer's too.
+
+        Raises:
+            `ValueError`: if nothing can be loaded. The error names it.
         """
-        check_source(name_or_path, "model")
-        model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
+        with loading(name_or_path, "model"):
+            model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
         trust_remote_code = kwargs.get("trust_remote_code", False)
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())

@@ -52,6 +52,20 @@ def check_source(name: str | os.PathLike, what: str) -> None:
         raise ValueError(f"There is no {what} at {name}.")
 
 
+@contextmanager
+def loading(name: str | os.PathLike, what: str) -> Iterator[None]:
+    """Within it, `name` is loaded. What goes wrong may be about a connection, and name nothing.
+
+    Raises:
+        ValueError: If nothing is there, see [`check_source`], or it cannot be read. The error names it.
+    """
+    check_source(name, what)
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"No {what} could be loaded from {name}: {error}") from error
+
+
 def load_tokenizer(name: str | os.PathLike, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder, or of a name on the Hub. Code that is there runs only with `trust_remote_code`; if it
     were unset, transformers would ask on standard input, which may be a pipe that says yes.
