@@ -9,13 +9,13 @@ reward model likes best hardly wins, no way to train on its scores wins by much.
 """
 
 import argparse
-import math
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-from grpo_density import RESULTS, TASKS
+from grpo_density import FOLDERS, RESULTS, TASKS
+from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from density_report import machine
@@ -30,7 +30,7 @@ ANSWERS = 8
 
 def sum_of_tokens(answer: TextScores) -> float:
     """The token scores of an answer as PPO and GRPO read them: log-sigmoids, summed."""
-    return sum(-math.log1p(math.exp(-score)) for score in answer.token_scores)
+    return float(logsigmoid(torch.tensor(answer.token_scores, dtype=torch.float64)).sum())
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="Folder with ParaDetox.")
     parser.add_argument("--output", type=Path, help="Folder with what `grpo_density.py` prepared.")
     arguments = parser.parse_args()
-    folder = arguments.output or Path("runs/density" if arguments.corpus == "paradetox" else "runs/density-demo")
+    folder = arguments.output or FOLDERS[arguments.corpus]
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "start_policy")
     policy = LlamaForCausalLM.from_pretrained(folder / "start_policy", dtype=torch.float32)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+import density_report
 from density_settings import (
     ABLATION_SEEDS,
     ABLATIONS,
@@ -39,7 +40,6 @@ from density_settings import (
     LAMS,
     LAYERS,
     LEARNING_RATES,
-    MAX_KL,
     MAX_LENGTH,
     RESPONSE_LENGTH,
     REWARD_SCALE,
@@ -48,10 +48,7 @@ from density_settings import (
     TUNING_SEEDS,
     UPDATES,
     VOCABULARY,
-    Final,
     Job,
-    allowed,
-    final,
 )
 
 
@@ -336,19 +333,9 @@ def tuning_jobs(arm: str) -> list[Job]:
 
 
 def choose(results: list[dict[str, Any]], human_length: float) -> tuple[float, float, float]:
-    """Learning rate, KL coefficient and lambda with the highest mean win rate among those that are allowed on every
-    tuning seed; where none is, those whose length is nearest to the people's, at a KL that is allowed if there is
-    one."""
-    by_setting: dict[tuple[float, float, float], list[Final]] = {}
-    for result in results:
-        job = result["job"]
-        setting = job["learning_rate"], job["kl_coef"], job["options"]["lam"]
-        by_setting.setdefault(setting, []).append(final(result))
-    fit = {s: ends for s, ends in by_setting.items() if all(allowed(end, human_length) for end in ends)}
-    if fit:
-        return max(fit, key=lambda setting: np.mean([end.win_rate for end in fit[setting]]))
-    near = {s: ends for s, ends in by_setting.items() if all(end.kl <= MAX_KL for end in ends)} or by_setting
-    return min(near, key=lambda setting: abs(np.mean([end.length for end in near[setting]]) - human_length))
+    """Learning rate, KL coefficient and lambda of the setting that [`density_report.choose`] takes."""
+    job = density_report.choose(results, human_length)
+    return job.learning_rate, job.kl_coef, job.options["lam"]
 
 
 def _chosen(arm: str, settings: dict[str, tuple[float, float, float]], seed: int, updates: int, **options: Any) -> Job:
@@ -386,8 +373,6 @@ def main() -> None:
         (output / "results").mkdir(exist_ok=True)
         (output / "results" / f"{job.name}.json").write_text(json.dumps(result))
     else:
-        from density_report import write_results
-
         if not (output / "prepared.json").exists():
             prepare(data, output)
         human_length = json.loads((output / "prepared.json").read_text())["lengths"]["chosen"]
@@ -401,7 +386,7 @@ def main() -> None:
             for seed in ABLATION_SEEDS
         ]
         groups = [run_all(group, data, output, arguments.jobs) for group in (jobs, long, without)]
-        write_results(output, tuned, settings, *groups)
+        density_report.write_results(output, tuned, settings, *groups)
 
 
 if __name__ == "__main__":

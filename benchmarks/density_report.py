@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,7 @@ from provenance import commit
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
+Pair = tuple[dict[str, Any], dict[str, Any]]
 # The 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
 STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 KL_LEVELS = (0.5, 1, 2, 4)
@@ -168,7 +169,7 @@ def _at_equal_kl(of_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
         f"| {arm} | {' | '.join([*win_rates_at(runs, KL_LEVELS), _cells([final(run) for run in runs])[0]])} |"
         for arm, runs in of_arm.items()
     ]
-    pairs = {arm: list(zip(of_arm["token"], runs, strict=True)) for arm, runs in of_arm.items() if arm != "token"}
+    pairs = {arm: paired(of_arm["token"], runs) for arm, runs in of_arm.items() if arm != "token"}
     gains = [f"| less {arm} | {' | '.join(differences(both, KL_LEVELS))} |" for arm, both in pairs.items()]
     return [
         "## At equal KL",
@@ -300,20 +301,34 @@ def _plot(of_arm: dict[str, list[dict[str, Any]]], long: list[dict[str, Any]], h
 
 
 def choose(results: list[dict[str, Any]], human_length: float) -> Job:
-    """The job of the highest win rate among those within the bounds of the density dial, or, where none is, those with
-    a KL that is allowed, or all."""
-    fit = [r for r in results if allowed(final(r), human_length)]
-    fit = fit or [r for r in results if final(r).kl <= MAX_KL] or results
-    return Job(**max(fit, key=lambda r: final(r).win_rate)["job"])
+    """A job of the setting with the highest mean win rate among those within the bounds of the density dial on every
+    tuning seed; where none is, that whose length is nearest to the people's, if possible at a KL that is allowed."""
+    of_setting: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        of_setting.setdefault(Job(**result["job"])._replace(seed=0).name, []).append(result)
+    settings = [(runs[0]["job"], [final(run) for run in runs]) for runs in of_setting.values()]
+    fit = [setting for setting in settings if all(allowed(end, human_length) for end in setting[1])]
+    if fit:
+        job, _ = max(fit, key=lambda setting: np.mean([end.win_rate for end in setting[1]]))
+    else:
+        near = [setting for setting in settings if all(end.kl <= MAX_KL for end in setting[1])] or settings
+        job, _ = min(near, key=lambda setting: abs(np.mean([end.length for end in setting[1]]) - human_length))
+    return Job(**job)
 
 
-def difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], of: Callable[[dict[str, Any]], float | None]) -> str:
+def paired(runs: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> list[Pair]:
+    """Two runs of each seed that both have, in the order of the seeds."""
+    first, second = ({run["job"]["seed"]: run for run in both} for both in (runs, others))
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def difference(pairs: list[Pair], of: Callable[[dict[str, Any]], float | None]) -> str:
     """The mean difference over the pairs that have both, with its interval."""
     both = [(first, second) for pair in pairs if None not in (first := of(pair[0]), second := of(pair[1]))]
     return f"{interval([first - second for first, second in both], 3, sign='+')} ({len(both)})" if both else "–"
 
 
-def differences(pairs: list[tuple[dict[str, Any], dict[str, Any]]], levels: Sequence[float]) -> list[str]:
+def differences(pairs: list[Pair], levels: Sequence[float]) -> list[str]:
     """Those of the win rates at levels of KL and at the end."""
     cells = [difference(pairs, lambda run, level=level: win_rate_at_kl(run["curve"], level)) for level in levels]
     return [*cells, difference(pairs, lambda run: final(run).win_rate)]
@@ -331,10 +346,7 @@ def win_rates_at(runs: list[dict[str, Any]], levels: Sequence[float]) -> list[st
 
 def cells_of_runs(runs: list[dict[str, Any]], levels: Sequence[float]) -> list[str]:
     """Win rates at levels of KL and the final figures, each with its interval over the runs."""
-    cells = win_rates_at(runs, levels)
-    ends = [final(run) for run in runs]
-    digits = {"win_rate": 3, "length_controlled": 3, "kl": 1, "length": 1}
-    return cells + [interval([getattr(end, name) for end in ends], places) for name, places in digits.items()]
+    return win_rates_at(runs, levels) + _cells([final(run) for run in runs])
 
 
 def machine() -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from density import make_examiner, point_of, prepare
-from density_report import differences, interval, machine, win_rate_at_kl, win_rates_at
+from density_report import differences, interval, machine, paired, win_rate_at_kl, win_rates_at
 from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
 from provenance import commit
 from trl_tokenreward.utils.files import write_text
@@ -130,6 +130,8 @@ def prepare_demo(_: Path, output: Path) -> None:
 
 
 TASKS = {"paradetox": paradetox_task, "demo": demo_task}
+PREPARE = {"paradetox": prepare, "demo": prepare_demo}
+FOLDERS = {"paradetox": Path("runs/density"), "demo": Path("runs/density-demo")}
 
 
 def run(job: Job, corpus: str, data: Path, output: Path) -> dict[str, Any]:
@@ -285,11 +287,10 @@ def write_report(corpus: str, output: Path) -> None:
             f"| arm | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end |",
             f"|{' --- |' * (2 + len(KL_LEVELS))}",
         ]
-        of_seed = {run["job"]["seed"]: run for run in groups[baseline]}
         for setting, runs in groups.items():
             if setting[0] != BASELINE:
-                pairs = [(run, of_seed[seed]) for run in runs if (seed := run["job"]["seed"]) in of_seed]
-                lines.append(f"| {setting[0]} | {' | '.join(differences(pairs, KL_LEVELS))} |")
+                cells = differences(paired(runs, groups[baseline]), KL_LEVELS)
+                lines.append(f"| {setting[0]} | {' | '.join(cells)} |")
     lines += ["", "## Tuning", "", "| arm | rate, beta | at 4 nats | at the end | KL there |", "| --- " * 5 + "|"]
     for result in tuned:
         job, last = result["job"], result["curve"][-1]
@@ -318,7 +319,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     corpus, data = arguments.corpus, arguments.data
-    output = arguments.output or Path("runs/density" if corpus == "paradetox" else "runs/density-demo")
+    output = arguments.output or FOLDERS[corpus]
     output.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "report":
         return write_report(corpus, output)
@@ -330,7 +331,7 @@ def main() -> None:
         write_text(output / "grpo" / f"{job.name}.json", json.dumps(run(job, corpus, data, output)))
         return None
     if not (output / "prepared.json").exists():
-        {"paradetox": prepare, "demo": prepare_demo}[corpus](data, output)
+        PREPARE[corpus](data, output)
     tuned = run_all([job for arm in ARMS for job in tuning_jobs(arm, corpus)], corpus, data, output, arguments.jobs)
     chosen = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in ARMS}
     # Seed by seed, so that a run that is stopped has all arms with the seeds that it has.

@@ -19,7 +19,7 @@ import numpy as np
 
 from density import make_examiner, point_of, prepare, run_all
 from density_data import GoldJudge, paradetox
-from density_report import cells_of_runs, choose, differences, machine, win_rate_at_kl
+from density_report import cells_of_runs, choose, differences, machine, paired, win_rate_at_kl
 from density_settings import (
     BATCH_SIZE,
     KL_COEFS,
@@ -199,17 +199,15 @@ def write_report(output: Path) -> None:
     for arm in SETTINGS:
         tuned = [r for r in results if r["job"]["arm"] == arm and r["job"]["seed"] in TUNING_SEEDS]
         if not tuned:
-            of_arm[arm] = {}
+            of_arm[arm] = []
             lines.append(f"| {arm} | not run yet |{' |' * (5 + len(KL_LEVELS))}")
             continue
         setting = choose(tuned, human)._replace(seed=0)
         runs = [r for r in results if Job(**r["job"])._replace(seed=0) == setting and r["job"]["seed"] in SEEDS]
-        of_arm[arm] = {r["job"]["seed"]: r for r in runs}
+        of_arm[arm] = runs
         cells = cells_of_runs(runs, KL_LEVELS) if runs else ["not run yet"] + [""] * (3 + len(KL_LEVELS))
         lines.append(f"| {arm} | {_setting(setting)} | {len(runs)} | {' | '.join(cells)} |")
-    both = sorted(set.intersection(*map(set, of_arm.values())))
-    if both:
-        pairs = [(of_arm["implicit"][seed], of_arm["token"][seed]) for seed in both]
+    if pairs := paired(of_arm["implicit"], of_arm["token"]):
         lines += [
             "",
             f"Implicit less token, seed by seed: at {', '.join(map(str, KL_LEVELS))} nats and at the end, "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from density import prepare, run_all
-from density_report import cells_of_runs, choose, differences, interval, machine
+from density_report import cells_of_runs, choose, differences, interval, machine, paired
 from density_settings import BATCH_SIZE, KL_COEFS, LAMS, SEEDS, TUNING_SEEDS, UPDATES, Job
 from provenance import commit
 
@@ -65,14 +65,14 @@ def write_report(output: Path) -> None:
         "at the end | length-controlled | KL | length |",
         f"|{' --- |' * (8 + len(KL_LEVELS))}",
     ]
-    of_arm: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    of_arm: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for arm in ARMS:
         tuned = read(tuning_jobs(arm))
         if not tuned:
             continue
         setting = choose(tuned, human)
         runs = read([setting._replace(seed=seed) for seed in SEEDS])
-        of_arm[arm] = {run["job"]["seed"]: run for run in runs}
+        of_arm[arm] = runs
         if runs:
             cells = [*arm, f"{setting.kl_coef:g}, {setting.options['lam']:g}", str(len(runs))]
             lines.append(f"| {' | '.join(cells + cells_of_runs(runs, KL_LEVELS))} |")
@@ -85,7 +85,7 @@ def write_report(output: Path) -> None:
         f"|{' --- |' * (4 + len(KL_LEVELS))}",
     ]
     for (reward, values), runs in of_arm.items():
-        pairs = _pairs(runs, of_arm.get((reward, BASELINE), {}))
+        pairs = paired(runs, of_arm.get((reward, BASELINE), []))
         if values != BASELINE and pairs:
             time = interval([ours["seconds"] / theirs["seconds"] for ours, theirs in pairs], 2)
             lines.append(f"| {' | '.join([reward, values, *differences(pairs, KL_LEVELS), time])} |")
@@ -97,19 +97,12 @@ def write_report(output: Path) -> None:
         f"|{' --- |' * (2 + len(KL_LEVELS))}",
     ]
     for values in VALUES:
-        pairs = _pairs(of_arm.get(("token", values), {}), of_arm.get(("terminal", values), {}))
+        pairs = paired(of_arm.get(("token", values), []), of_arm.get(("terminal", values), []))
         if pairs:
             lines.append(f"| {' | '.join([values, *differences(pairs, KL_LEVELS)])} |")
     text = "\n".join(lines) + "\n"
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
-
-
-Pair = tuple[dict[str, Any], dict[str, Any]]
-
-
-def _pairs(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[Pair]:
-    return [(runs[seed], others[seed]) for seed in sorted(runs.keys() & others.keys())]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 import tiny
+from grpo_runs import kept_batches
 from tiny import EOS, A, B, C, D
 from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer, ImplicitReward, read_completions
 
@@ -66,17 +67,10 @@ def make(tmp_path, policy_folder):
 
 def outcome(trainer):
     """The advantages of each rollout, and what was logged."""
-    kept, original = [], trainer._generate_and_score_completions
-
-    def keep(inputs):
-        output = original(inputs)
-        kept.append(output["advantages"].clone())
-        return output
-
-    trainer._generate_and_score_completions = keep
+    kept = kept_batches(trainer)
     trainer.train()
     assert len(kept) == 2
-    return kept, trainer.state.log_history
+    return [batch["advantages"] for batch in kept], trainer.state.log_history
 
 
 def by_token(scores):

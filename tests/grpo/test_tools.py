@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from trl.chat_template_utils import qwen3_chat_template
 
 import tiny
+from grpo_runs import kept_batches
 from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer
 from trl_tokenreward.grpo.functional import group_advantages
 
@@ -65,7 +66,7 @@ def test_what_a_tool_wrote_gets_neither_reward_nor_advantage(kind, tmp_path):
     seen = []
 
     def reward(completion_ids, **_):
-        """1 for each token: also for those of the tool."""
+        """For each token, also for those of the tool."""
         seen.append(completion_ids)
         return [[1.0 + (i % 3) for i in ids] for ids in completion_ids]
 
@@ -86,8 +87,7 @@ def test_what_a_tool_wrote_gets_neither_reward_nor_advantage(kind, tmp_path):
         processing_class=tokenizer,
         **{kind: [multiply] if kind == "tools" else Calculator},
     )
-    kept, original = [], trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: kept.append(original(inputs)) or kept[-1]
+    kept = kept_batches(trainer)
     trainer.train()
     (output,) = kept
     assert trainer.turns == 2

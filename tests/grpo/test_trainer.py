@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 import tiny
+from grpo_runs import kept_batches
 from trl_tokenreward import (
     FineGrainedGRPOConfig,
     FineGrainedGRPOTrainer,
@@ -114,19 +115,6 @@ def trained(*args, **kwargs):
     trainer = trainer_for(*args, **kwargs)
     kept = kept_batches(trainer)
     trainer.train()
-    return kept
-
-
-def kept_batches(trainer):
-    """What each rollout gives."""
-    kept, original = [], trainer._generate_and_score_completions
-
-    def keep(inputs):
-        output = original(inputs)
-        kept.append({name: value.clone() if torch.is_tensor(value) else value for name, value in output.items()})
-        return output
-
-    trainer._generate_and_score_completions = keep
     return kept
 
 

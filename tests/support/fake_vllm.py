@@ -46,10 +46,8 @@ class FakeVLLM:
             self.loads[-1].append(name)
 
     def complete(self, prompts, params):
-        """Token ids and log-probabilities of `n` completions for each prompt."""
-        assert params.pop("logprobs") == 0
-        prompts = [prompt for prompt in prompts for _ in range(params["n"])]
-        del params["n"]
+        """Token ids and log-probabilities of one completion for each prompt."""
+        assert params.pop("n") == 1 and params.pop("logprobs") == 0
         # Nothing that would change the distribution.
         neutral = {"repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         assert {name: params.pop(name) for name in neutral} == neutral
@@ -186,10 +184,9 @@ def server(path):
     def complete(body):
         expected = {"model": "fake", "return_token_ids": True, "return_tokens_as_token_ids": True}
         assert {name: body.pop(name) for name in expected} == expected
-        prompts, n = body.pop("prompt"), body["n"]
-        prompts_of_completions = [prompt for prompt in prompts for _ in range(n)]
+        prompts = [prompt for prompt in body.pop("prompt") for _ in range(body["n"])]
         choices = []
-        for prompt, (ids, logps) in zip(prompts_of_completions, fake.complete(prompts, body), strict=True):
+        for prompt, (ids, logps) in zip(prompts, fake.complete(prompts, {**body, "n": 1}), strict=True):
             names = [f"token_id:{token}" for token in ids]
             logprobs = {
                 "tokens": names,

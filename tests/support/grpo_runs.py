@@ -41,6 +41,19 @@ class Trainer(FineGrainedGRPOTrainer):
         return output
 
 
+def kept_batches(trainer: FineGrainedGRPOTrainer) -> list[dict[str, Any]]:
+    """What each rollout gives."""
+    kept, original = [], trainer._generate_and_score_completions
+
+    def keep(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = original(inputs)
+        kept.append({name: value.clone() if torch.is_tensor(value) else value for name, value in output.items()})
+        return output
+
+    trainer._generate_and_score_completions = keep
+    return kept
+
+
 def completions(step: int, place: int) -> list[int]:
     """Completion number `place` of a batch: of 1 to 7 tokens."""
     generator = torch.Generator().manual_seed(1000 * step + place)

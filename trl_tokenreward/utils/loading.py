@@ -53,8 +53,8 @@ def check_source(name: str | os.PathLike, what: str) -> None:
 
 
 @contextmanager
-def loading(name: str | os.PathLike, what: str) -> Iterator[None]:
-    """Within it, `name` is loaded. What goes wrong may be about a connection, and name nothing.
+def loading(name: str | os.PathLike, what: str, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Within it, `name` is loaded. What goes wrong may be about a connection, or a package, and name nothing.
 
     Raises:
         ValueError: If nothing is there, see [`check_source`], or it cannot be read. The error names it.
@@ -62,7 +62,7 @@ def loading(name: str | os.PathLike, what: str) -> Iterator[None]:
     check_source(name, what)
     try:
         yield
-    except OSError as error:
+    except errors as error:
         raise ValueError(f"No {what} could be loaded from {name}: {error}") from error
 
 
@@ -75,11 +75,8 @@ def load_tokenizer(name: str | os.PathLike, trust_remote_code: bool = False) -> 
     """
     from transformers import AutoTokenizer
 
-    check_source(name, "tokenizer")
-    try:
+    with loading(name, "tokenizer", (OSError, ValueError)):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:  # which may be about a connection, or a package, and name nothing
-        raise ValueError(f"No tokenizer could be loaded from {name}: {error}") from error
 
 
 def load_split(
