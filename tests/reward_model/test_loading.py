@@ -203,10 +203,10 @@ class TestRefused:
             TokenRewardModel.from_pretrained(tmp_path, trust_remote_code=True)
         assert (tmp_path / "ran").exists()
 
-    def test_adapters(self, tmp_path):
+    def test_adapters_of_other_models(self, tmp_path):
         model = get_peft_model(reward_model(), LoraConfig(target_modules=["q_proj"], modules_to_save=["score"]))
         model.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="holds a PEFT adapter"):
+        with pytest.raises(ValueError, match="holds a PEFT adapter without the head of token scores"):
             TokenRewardModel.from_pretrained(tmp_path)
 
     def test_loading_info_of_other_checkpoints(self, checkpoints, tmp_path):

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import tiny
-from model_cases import assert_same, batch, reward_model
+from model_cases import LORA_TARGETS, assert_same, batch, reward_model
 from trl_tokenreward import TokenRewardModel, TokenRewardModelConfig
 
 
@@ -333,14 +333,6 @@ class TestTraining:
     def test_layers_that_must_not_be_split_are_the_backbones(self, family):
         model = reward_model(family)
         assert model._no_split_modules and set(model._no_split_modules) == set(model.model._no_split_modules)
-
-
-LORA_TARGETS = {
-    "llama": ["q_proj", "v_proj"],
-    "qwen2": ["q_proj", "v_proj"],
-    "gpt2": ["c_attn"],
-    "gpt_neox": ["query_key_value"],
-}
 
 
 class TestPeft:

@@ -6,7 +6,6 @@ What a source says of single tokens, it keeps until the advantages are made of i
 import inspect
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from ..ppo.reward_functions import returned_scores, reward_name
 from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import has_token_scores, require_trained_sequence_head
+from ..reward_model.saved_adapter import HUB_ARGUMENTS, has_token_head, saved_adapter
 
 
 class BatchIds(NamedTuple):
@@ -179,17 +179,14 @@ def load_source(
 
 def _load(path: str, kwargs: dict[str, Any]) -> nn.Module | None:
     """The model at a path, or `None` if it has no token scores. The adapter of a token reward model is merged."""
-    if Path(path, "adapter_config.json").exists():
-        from peft import PeftConfig, PeftModel
-
-        adapter = PeftConfig.from_pretrained(path)
-        if "token_score" not in (getattr(adapter, "modules_to_save", None) or ()):
-            return None
-        base = TokenRewardModel.from_pretrained(adapter.base_model_name_or_path, **kwargs)
-        merged = PeftModel.from_pretrained(base, path).merge_and_unload()
-        merged.config.name_or_path = path  # or logs would call it by its base
-        return merged
-    config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"])
+    hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"], **hub_arguments)
+    except (OSError, ValueError):
+        adapter = saved_adapter(path, kwargs)
+        if adapter is None:
+            raise
+        return TokenRewardModel.from_pretrained(path, **kwargs) if has_token_head(adapter) else None
     if isinstance(config, TokenRewardModelConfig):
         return TokenRewardModel.from_pretrained(path, **kwargs)
     architectures = config.architectures or ()

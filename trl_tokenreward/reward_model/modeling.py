@@ -29,6 +29,7 @@ from ..utils.text import unicode_problem
 from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
 from .heads import ScoreHead
+from .saved_adapter import HUB_ARGUMENTS, load_merged, saved_adapter
 from .text_scores import TextScores, columns_of_text, scores_of_ids
 
 
@@ -36,16 +37,6 @@ logger = logging.get_logger(__name__)
 
 _SEQUENCE_CLASSIFIER = "ForSequenceClassification"
 _TOKEN_CLASSIFIER = "ForTokenClassification"
-_HUB_ARGUMENTS = (
-    "cache_dir",
-    "code_revision",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
 
 
 @dataclass
@@ -232,7 +223,8 @@ class TokenRewardModel(PreTrainedModel):
           zero;
         - a token classifier with one label: its head becomes the token head, `score` is initialised;
         - a causal language model: `score` is initialised (normal, with the backbone's `initializer_range`; seed torch
-          for reproducible weights), the token head starts at zero.
+          for reproducible weights), the token head starts at zero;
+        - the adapter of a token reward model, as [`TokenRewardTrainer`] saves it: it is merged into its base model.
 
         Only safetensors checkpoints are loaded, and code from the Hub only where `trust_remote_code=True` is passed.
 
@@ -249,8 +241,8 @@ class TokenRewardModel(PreTrainedModel):
 
         Raises:
             `ValueError`: if the checkpoint is a classifier with more than one label, an encoder-decoder, a
-                bidirectional encoder, a multimodal model or a PEFT adapter, or if an argument asks for what is not
-                supported.
+                bidirectional encoder, a multimodal model or the adapter of another model, or if an argument asks for
+                what is not supported.
         """
         num_labels = kwargs.pop("num_labels", None)
         if num_labels not in (None, 1):
@@ -264,9 +256,13 @@ class TokenRewardModel(PreTrainedModel):
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             path = pretrained_model_name_or_path if config is None else config
-            _refuse_adapter(path)
-            hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub_arguments)
+            hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            try:
+                config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub_arguments)
+            except (OSError, ValueError):
+                if path is None or (adapter := saved_adapter(path, kwargs)) is None:
+                    raise
+                return load_merged(cls.from_pretrained, adapter, path, kwargs)
         if isinstance(config, TokenRewardModelConfig):
             kwargs.pop("code_revision", None)
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -536,16 +532,6 @@ def _check_causal(backbone: PreTrainedModel) -> None:
                 f"{type(backbone).__name__} is not causal: `{name}` attends to later tokens, so the score of a token "
                 "would depend on what follows it. Use a decoder-only language model."
             )
-
-
-def _refuse_adapter(path: str | os.PathLike | None) -> None:
-    if path is None or not os.path.isfile(os.path.join(path, "adapter_config.json")):
-        return
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise ValueError(
-            f"{path} holds a PEFT adapter, not a model. Load its base model with `TokenRewardModel.from_pretrained`, "
-            "then the adapter with `PeftModel.from_pretrained(model, path)`."
-        )
 
 
 def _loader(config: PreTrainedConfig, path: str | os.PathLike | None) -> Any:

@@ -101,7 +101,7 @@ class TokenScorer:
         signal: Signal | None = None,
         **kwargs: Any,
     ) -> "TokenScorer":
-        """Loads a model that [`TokenRewardModel.from_pretrained`] takes, and its tokenizer.
+        """Loads a model, or the adapter of one, that [`TokenRewardModel.from_pretrained`] takes, and its tokenizer.
 
         Args:
             name_or_path (`str` or `os.PathLike`):
@@ -119,14 +119,12 @@ class TokenScorer:
         with loading(name_or_path, "model"):
             model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
         trust_remote_code = kwargs.get("trust_remote_code", False)
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
         return cls(
             model,
             load_tokenizer(name_or_path if tokenizer is None else tokenizer, trust_remote_code),
             name=str(name_or_path),
             signal=signal,
-            has_sequence_score=isinstance(config, TokenRewardModelConfig) or classifies_sequences,
+            has_sequence_score=_has_sequence_head(name_or_path, trust_remote_code),
         )
 
     def _scores(
@@ -153,6 +151,16 @@ class TokenScorer:
                 per_token = [b - a for a, b in zip([0.0, *of_ids.prefix_scores], of_ids.prefix_scores, strict=False)]
             results.append((of_ids.score, per_token[start:]))
         return results
+
+
+def _has_sequence_head(name_or_path: str | os.PathLike, trust_remote_code: bool) -> bool:
+    """Whether what is there holds the sequence head that the loaded model has, or the model got a new one."""
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # the adapter of a token reward model, which holds both heads
+        return True
+    classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return isinstance(config, TokenRewardModelConfig) or classifies_sequences
 
 
 def score_dataset(

@@ -10,7 +10,6 @@ from weakref import WeakSet
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import (
     AutoTokenizer,
@@ -543,10 +542,7 @@ class TokenRewardTrainer(RewardTrainer):
             return
         # The parent's card shows a text-classification pipeline, which knows neither this model nor scores of tokens.
         path = Path(self.args.output_dir, "README.md")
-        example = _usage(
-            self.hub_model_id or model_name or self.args.output_dir,
-            get_config_model_id(self.model.config) if is_peft_model(self.model) else None,
-        )
+        example = _usage(self.hub_model_id or model_name or self.args.output_dir)
         card = re.sub(r"```python\n.*?```", lambda _: example, path.read_text("utf-8"), count=1, flags=re.DOTALL)
         path.write_text(card, "utf-8")
 
@@ -576,19 +572,14 @@ def _check_sides(dataset: Dataset | IterableDataset, args: TokenRewardConfig) ->
     return False
 
 
-def _usage(name: str, adapted: str | None) -> str:
-    """An example for the model card, of a model or of an adapter of the model `adapted`."""
-    if adapted is None:
-        imports, load = "", f'model = TokenRewardModel.from_pretrained("{name}")'
-    else:
-        imports = "from peft import PeftModel\n"
-        load = f'model = PeftModel.from_pretrained(TokenRewardModel.from_pretrained("{adapted}"), "{name}")'
+def _usage(name: str) -> str:
+    """An example for the model card."""
     return f"""```python
-{imports}from transformers import AutoTokenizer
+from transformers import AutoTokenizer
 from trl_tokenreward import TokenRewardModel
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
-{load}
+model = TokenRewardModel.from_pretrained("{name}")
 [scores] = model.score_texts([" Paris."], tokenizer, prompts=["The capital of France is"])
 print(scores.score)
 print(list(zip(scores.tokens, scores.token_scores)))

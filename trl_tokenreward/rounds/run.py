@@ -323,8 +323,8 @@ def _check_arguments(
 ) -> None:
     for what, name in (("policy", policy), ("reward model", reward_model)):
         check_source(name, what)
-        if Path(name, "adapter_config.json").exists():
-            raise ValueError(f"The {what} {name} is an adapter: merge it into its model, and name that.")
+    if Path(policy, "adapter_config.json").exists():
+        raise ValueError(f"The policy {policy} is an adapter: merge it into its model, and name that.")
     if not isinstance(prompts, Dataset) or not len(prompts):
         raise ValueError(f"`prompts` must be a Dataset with rows, got {prompts!r}.")
     if not (editor == PEOPLE or callable(editor)):

@@ -1,0 +1,96 @@
+"""The saved adapter of a token reward model, read as a model."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import find_adapter_config_file, is_peft_available
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from .modeling import TokenRewardModel
+
+
+# Arguments of `from_pretrained` that say where the files are.
+_OF_FILES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+HUB_ARGUMENTS = (*_OF_FILES, "code_revision")
+
+
+def saved_adapter(path: str | os.PathLike, kwargs: dict[str, Any]) -> "PeftConfig | None":
+    """The configuration of the adapter in a folder or of a name on the Hub, or `None` if there is none.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The folder or name.
+        kwargs (`dict`):
+            Arguments of `from_pretrained`; those that say where files are count.
+
+    Raises:
+        ImportError: If there is one, but no PEFT.
+    """
+    arguments = _of_files(kwargs)
+    if find_adapter_config_file(os.fspath(path), **arguments) is None:
+        return None
+    if not is_peft_available():
+        raise ImportError(f"{path} holds a PEFT adapter. Install PEFT to load it: `pip install peft`.")
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(os.fspath(path), **arguments)
+
+
+def has_token_head(adapter: "PeftConfig") -> bool:
+    """Whether the adapter is a token reward model's: one that holds the head of token scores."""
+    return "token_score" in (getattr(adapter, "modules_to_save", None) or ())
+
+
+def load_merged(
+    load: Callable[..., "TokenRewardModel"], adapter: "PeftConfig", path: str | os.PathLike, kwargs: dict[str, Any]
+) -> "TokenRewardModel":
+    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that do not say
+    where the adapter is.
+
+    Raises:
+        ValueError: If the adapter is no token reward model's, does not say what its base is, or is pickled.
+    """
+    if not has_token_head(adapter):
+        raise ValueError(
+            f"{path} holds a PEFT adapter without the head of token scores, so it is no token reward model's. If it is "
+            "a language model's or a classifier's, merge it into that (`merge_and_unload`), save the result, and load "
+            "that."
+        )
+    if not adapter.base_model_name_or_path:
+        raise ValueError(
+            f"{path} holds a PEFT adapter and does not say of which model: set `base_model_name_or_path` in its "
+            "adapter_config.json."
+        )
+    folder = os.path.join(path, kwargs.get("subfolder") or "")
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(folder, "adapter_model.safetensors")):
+        raise ValueError(
+            f"{path} has no adapter_model.safetensors. Pickled weights are not loaded: save the adapter again with "
+            "`safe_serialization=True`."
+        )
+    from peft import PeftModel
+
+    others = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
+    if adapter.revision:
+        others["revision"] = adapter.revision
+    base = load(adapter.base_model_name_or_path, **others)
+    with warnings.catch_warnings():
+        # PEFT only warns of layers that the adapter does not have, and would leave them as they are.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            adapted = PeftModel.from_pretrained(base, os.fspath(path), **_of_files(kwargs))
+        except UserWarning as warning:
+            raise ValueError(f"The adapter {path} does not fit {adapter.base_model_name_or_path}: {warning}") from None
+    model = adapted.merge_and_unload()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    model.name_or_path = model.config.name_or_path = str(path)  # or logs and adapters of it would name its base
+    return model.eval()
+
+
+def _of_files(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _OF_FILES if name in kwargs}
