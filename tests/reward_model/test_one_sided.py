@@ -206,6 +206,7 @@ class TestEvaluation:
         threshold = first.best_span_threshold
         best = evaluate_token_rewards(model, tokenizer, rows, span_threshold=threshold, resamples=20)
         none = evaluate_token_rewards(model, tokenizer, rows, span_threshold=-1e9, resamples=20)
+        assert none.span_threshold == (-1e9, math.inf) and "above the text's lowest" not in none.table()
         assert none.span_f1.value == pytest.approx(1 / best.rows_with_spans)  # the row without a wrong character
         assert best.span_f1.value >= none.span_f1.value and best.span_threshold == threshold
         assert math.isnan(best.sequence_accuracy.value) and "F1 of wrong characters" in best.table()
@@ -216,6 +217,8 @@ class TestEvaluation:
             evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=0.0)
         with pytest.raises(ValueError, match="`span_threshold` must be a finite number"):
             evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=math.nan)
+        with pytest.raises(ValueError, match="margin of `span_threshold` must be more than 0"):
+            evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=(0.0, -1.0))
 
     def test_views_mark_what_is_wrong(self):
         scorer = TokenScorer(backbone(), tiny.tokenizer(), "model")
@@ -243,6 +246,21 @@ class TestCharacters:
 
     def test_the_best_threshold(self):
         text = marked_text(self.TOKENS, [1.0, 9.0, -2.0, 0.0, -1.0, -9.0], [[3, 6]])
-        assert best_span_threshold([text]) == -1.5
-        assert best_span_threshold([marked_text(self.TOKENS, [1.0] * 6, [])]) == 1.0  # nothing is below
-        assert math.isnan(best_span_threshold([]))
+        assert best_span_threshold([text]) == (-1.5, math.inf)
+        assert best_span_threshold([marked_text(self.TOKENS, [1.0] * 6, [])]) == (1.0, math.inf)  # nothing is below
+        assert math.isnan(best_span_threshold([]).score)
+
+    def test_a_margin_goes_with_the_text(self):
+        text = marked_text(self.TOKENS, [1.0, 9.0, -2.0, 0.0, -1.0, -9.0], [[3, 6]])
+        # Within 1.5 of the lowest, -2, are both "bad", and what scores below the threshold is among them.
+        f1 = character_f1(text, np.array([-3.0, -1.5, 0.5]), margin=1.5)
+        assert f1.tolist() == pytest.approx([0, 1, 2 * 3 / 9])
+
+    def test_the_best_margin(self):
+        # In each, one word is wrong: the lowest, which scores higher than a right word of the other.
+        mild = marked_text(self.TOKENS, [3.0, 9.0, 1.0, 3.0, 3.0, 0.0], [[3, 6]])
+        harsh = marked_text(self.TOKENS, [0.0, 9.0, -3.0, 0.0, 0.0, 0.0], [[3, 6]])
+        best = best_span_threshold([mild, harsh])
+        assert [character_f1(text, np.array([best.score]), best.margin)[0] for text in (mild, harsh)] == [1, 1]
+        assert 0 < best.margin <= 3 and best.score > 1
+        assert max(character_f1(harsh, np.linspace(1, 4, 9)) + character_f1(mild, np.linspace(1, 4, 9))) < 2

@@ -1,6 +1,8 @@
 """Marked characters: what token scores say of the characters of a text, and how well that fits what people marked."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,25 @@ from ..utils.statistics import best_threshold
 
 # Thresholds that are tried: quantiles of the scores of all characters.
 _CANDIDATES = 200
+# Margins that are tried, evenly spaced up to this quantile of how far characters are above the lowest of their text.
+_MARGINS, _WIDEST = 20, 0.95
+
+
+class SpanThreshold(NamedTuple):
+    """Which characters of a text are called wrong: those that score below both limits.
+
+    Annotators mark what is worst in a text. A text where much is bad has a lower limit for that, so the second one goes
+    with the text.
+
+    Args:
+        score (`float`):
+            A limit for all texts.
+        margin (`float`, *optional*, defaults to infinity):
+            How far above the lowest score of a text its own limit is. More than 0; infinity is none.
+    """
+
+    score: float
+    margin: float = math.inf
 
 
 class MarkedText(NamedTuple):
@@ -62,22 +83,35 @@ def marked_text(tokens: Sequence[Sequence[int]], scores: Sequence[float], spans:
     return MarkedText(values, wrong)
 
 
-def character_f1(text: MarkedText, thresholds: np.ndarray) -> np.ndarray:
-    """F1 of the characters that score below each of T thresholds, shape (T,): 1 where none is marked and none is wrong,
-    0 where only one of these holds (SemEval-2021 task 5, Pavlopoulos et al., 2021)."""
-    marked = text.scores < thresholds[:, None]
-    sizes = marked.sum(1) + text.wrong.sum()
-    return np.where(sizes == 0, 1.0, 2 * (marked & text.wrong).sum(1) / np.maximum(sizes, 1))
+def character_f1(text: MarkedText, thresholds: np.ndarray, margin: float = math.inf) -> np.ndarray:
+    """F1 of the characters that each of T thresholds with one margin marks, see [`SpanThreshold`], shape (T,): 1 where
+    none is marked and none is wrong, 0 where only one of these holds (SemEval-2021 task 5, Pavlopoulos et al.,
+    2021)."""
+    order = np.argsort(text.scores, kind="stable")
+    scores = text.scores[order]
+    lowest = scores[0] if len(scores) else math.inf
+    marked = np.searchsorted(scores, np.minimum(thresholds, lowest + margin))  # how many score below
+    found = np.concatenate([[0], np.cumsum(text.wrong[order])])[marked]
+    sizes = marked + text.wrong.sum()
+    return np.where(sizes == 0, 1.0, 2 * found / np.maximum(sizes, 1))
 
 
-def best_span_threshold(texts: Sequence[MarkedText]) -> float:
-    """The threshold with the highest mean [`character_f1`]; of equal ones the lowest. NaN without a scored character.
+def best_span_threshold(texts: Sequence[MarkedText]) -> SpanThreshold:
+    """The [`SpanThreshold`] with the highest mean [`character_f1`]; of equal ones the one with the largest margin, then
+    with the lowest score. NaN without a scored character.
 
-    It is the middle between two scores that are quantiles of all, or lies above them all.
+    Its score is the middle between two scores that are quantiles of all, or lies above them all.
     """
-    scores = np.concatenate([np.zeros(0), *(text.scores for text in texts)])
-    scores = scores[np.isfinite(scores)]
-    if not len(scores):
-        return float("nan")
-    chosen = np.quantile(scores, np.linspace(0, 1, _CANDIDATES), method="lower")
-    return best_threshold(lambda thresholds: np.sum([character_f1(text, thresholds) for text in texts], axis=0), chosen)
+    finite = [text.scores[np.isfinite(text.scores)] for text in texts]
+    finite = [scores for scores in finite if len(scores)]
+    if not finite:
+        return SpanThreshold(math.nan)
+    chosen = np.quantile(np.concatenate(finite), np.linspace(0, 1, _CANDIDATES), method="lower")
+    widest = np.quantile(np.concatenate([scores - scores.min() for scores in finite]), _WIDEST)
+    margins = widest * np.arange(_MARGINS, 0, -1) / _MARGINS if widest > 0 else []
+
+    def f1(thresholds: np.ndarray, margin: float) -> np.ndarray:
+        return np.mean([character_f1(text, thresholds, margin) for text in texts], axis=0)
+
+    tried = [SpanThreshold(best_threshold(partial(f1, margin=m), chosen), float(m)) for m in (math.inf, *margins)]
+    return max(tried, key=lambda threshold: f1(np.array([threshold.score]), threshold.margin)[0])

@@ -30,7 +30,7 @@ from ..utils.statistics import (
     resampled,
 )
 from ..utils.validation import check_least
-from .character_scores import MarkedText, best_span_threshold, character_f1, marked_text
+from .character_scores import MarkedText, SpanThreshold, best_span_threshold, character_f1, marked_text
 from .labels import by_row, read_labels
 from .metrics import edit_pair_wins, token_auroc
 from .modeling import TokenRewardModel
@@ -78,11 +78,11 @@ class TokenRewardReport:
             How well low scores find the edited-out tokens among the completion's tokens of the rejected sides, to which
             rows of one side belong.
         span_f1 ([`~utils.statistics.Estimate`]):
-            Mean over the rows with spans of the F1 of the characters that score below `span_threshold`
+            Mean over the rows with spans of the F1 of the characters that `span_threshold` calls wrong
             ([`~reward_model.character_scores.character_f1`]). NaN without such rows or without a threshold.
-        span_threshold (`float`, *optional*):
+        span_threshold ([`~reward_model.character_scores.SpanThreshold`], *optional*):
             The threshold that was given.
-        best_span_threshold (`float`):
+        best_span_threshold ([`~reward_model.character_scores.SpanThreshold`]):
             The threshold with the highest F1 on these rows, to be used on others. NaN without rows with spans.
         rows_with_spans (`int`):
             The rows whose spans say of every character whether it is wrong: `completion_spans` without
@@ -110,8 +110,8 @@ class TokenRewardReport:
     token_accuracy: Estimate
     token_auroc: Estimate
     span_f1: Estimate
-    span_threshold: float | None
-    best_span_threshold: float
+    span_threshold: SpanThreshold | None
+    best_span_threshold: SpanThreshold
     rows_with_spans: int
     calibration_error: float
     reliability: tuple[ReliabilityBin, ...]
@@ -130,8 +130,8 @@ class TokenRewardReport:
             "token accuracy": self.token_accuracy,
             "AUROC of wrong tokens": self.token_auroc,
             "F1 of wrong characters": self.span_f1,
-            "its threshold": _number(math.nan if self.span_threshold is None else self.span_threshold),
-            "best threshold here": _number(self.best_span_threshold),
+            "its threshold": _threshold(self.span_threshold),
+            "best threshold here": _threshold(self.best_span_threshold),
             "expected calibration error": _number(self.calibration_error),
         }
         tables = [markdown("", "token reward model", rows)]
@@ -181,7 +181,7 @@ def evaluate_token_rewards(
     batch_size: int = 8,
     num_bins: int = 10,
     num_groups: int = 5,
-    span_threshold: float | None = None,
+    span_threshold: SpanThreshold | float | None = None,
     seed: int = 0,
     level: float = 0.95,
     resamples: int = 1000,
@@ -212,7 +212,7 @@ def evaluate_token_rewards(
             Bins of the calibration, of equal width.
         num_groups (`int`, *optional*, defaults to `5`):
             Groups of positions and of lengths.
-        span_threshold (`float`, *optional*):
+        span_threshold ([`~reward_model.character_scores.SpanThreshold`] or `float`, *optional*):
             Characters of tokens that score below it are called wrong, for `span_f1`. Choose it on other rows: it is
             their report's `best_span_threshold`.
         seed, level, resamples:
@@ -226,8 +226,8 @@ def evaluate_token_rewards(
         raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
     check_least(batch_size=(batch_size, 1), num_bins=(num_bins, 1), num_groups=(num_groups, 1))
     check_bootstrap(level, resamples)
-    if span_threshold is not None and not math.isfinite(span_threshold):
-        raise ValueError(f"`span_threshold` must be a finite number, but is {span_threshold}.")
+    if span_threshold is not None:
+        span_threshold = _checked(span_threshold)
     rows, dropped = prepare_dataset(
         dataset,
         tokenizer,
@@ -244,8 +244,8 @@ def evaluate_token_rewards(
         raise ValueError("`span_threshold` has no effect: no row has spans of characters.")
     f1 = np.zeros(len(texts))
     if span_threshold is not None:
-        threshold = np.array([span_threshold])
-        f1 = np.array([0.0 if text is None else character_f1(text, threshold)[0] for text in texts])
+        score, margin = np.array([span_threshold.score]), span_threshold.margin
+        f1 = np.array([0.0 if text is None else character_f1(text, score, margin)[0] for text in texts])
 
     is_pair, won, wins, pairs = table.T
     with_sequences = is_pair * without_peft(model).sequence_head_is_trained
@@ -424,6 +424,22 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tu
 
 def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     return token_auroc(torch.from_numpy(scores), torch.from_numpy(labels))
+
+
+def _checked(threshold: SpanThreshold | float) -> SpanThreshold:
+    threshold = SpanThreshold(*threshold) if isinstance(threshold, tuple) else SpanThreshold(threshold)
+    if not math.isfinite(threshold.score):
+        raise ValueError(f"`span_threshold` must be a finite number, but is {threshold.score}.")
+    if not threshold.margin > 0:
+        raise ValueError(f"The margin of `span_threshold` must be more than 0, but is {threshold.margin}.")
+    return threshold
+
+
+def _threshold(threshold: SpanThreshold | None) -> str:
+    if threshold is None:
+        return _number(math.nan)
+    own = "" if math.isinf(threshold.margin) else f", and {threshold.margin:.3f} above the text's lowest"
+    return _number(threshold.score) + own
 
 
 def _number(value: float) -> str:
