@@ -3,29 +3,66 @@ judge.
 
     python benchmarks/best_of.py --corpus demo
     python benchmarks/best_of.py --corpus paradetox --data <folder>
+    python benchmarks/best_of.py --corpus imdb --data <folder>    # needs what `imdb.py` needs
 
-Policy, reward model and judge are those that `grpo_density.py` has prepared. No training: where the answer that the
-reward model likes best hardly wins, no way to train on its scores wins by much.
+Policy, reward model and judge are those that `grpo_density.py` or `imdb.py` has prepared. No training: where the answer
+that the reward model likes best hardly wins, no way to train on its scores wins by much.
 """
 
 import argparse
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from grpo_density import FOLDERS, RESULTS, TASKS
 from torch.nn.functional import logsigmoid
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from density_report import machine
 from provenance import commit
 from trl_tokenreward import TokenRewardModel
+from trl_tokenreward.evaluation.sampler import AnswerSampler
 from trl_tokenreward.reward_model.text_scores import TextScores
 from trl_tokenreward.utils.statistics import bootstrap_interval, pairwise_outcomes
 
 
 ANSWERS = 8
+
+
+class Task(NamedTuple):
+    """Who answers which prompts, who judges, and the judge's scores of one answer to each prompt."""
+
+    sampler: AnswerSampler
+    judge: Callable[[list[str], list[str]], list[float]]
+    start_scores: list[float]
+    # Whether the reward model was trained to read answers with their end.
+    with_eos: bool
+    bf16: bool
+
+
+def density_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Task:
+    _, examiner, _ = TASKS[corpus](data, policy, tokenizer)
+    return Task(examiner.sampler, examiner.judge, examiner.start.scores, with_eos=True, bf16=False)
+
+
+def imdb_task(_: str, data: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Task:
+    from imdb import Examiner
+
+    examiner = Examiner(data, policy, tokenizer)
+
+    def judge(prompts: list[str], answers: list[str]) -> list[float]:
+        return examiner.judge(answers)
+
+    return Task(examiner.sampler, judge, examiner.start["classifier"], with_eos=False, bf16=True)
+
+
+CORPORA: dict[str, tuple[Path, Callable[..., Task]]] = {
+    **{name: (folder, density_task) for name, folder in FOLDERS.items()},
+    "imdb": (Path("runs/imdb"), imdb_task),
+}
 
 
 def sum_of_tokens(answer: TextScores) -> float:
@@ -35,26 +72,29 @@ def sum_of_tokens(answer: TextScores) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", choices=list(TASKS), default="demo")
-    parser.add_argument("--data", type=Path, help="Folder with ParaDetox.")
-    parser.add_argument("--output", type=Path, help="Folder with what `grpo_density.py` prepared.")
+    parser.add_argument("--corpus", choices=list(CORPORA), default="demo")
+    parser.add_argument("--data", type=Path, help="Folder with the data.")
+    parser.add_argument("--output", type=Path, help="Folder with what was prepared.")
     arguments = parser.parse_args()
-    folder = arguments.output or FOLDERS[arguments.corpus]
+    folder, task_of = CORPORA[arguments.corpus]
+    folder = arguments.output or folder
     torch.set_num_threads(1)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "start_policy")
-    policy = LlamaForCausalLM.from_pretrained(folder / "start_policy", dtype=torch.float32)
-    reward_model = TokenRewardModel.from_pretrained(folder / "reward_model", dtype=torch.float32)
-    _, examiner, _ = TASKS[arguments.corpus](arguments.data, policy, tokenizer)
-    prompts, sampler = examiner.sampler.prompts, examiner.sampler
+    tokenizer = AutoTokenizer.from_pretrained(folder / "start_policy", trust_remote_code=False)
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": False}
+    policy = AutoModelForCausalLM.from_pretrained(folder / "start_policy", **settings)
+    reward_model = TokenRewardModel.from_pretrained(folder / "reward_model", **settings)
+    task = task_of(arguments.corpus, arguments.data, policy, tokenizer)
+    prompts = task.sampler.prompts
     # One row for each answer of a prompt: its scores, by who gives them.
     by_scorer: dict[str, list[list[float]]] = {"the judge": [], "sequence score": [], "sum of token scores": []}
-    for seed in range(1, ANSWERS + 1):
-        sampler.seed = seed
-        answers = [answer.text for answer in sampler(policy)]
-        scores = reward_model.score_texts(answers, tokenizer, prompts)
-        by_scorer["the judge"].append(examiner.judge(prompts, answers))
-        by_scorer["sequence score"].append([s.score for s in scores])
-        by_scorer["sum of token scores"].append([sum_of_tokens(s) for s in scores])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=task.bf16):
+        for seed in range(1, ANSWERS + 1):
+            task.sampler.seed = seed
+            answers = [answer.text for answer in task.sampler(policy)]
+            scores = reward_model.score_texts(answers, tokenizer, prompts, append_eos=task.with_eos)
+            by_scorer["the judge"].append(task.judge(prompts, answers))
+            by_scorer["sequence score"].append([s.score for s in scores])
+            by_scorer["sum of token scores"].append([sum_of_tokens(s) for s in scores])
     judged = np.array(by_scorer["the judge"])
     lines = [
         f"# The best of {ANSWERS} answers, {arguments.corpus}",
@@ -69,7 +109,7 @@ def main() -> None:
     ]
     for name, values in by_scorer.items():
         best = judged[np.argmax(values, axis=0), np.arange(len(prompts))]
-        outcomes = pairwise_outcomes(best.tolist(), examiner.start.scores)
+        outcomes = pairwise_outcomes(best.tolist(), task.start_scores)
         low, high = bootstrap_interval(outcomes, 0)
         lines.append(f"| {name} | {np.mean(outcomes):.3f} ({low:.3f} to {high:.3f}) |")
     text = "\n".join(lines) + "\n"
