@@ -67,7 +67,26 @@ CORPORA: dict[str, tuple[Path, Callable[..., Task]]] = {
 
 def sum_of_tokens(answer: TextScores) -> float:
     """The token scores of an answer as PPO and GRPO read them: log-sigmoids, summed."""
-    return float(logsigmoid(torch.tensor(answer.token_scores, dtype=torch.float64)).sum())
+    return float(token_rewards(answer).sum())
+
+
+def token_rewards(answer: TextScores) -> torch.Tensor:
+    return logsigmoid(torch.tensor(answer.token_scores, dtype=torch.float64))
+
+
+def costliest(answers: list[TextScores], number: int = 30) -> list[str]:
+    """The rows of a table: the tokens that take most from all answers together."""
+    totals: dict[str, list[float]] = {}
+    for answer in answers:
+        for token, reward in zip(answer.tokens, token_rewards(answer).tolist(), strict=True):
+            totals.setdefault(token.strip().lower(), []).append(reward)
+    worst = sorted(totals, key=lambda token: sum(totals[token]))[:number]
+    everything = sum(map(sum, totals.values()))
+    return [
+        f"| `{token.replace('|', '')}` | {len(totals[token])} | {np.mean(totals[token]):.2f} | "
+        f"{sum(totals[token]) / everything:.1%} |"
+        for token in worst
+    ]
 
 
 def main() -> None:
@@ -86,12 +105,14 @@ def main() -> None:
     task = task_of(arguments.corpus, arguments.data, policy, tokenizer)
     prompts = task.sampler.prompts
     # One row for each answer of a prompt: its scores, by who gives them.
+    scored: list[TextScores] = []
     by_scorer: dict[str, list[list[float]]] = {"the judge": [], "sequence score": [], "sum of token scores": []}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=task.bf16):
         for seed in range(1, ANSWERS + 1):
             task.sampler.seed = seed
             answers = [answer.text for answer in task.sampler(policy)]
             scores = reward_model.score_texts(answers, tokenizer, prompts, append_eos=task.with_eos)
+            scored += scores
             by_scorer["the judge"].append(task.judge(prompts, answers))
             by_scorer["sequence score"].append([s.score for s in scores])
             by_scorer["sum of token scores"].append([sum_of_tokens(s) for s in scores])
@@ -112,6 +133,8 @@ def main() -> None:
         outcomes = pairwise_outcomes(best.tolist(), task.start_scores)
         low, high = bootstrap_interval(outcomes, 0)
         lines.append(f"| {name} | {np.mean(outcomes):.3f} ({low:.3f} to {high:.3f}) |")
+    lines += ["", "The tokens that cost all these answers most; a reward is the log-sigmoid of a token score.", ""]
+    lines += ["| token | times | mean reward | share of all |", "| --- | --- | --- | --- |", *costliest(scored)]
     text = "\n".join(lines) + "\n"
     (RESULTS / f"best_of_{arguments.corpus}.md").write_text(text, encoding="utf-8")
     print(text)
