@@ -55,7 +55,6 @@ SETTINGS = [
     ("full", 1e-5, 1),
     ("lora", 3e-4, 1),
     ("full", 3e-5, 1),
-    ("full", 1e-5, 2),
 ]
 JOBS = [Job(*setting, seed) for seed in SEEDS for setting in SETTINGS]
 
