@@ -133,7 +133,12 @@ def main() -> None:
         outcomes = pairwise_outcomes(best.tolist(), task.start_scores)
         low, high = bootstrap_interval(outcomes, 0)
         lines.append(f"| {name} | {np.mean(outcomes):.3f} ({low:.3f} to {high:.3f}) |")
-    lines += ["", "The tokens that cost all these answers most; a reward is the log-sigmoid of a token score.", ""]
+    lines += [
+        "",
+        "The tokens that cost all these answers most; a reward is the log-sigmoid of a token score. "
+        "A letter ġ is a space.",
+        "",
+    ]
     lines += ["| token | times | mean reward | share of all |", "| --- | --- | --- | --- |", *costliest(scored)]
     text = "\n".join(lines) + "\n"
     (RESULTS / f"best_of_{arguments.corpus}.md").write_text(text, encoding="utf-8")
