@@ -329,6 +329,7 @@ def common_settings(run: Run, name: str) -> dict[str, Any]:
         "seed": run.seed,
         "bf16": run.sizes.bf16,
         "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": False,  # transformers shows no progress where it logs errors alone
         "gradient_checkpointing": False,
         "report_to": "none",
         "save_strategy": "no",
