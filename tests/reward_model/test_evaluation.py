@@ -187,3 +187,27 @@ def test_token_reports_refuse_what_they_cannot_measure(reward_model):
     for data in (rows, rows.to_iterable_dataset()):
         with pytest.raises(ValueError, match="Nothing is left of the evaluation data set.*raise `max_length`"):
             evaluate_token_rewards(reward_model, tiny.tokenizer(), data, max_length=3)
+
+
+def test_rows_of_like_length_are_read_together(reward_model, monkeypatch):
+    model, tokenizer = reward_model, tiny.tokenizer()
+    texts = [" good" * n for n in (1, 30, 2, 29, 1, 31)]
+    rows = [{"prompt": "say", "chosen": text, "rejected": text + " bad"} for text in texts]
+    widths = []
+    monkeypatch.setattr(model, "forward", spied(model.forward, widths))
+    together = evaluate_token_rewards(model, tokenizer, Dataset.from_list(rows), batch_size=3, resamples=20)
+    assert len(widths) < len(rows)
+    padded, widths[:] = sum(widths), []
+    alone = evaluate_token_rewards(model, tokenizer, Dataset.from_list(rows), batch_size=1, resamples=20)
+    assert padded <= 1.2 * sum(widths)
+    for one, other in zip(alone.by_length, together.by_length, strict=True):
+        assert one.mean_score == pytest.approx(other.mean_score, abs=1e-6) and one.name == other.name
+    assert alone.token_auroc == together.token_auroc and alone.sequence_accuracy == together.sequence_accuracy
+
+
+def spied(forward, widths):
+    def with_note(input_ids, **kwargs):
+        widths.append(input_ids.numel())
+        return forward(input_ids=input_ids, **kwargs)
+
+    return with_note

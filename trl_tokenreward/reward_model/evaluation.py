@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..data.formats import SIDES
 from ..data.preprocessing import CHARACTERS, prepare_dataset
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, without_peft
+from ..nn.unpadding import groups_by_length
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
@@ -34,6 +35,10 @@ from .character_scores import MarkedText, SpanThreshold, best_span_threshold, ch
 from .labels import by_row, read_labels
 from .metrics import edit_pair_wins, token_auroc
 from .modeling import TokenRewardModel
+
+
+# Batches that are read at a time.
+_READ = 32
 
 
 @dataclass(frozen=True)
@@ -303,12 +308,12 @@ def _score_rows(
     pairs, (R, 4); the labelled tokens of each side; the number of pairs whose masks do not tell the kinds of their
     edits; and the characters of the rows with spans."""
     collate = DataCollatorForTokenReward(tokenizer.pad_token_id or 0)
-    table: list[np.ndarray] = []
+    table: dict[int, np.ndarray] = {}
     sides: dict[str, list[Any]] = {side: [_Tokens(*(np.zeros(0, dtype) for dtype in _KINDS))] for side in SIDES}
-    texts: list[MarkedText | None] = []
-    unknown, rows = 0, iter(rows)
+    texts: dict[int, MarkedText | None] = {}
+    unknown = 0
     with evaluation_mode(model):
-        while batch_rows := list(islice(rows, batch_size)):
+        for numbers, batch_rows in _batches(rows, batch_size):
             batch = collate(batch_rows)
             device = next(model.parameters()).device
             output = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device))
@@ -316,15 +321,13 @@ def _score_rows(
             scores = by_row(output.token_scores.float().cpu(), labels.places)
             sequences = by_row(output.logits.squeeze(-1).cpu(), labels.places)
             edited, labelled = labels.edited > 0, labels.edited + labels.unchanged > 0
-            first = sum(len(part) for part in table)
             made = {"a token score of `model`": scores.flatten(1), "a sequence score of `model`": sequences}
-            numbers = range(first, first + len(batch_rows))
             if problem := not_finite("Evaluation, rows that were kept", made, labelled.flatten(1), numbers):
                 raise ValueError(problem)
             wins = edit_pair_wins(*scores.unbind(1), *edited.unbind(1))
             won = sequences[:, 0] > sequences[:, 1]
-            table.append(torch.cat([torch.stack([labels.is_pair, won], dim=1), wins], dim=1).numpy())
-            for index, row in enumerate(batch_rows):
+            figures = torch.cat([torch.stack([labels.is_pair, won], dim=1), wins], dim=1).numpy()
+            for index, (number, row) in enumerate(zip(numbers, batch_rows, strict=True)):
                 is_pair = bool(labels.is_pair[index])
                 kinds = edit_kinds(row) if is_pair else None
                 unknown += is_pair and kinds is None
@@ -334,7 +337,7 @@ def _score_rows(
                     inside = batch["completion_mask"][labels.places[index, place]]
                     n, known = int(inside.sum()), labelled[index, place][inside].numpy()
                     of_side = _Tokens(
-                        row=np.full(n, first + index),
+                        row=np.full(n, number),
                         score=scores[index, place][inside].numpy(),
                         edited=edited[index, place][inside].numpy(),
                         kind=np.full(n, "unknown") if kinds is None else kinds[side],
@@ -342,13 +345,24 @@ def _score_rows(
                         length=np.full(n, n),
                     )
                     sides[side].append(_Tokens(*(part[known] for part in of_side)))
-                texts.append(_marked_text(row, scores[index, 1]))
+                table[number], texts[number] = figures[index], _marked_text(row, scores[index, 1])
     return (
-        np.concatenate([np.zeros((0, 4)), *table]),
+        np.array([table[number] for number in range(len(table))]).reshape(-1, 4),
         {s: _Tokens(*map(np.concatenate, zip(*sides[s], strict=True))) for s in SIDES},
         unknown,
-        texts,
+        [texts[number] for number in range(len(texts))],
     )
+
+
+def _batches(rows: Iterable[dict], batch_size: int) -> Iterator[tuple[list[int], list[dict]]]:
+    """Batches of rows of like length, with the rows' numbers. So many rows are read at a time that a batch has little
+    padding."""
+    first, rows = 0, iter(rows)
+    while read := list(islice(rows, _READ * batch_size)):
+        lengths = torch.tensor([max(len(row.get(f"{side}_ids") or ()) for side in SIDES) for row in read])
+        for group in groups_by_length(lengths, batch_size):
+            yield [first + index for index in group.tolist()], [read[index] for index in group.tolist()]
+        first += len(read)
 
 
 def _marked_text(row: dict[str, Any], scores: torch.Tensor) -> MarkedText | None:
