@@ -266,8 +266,8 @@ def test_spreading_keeps_totals():
     [
         (tiny.unigram_reward_model(), {}, ValueError, "The reward model's token head is untrained"),
         (tiny.unigram_reward_model(), {"signal": "token_scores"}, ValueError, "set `reward_signal='sequence_score'`"),
-        (token_classifier(), {"signal": "sequence_score"}, ValueError, "a LlamaForTokenClassification does not give that"),
-        (sequence_classifier(), {"signal": "token_scores"}, ValueError, "a LlamaForSequenceClassification does not give that"),
+        (token_classifier(), {"signal": "sequence_score"}, ValueError, "needs a sequence score; LlamaForTokenClassification has none"),
+        (sequence_classifier(), {"signal": "token_scores"}, ValueError, "needs token scores; LlamaForSequenceClassification has none"),
         (lambda **kwargs: [], {"signal": "token_scores"}, ValueError, "`reward_signal` has no effect on a reward function"),
         (lambda **kwargs: [], {"reward_processing_class": tiny.word_tokenizer()}, ValueError, "`reward_processing_class` has no effect"),
         (3, {}, TypeError, "must be a model or a function, got int"),

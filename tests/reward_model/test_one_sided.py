@@ -1,5 +1,6 @@
 """Training and evaluation on rows of one side: marked spans without a correction."""
 
+import json
 import math
 
 import numpy as np
@@ -199,14 +200,19 @@ class TestEvaluation:
         assert report.token_auroc.value == pytest.approx(metrics["eval_token_auroc"])
         assert report.token_accuracy.value == pytest.approx(metrics["eval_token_accuracy"])
 
-    def test_the_threshold_comes_from_other_rows(self):
+    def test_the_threshold_comes_from_other_rows(self, tmp_path):
         model, tokenizer, rows = backbone(), tiny.tokenizer(), Dataset.from_list(ALONE)
         first = evaluate_token_rewards(model, tokenizer, rows, resamples=20)
         assert math.isnan(first.span_f1.value) and first.span_threshold is None
         threshold = first.best_span_threshold
         best = evaluate_token_rewards(model, tokenizer, rows, span_threshold=threshold, resamples=20)
+        first.save(tmp_path / "report.json")
+        written = json.loads((tmp_path / "report.json").read_text())["best_span_threshold"]
+        again = evaluate_token_rewards(model, tokenizer, rows, span_threshold=written, resamples=20)
+        assert again.span_threshold == threshold and again.span_f1 == best.span_f1
+        assert math.isnan(best.calibration_error) and "share edited in" not in best.table()  # of pairs alone
         none = evaluate_token_rewards(model, tokenizer, rows, span_threshold=-1e9, resamples=20)
-        assert none.span_threshold == (-1e9, math.inf) and "above the text's lowest" not in none.table()
+        assert none.span_threshold == (-1e9, math.inf) and "text's lowest" not in none.table()
         assert none.span_f1.value == pytest.approx(1 / best.rows_with_spans)  # the row without a wrong character
         assert best.span_f1.value >= none.span_f1.value and best.span_threshold == threshold
         assert math.isnan(best.sequence_accuracy.value) and "F1 of wrong characters" in best.table()
@@ -217,6 +223,9 @@ class TestEvaluation:
             evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=0.0)
         with pytest.raises(ValueError, match="`span_threshold` must be a finite number"):
             evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=math.nan)
+        for bad in ("x", [1, 2, 3], {"score": 1}, (), (0.0, "a"), True):
+            with pytest.raises(ValueError, match="must be a number or a `SpanThreshold`"):
+                evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=bad)
         with pytest.raises(ValueError, match="margin of `span_threshold` must be more than 0"):
             evaluate_token_rewards(backbone(), tiny.tokenizer(), rows, span_threshold=(0.0, -1.0))
 
@@ -264,3 +273,9 @@ class TestCharacters:
         assert [character_f1(text, np.array([best.score]), best.margin)[0] for text in (mild, harsh)] == [1, 1]
         assert 0 < best.margin <= 3 and best.score > 1
         assert max(character_f1(harsh, np.linspace(1, 4, 9)) + character_f1(mild, np.linspace(1, 4, 9))) < 2
+
+
+def test_rows_in_which_nothing_is_wrong_teach_nothing(tmp_path):
+    rows = [{"completion": TEXT, "completion_spans": []}, {"completion": TEXT + " b", "completion_spans": []}]
+    with pytest.raises(ValueError, match="no token of the training set is marked as wrong"):
+        make(rows, tmp_path)

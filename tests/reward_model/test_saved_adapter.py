@@ -12,6 +12,7 @@ import tiny
 from model_cases import LORA_TARGETS, assert_same, batch
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer, TokenScorer
 from trl_tokenreward.cli.main import main
+from trl_tokenreward.grpo.sources import load_source
 
 
 pytestmark = pytest.mark.any_trl
@@ -107,6 +108,39 @@ class TestRefused:
         edit_config(tmp_path / "adapter", target_modules=["q_proj", "v_proj", "o_proj", "up_proj"])
         with pytest.raises(ValueError, match="missing adapter keys"):
             TokenRewardModel.from_pretrained(tmp_path / "adapter")
+
+    @pytest.mark.parametrize("base", ["/nowhere/base", "nowhere/base"])
+    def test_a_base_that_is_not_there(self, tmp_path, base):
+        save_adapter(tmp_path)
+        edit_config(tmp_path / "adapter", base_model_name_or_path=base)
+        with pytest.raises(ValueError, match=r"base model \(`base_model_name_or_path` of the adapter .*adapter\)"):
+            TokenRewardModel.from_pretrained(tmp_path / "adapter")
+
+    def test_a_base_of_another_size(self, tmp_path):
+        save_adapter(tmp_path)
+        tiny.causal_lm(hidden_size=32).save_pretrained(tmp_path / "base")
+        with pytest.raises(ValueError, match="does not fit its base model"):
+            TokenRewardModel.from_pretrained(tmp_path / "adapter")
+
+    def test_a_frozen_adapter_is_not_trained(self, tmp_path):
+        save_adapter(tmp_path)
+        base = TokenRewardModel.from_pretrained(tmp_path / "base")
+        trainer = TokenRewardTrainer(
+            PeftModel.from_pretrained(base, tmp_path / "adapter"),
+            TokenRewardConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, bf16=False, report_to="none"),
+            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b c", "rejected": " d c"}]),
+            processing_class=tiny.tokenizer(),
+        )
+        with pytest.raises(ValueError, match="has nothing to train"):
+            trainer.train()
+
+    def test_a_reward_of_grpo(self, tmp_path):
+        policy = get_peft_model(tiny.causal_lm(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        policy.save_pretrained(tmp_path / "policy")
+        with pytest.raises(ValueError, match="is the adapter of a language model"):
+            load_source(str(tmp_path / "policy"), None, None, None)
+        with pytest.raises(ValueError, match="No reward model could be loaded from no-such-model"):
+            load_source("no-such-model", None, None, None)
 
     def test_other_errors_stay(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")

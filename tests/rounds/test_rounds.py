@@ -342,12 +342,13 @@ def test_errors_come_before_the_work(models, tmp_path, kwargs, message):
 
 def test_models_are_checked_before_the_work(models, tmp_path):
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    (tmp_path / "adapter/adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
     prompts = Dataset.from_dict({"prompt": PROMPTS})
     for policy, reward, message in (
         (tmp_path / "none", models / "reward", "There is no policy at"),
         (models / "policy", tmp_path / "none", "There is no reward model at"),
         (tmp_path / "adapter", models / "reward", "is an adapter: merge it"),
+        (models / "policy", tmp_path / "adapter", "without the head of token scores"),
     ):
         with pytest.raises(ValueError, match=message):
             run_rounds(policy, reward, prompts, put_right, tmp_path / "out", config=config())

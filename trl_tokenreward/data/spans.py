@@ -39,7 +39,10 @@ def read_spans(spans: Any, text: str, name: str = "original") -> list[list[int]]
     for span in spans:
         start, end = read_span(span)
         if not 0 <= start < end <= len(text):
-            raise ValueError(f"the span [{start}, {end}) must lie within the {len(text)} characters of the {name}.")
+            raise ValueError(
+                f"the span [{start}, {end}) must lie within the {len(text)} characters of the {name}, and begin before "
+                "it ends."
+            )
         read.append([start, end])
     return read
 

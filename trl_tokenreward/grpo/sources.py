@@ -20,6 +20,7 @@ from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import has_token_scores, require_trained_sequence_head
 from ..reward_model.saved_adapter import HUB_ARGUMENTS, has_token_head, saved_adapter
+from ..utils.loading import loading
 
 
 class BatchIds(NamedTuple):
@@ -161,7 +162,8 @@ def load_source(
     """
     if isinstance(reward, str):
         kwargs = {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True}
-        loaded = _load(reward, kwargs)
+        with loading(reward, "reward model"):
+            loaded = _load(reward, kwargs)
         if loaded is None:
             return None
         if tokenizer is None:
@@ -186,18 +188,26 @@ def _load(path: str, kwargs: dict[str, Any]) -> nn.Module | None:
         adapter = saved_adapter(path, kwargs)
         if adapter is None:
             raise
-        return TokenRewardModel.from_pretrained(path, **kwargs) if has_token_head(adapter) else None
+        if has_token_head(adapter):
+            return TokenRewardModel.from_pretrained(path, **kwargs)
+        if adapter.task_type in (None, "CAUSAL_LM") and not getattr(adapter, "modules_to_save", None):
+            _refuse_language_model(path, "the adapter of a language model")
+        return None
     if isinstance(config, TokenRewardModelConfig):
         return TokenRewardModel.from_pretrained(path, **kwargs)
     architectures = config.architectures or ()
     if any(name.endswith("ForTokenClassification") for name in architectures):
         return AutoModelForTokenClassification.from_pretrained(path, **kwargs)
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        raise ValueError(
-            f"{path} is a language model ({', '.join(architectures)}): as a reward model it would have a new head, at "
-            "random. Train it with TokenRewardTrainer, or with TRL's RewardTrainer, and name what that saves."
-        )
+        _refuse_language_model(path, f"a language model ({', '.join(architectures)})")
     return None
+
+
+def _refuse_language_model(path: str, what: str) -> None:
+    raise ValueError(
+        f"{path} is {what}: as a reward model it would have a new head, at random. Train it with TokenRewardTrainer, "
+        "or with TRL's RewardTrainer, and name what that saves."
+    )
 
 
 def _is_sequence(item: Any) -> bool:

@@ -18,6 +18,12 @@ def check_adapter(model: nn.Module, argument: str) -> None:
             )
 
 
+def require_something_to_train(model: nn.Module) -> None:
+    """Raise a `ValueError` if every parameter of `model` is frozen, as PEFT leaves an adapter that it loads."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("`model` has nothing to train: load its adapter with `is_trainable=True`.")
+
+
 @contextmanager
 def reference_adapter(
     policy: nn.Module, trained: str | None = None, reference: str | None = None

@@ -100,7 +100,9 @@ class CompletionScorer:
             signal = signal or ("token_scores" if has_token_scores(reward) else "sequence_score")
             offered = {"token_scores": has_token_scores(reward), "sequence_score": has_sequence_score(reward)}
             if not offered[signal]:
-                raise ValueError(f"`reward_signal={signal!r}`, but a {architecture(reward)} does not give that.")
+                given = f"reward_signal={signal!r}" if density != "potential" else "reward_density='potential'"
+                needed = {"token_scores": "token scores", "sequence_score": "a sequence score"}[signal]
+                raise ValueError(f"`{given}` needs {needed}; {architecture(reward)} has none.")
             check_density(signal, density)
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:

@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 from .._trl import disable_dropout_in_model
-from ..nn.adapters import check_adapter, same_gradients
+from ..nn.adapters import check_adapter, require_something_to_train, same_gradients
 from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
 from ..nn.sharding import copied, will_shard
 from ..reward_model.modeling import TokenRewardModel
@@ -215,8 +215,7 @@ def _with_adapter(
     trained, reference = None, args.ref_adapter_name
     if reference is not None:
         trained = _choose_adapters(args, policy, ref_model)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
-        raise ValueError("`model` has nothing to train: load its adapter with `is_trainable=True`.")
+    require_something_to_train(policy)
     if is_peft_model(policy) and ref_model is None and reference is None and not _changes_nothing(peft_config):
         trained, reference = _copy_adapter(policy)
     return policy, trained, reference

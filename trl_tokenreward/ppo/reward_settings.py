@@ -142,8 +142,8 @@ class RewardSettings:
         if self.reward_settings is not None:
             self._check_reward_settings(self.reward_settings)
         weights = getattr(self, "reward_weights", None)
-        if weights is not None and not all(math.isfinite(weight) for weight in weights):
-            raise ValueError(f"`reward_weights` must be finite numbers, got {weights}.")
+        if weights is not None and not _are_finite_numbers(weights):
+            raise ValueError(f"`reward_weights` must be a list of finite numbers, got {weights!r}.")
         if self.reward_aggregation == "min":
             for name, value in (("reward_weights", weights), ("reward_settings", self.reward_settings)):
                 if value is not None:
@@ -238,6 +238,11 @@ def check_density(signal: str | None, density: str | None) -> None:
             f"`reward_density={density!r}` spreads token scores. To spread the sequence score, set "
             "`reward_density='potential'`."
         )
+
+
+def _are_finite_numbers(values: Any) -> bool:
+    is_list = isinstance(values, list | tuple)
+    return is_list and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:

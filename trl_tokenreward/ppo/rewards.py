@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..nn.masked import masked_sum
 from ..nn.sharding import gathered
-from ..reward_model.readout import has_sequence_score
+from ..reward_model.readout import has_sequence_score, require_trained_sequence_head
 from ..utils.text import distinct
 from .completion_scorer import CompletionScorer, RawScores
 from .config import FineGrainedPPOConfig
@@ -156,7 +156,7 @@ def make_rewards(
     """
     entries, tokenizers = as_list(given), as_list(reward_processing_class)
     args.check_number_of_rewards(len(entries))
-    if tokenizers == [None]:
+    if reward_processing_class is None:
         tokenizers = [None] * len(entries)
     if len(tokenizers) != len(entries):
         raise ValueError(
@@ -203,6 +203,7 @@ def _sequence_score(
             "`sequence_score_coef` adds the sequence score of a reward model to its token scores: `reward_model` must "
             "be a TokenRewardModel, and `reward_signal` 'token_scores' or unset."
         )
+    require_trained_sequence_head(reward, "set `sequence_score_coef=0`")
     scorer = CompletionScorer(reward, first.scorer.processing_class, tokenizer, "sequence_score", "sequence", *sizes)
     shaping = {**first.shaping, "log_sigmoid": False}  # a sequence score is not the log-odds of a token
     weight = first.weight * args.sequence_score_coef

@@ -93,7 +93,7 @@ class TokenRewardReport:
             The rows whose spans say of every character whether it is wrong: `completion_spans` without
             `completion_judged`, or `rejected_spans`.
         calibration_error (`float`):
-            Expected calibration error: |mean probability - share edited in|, averaged over the edited tokens.
+            Expected calibration error: |mean probability - share edited in|, averaged over the edited tokens of pairs.
         reliability (`tuple[ReliabilityBin, ...]`):
             The bins of that average.
         by_position, by_length (`tuple[TokenGroup, ...]`):
@@ -134,13 +134,14 @@ class TokenRewardReport:
             "sequence accuracy": self.sequence_accuracy,
             "token accuracy": self.token_accuracy,
             "AUROC of wrong tokens": self.token_auroc,
+            "rows with spans": self.rows_with_spans,
             "F1 of wrong characters": self.span_f1,
-            "its threshold": _threshold(self.span_threshold),
-            "best threshold here": _threshold(self.best_span_threshold),
+            "characters are called wrong below": _threshold(self.span_threshold),
+            "F1 would be highest below": _threshold(self.best_span_threshold),
             "expected calibration error": _number(self.calibration_error),
         }
         tables = [markdown("", "token reward model", rows)]
-        for title in ("position", "length", "kind"):
+        for title in ("position", "length", *(["kind"] if self.pairs else [])):
             groups = {
                 group.name: f"{group.tokens} | {group.edited} | {_number(group.auroc)} | {_number(group.mean_score)}"
                 for group in getattr(self, f"by_{title}")
@@ -150,7 +151,8 @@ class TokenRewardReport:
             f"{b.low:.2f} to {b.high:.2f}": f"{b.tokens} | {_number(b.mean_probability)} | {_number(b.share_edited_in)}"
             for b in self.reliability
         }
-        tables.append(markdown("probability", "edited tokens | mean probability | share edited in", bins))
+        if self.pairs:
+            tables.append(markdown("probability", "edited tokens | mean probability | share edited in", bins))
         return "\n\n".join(tables)
 
     __str__ = table
@@ -276,8 +278,9 @@ def evaluate_token_rewards(
     # A sample may have drawn no row with an edit, where there are few.
     figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
 
-    edited_scores = np.concatenate([side.score[side.edited] for side in (chosen, rejected)])
-    labels = np.repeat([1.0, 0.0], [chosen.edited.sum(), rejected.edited.sum()])
+    # Of pairs, whose edited-in tokens are right. In rows of one side all edited tokens are wrong.
+    of_pairs = [side.score[side.edited & (is_pair[side.row] > 0)] for side in (chosen, rejected)]
+    edited_scores, labels = np.concatenate(of_pairs), np.repeat([1.0, 0.0], [len(scores) for scores in of_pairs])
     reliability = _reliability(torch.from_numpy(edited_scores).double().sigmoid().numpy(), labels, num_bins)
     gaps = [b.tokens * abs(b.mean_probability - b.share_edited_in) for b in reliability if b.tokens]
     return TokenRewardReport(
@@ -441,18 +444,29 @@ def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _checked(threshold: SpanThreshold | float) -> SpanThreshold:
-    threshold = SpanThreshold(*threshold) if isinstance(threshold, tuple) else SpanThreshold(threshold)
-    if not math.isfinite(threshold.score):
-        raise ValueError(f"`span_threshold` must be a finite number, but is {threshold.score}.")
-    if not threshold.margin > 0:
-        raise ValueError(f"The margin of `span_threshold` must be more than 0, but is {threshold.margin}.")
-    return threshold
+    parts = list(threshold) if isinstance(threshold, tuple | list) else [threshold]
+    if len(parts) == 2 and parts[1] is None:  # as a saved report has no margin
+        parts.pop()
+    if not 1 <= len(parts) <= 2 or not all(type(part) in (int, float) for part in parts):
+        raise ValueError(
+            "`span_threshold` must be a number or a `SpanThreshold`, a score and a margin, such as another report's "
+            f"`best_span_threshold`, but is {threshold!r}."
+        )
+    score, margin = float(parts[0]), float(parts[1]) if len(parts) == 2 else math.inf
+    if not math.isfinite(score):
+        raise ValueError(
+            f"`span_threshold` must be a finite number, but its score is {score}. A `best_span_threshold` is NaN where "
+            "no row's spans say of every character whether it is wrong."
+        )
+    if not margin > 0:
+        raise ValueError(f"The margin of `span_threshold` must be more than 0, but is {margin}.")
+    return SpanThreshold(score, margin)
 
 
 def _threshold(threshold: SpanThreshold | None) -> str:
     if threshold is None:
         return _number(math.nan)
-    own = "" if math.isinf(threshold.margin) else f", and {threshold.margin:.3f} above the text's lowest"
+    own = "" if math.isinf(threshold.margin) else f" and the text's lowest score + {threshold.margin:.3f}"
     return _number(threshold.score) + own
 
 

@@ -136,7 +136,11 @@ def export_scores(
 def _text(row: Mapping[str, Any], index: int) -> tuple[str, str]:
     pair = as_pair(row, index)
     if pair is row:
-        raise ValueError(f"Row {index} is a pair: texts to annotate are in a column `text` or `completion`.")
+        what = "has spans of its own" if "completion" in row else "is a pair"
+        raise ValueError(
+            f"Row {index} {what}: texts to annotate are in a column `text` or `completion`, with no column of spans or "
+            "of a second side."
+        )
     if not isinstance(pair["chosen"], str):
         raise ValueError(f"Row {index} has messages: annotation tools show texts.")
     return pair["prompt"], pair["chosen"]

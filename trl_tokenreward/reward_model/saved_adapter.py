@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import find_adapter_config_file, is_peft_available
 
+from ..utils.loading import check_source, loading
+
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -46,14 +48,11 @@ def has_token_head(adapter: "PeftConfig") -> bool:
     return "token_score" in (getattr(adapter, "modules_to_save", None) or ())
 
 
-def load_merged(
-    load: Callable[..., "TokenRewardModel"], adapter: "PeftConfig", path: str | os.PathLike, kwargs: dict[str, Any]
-) -> "TokenRewardModel":
-    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that do not say
-    where the adapter is.
+def check_saved_adapter(adapter: "PeftConfig", path: str | os.PathLike, kwargs: dict[str, Any]) -> None:
+    """Checks, before anything is loaded, that the adapter at `path` is a token reward model's.
 
     Raises:
-        ValueError: If the adapter is no token reward model's, does not say what its base is, or is pickled.
+        ValueError: If it is not, does not say what its base is or names a folder that is not there, or is pickled.
     """
     if not has_token_head(adapter):
         raise ValueError(
@@ -72,24 +71,43 @@ def load_merged(
             f"{path} has no adapter_model.safetensors. Pickled weights are not loaded: save the adapter again with "
             "`safe_serialization=True`."
         )
+    check_source(adapter.base_model_name_or_path, _base_of(path))
+
+
+def load_merged(
+    load: Callable[..., "TokenRewardModel"], adapter: "PeftConfig", path: str | os.PathLike, kwargs: dict[str, Any]
+) -> "TokenRewardModel":
+    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that do not say
+    where the adapter is.
+
+    Raises:
+        ValueError: See [`check_saved_adapter`], and if the base cannot be loaded or the adapter does not fit it.
+    """
+    check_saved_adapter(adapter, path, kwargs)
     from peft import PeftModel
 
     others = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
     if adapter.revision:
         others["revision"] = adapter.revision
-    base = load(adapter.base_model_name_or_path, **others)
+    name = adapter.base_model_name_or_path
+    with loading(name, _base_of(path)):
+        base = load(name, **others)
     with warnings.catch_warnings():
         # PEFT only warns of layers that the adapter does not have, and would leave them as they are.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(base, os.fspath(path), **_of_files(kwargs))
-        except UserWarning as warning:
-            raise ValueError(f"The adapter {path} does not fit {adapter.base_model_name_or_path}: {warning}") from None
+        except (UserWarning, RuntimeError) as error:  # the latter if the sizes differ
+            raise ValueError(f"The adapter {path} does not fit its base model {name}: {error}") from error
     model = adapted.merge_and_unload()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     model.name_or_path = model.config.name_or_path = str(path)  # or logs and adapters of it would name its base
     return model.eval()
+
+
+def _base_of(path: str | os.PathLike) -> str:
+    return f"base model (`base_model_name_or_path` of the adapter {path})"
 
 
 def _of_files(kwargs: dict[str, Any]) -> dict[str, Any]:

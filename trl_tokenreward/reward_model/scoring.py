@@ -344,7 +344,7 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
         texts = []
         for ids, start, (edited, edit) in zip(row.ids, row.starts, edits, strict=True):
             score, per_token = next(scores)
-            name = {"delete": "rejected", "insert": "chosen", None: ""}[edit]
+            name = {"delete": "rejected", "insert": "chosen", None: ""}[edit] if len(row.edited) == len(SIDES) else ""
             numbers = {"sequence score": score} if scorer.has_sequence_score else {}
             tokens = token_texts(ids[start:], scorer.tokenizer, context=ids[:start])
             texts.append(ScoredText(tokens, {"score": per_token}, name, numbers, edited, edit))

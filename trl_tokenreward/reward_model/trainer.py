@@ -27,6 +27,7 @@ from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows
 from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, count_pairs, prepare_dataset
 from ..data.vocabulary import check_ids
+from ..nn.adapters import require_something_to_train
 from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.masked import masked_mean
 from ..nn.modules import vocab_size, without_peft
@@ -317,6 +318,7 @@ class TokenRewardTrainer(RewardTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint=True` selects the last checkpoint that is whole."""
+        require_something_to_train(self.model)
         self._alarm = None  # until the number of steps is known
         output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
         without_peft(self.model).sequence_head_is_new &= not self._has_pairs
@@ -560,6 +562,8 @@ def _check_sides(dataset: Dataset | IterableDataset, args: TokenRewardConfig) ->
         pairs = int(dataset.column_names is None or "chosen_ids" in dataset.column_names)
     if pairs:
         return True
+    if isinstance(dataset, Dataset) and not any(map(any, dataset["rejected_edit_mask"])):
+        raise ValueError(f"{_ONE_SIDE} no token of the training set is marked as wrong, so there is nothing to learn.")
     if args.unchanged_token_weight == 0:
         raise ValueError(
             f"{_ONE_SIDE} with `unchanged_token_weight=0` the only tokens that they train are wrong, and the model "

@@ -19,6 +19,7 @@ from ..ppo.config import FineGrainedPPOConfig
 from ..ppo.prompts import REMEDIES, prepare_prompts
 from ..ppo.schedule import Schedule
 from ..reward_model.config import TokenRewardConfig
+from ..reward_model.saved_adapter import check_saved_adapter, saved_adapter
 from ..utils.chat_endpoint import Prompt
 from ..utils.files import lock_folder
 from ..utils.loading import check_source, fingerprint, load_split, load_tokenizer
@@ -226,8 +227,9 @@ def run_round(
         place = RoundFolder(path, settings)
         if "policy" not in place.figures:
             init_kwargs, progress = config.model_init_kwargs, not ppo_args.disable_tqdm
-            tokenizer = load_tokenizer(policy)
-            reward_tokenizer = load_tokenizer(reward_model, trust_remote_code=reward_args.trust_remote_code)
+            tokenizer = load_tokenizer(policy, what="tokenizer of the policy")
+            trust = reward_args.trust_remote_code
+            reward_tokenizer = load_tokenizer(reward_model, trust, "tokenizer of the reward model")
             data = _prepare(prompts, pairs, eval_pairs, tokenizer, reward_tokenizer, reward_args, ppo_args)
             Schedule.plan(ppo_args, data.prompts)
             place.stage("data", lambda: data.counts)
@@ -325,6 +327,8 @@ def _check_arguments(
         check_source(name, what)
     if Path(policy, "adapter_config.json").exists():
         raise ValueError(f"The policy {policy} is an adapter: merge it into its model, and name that.")
+    if (adapter := saved_adapter(reward_model, {})) is not None:
+        check_saved_adapter(adapter, reward_model, {})
     if not isinstance(prompts, Dataset) or not len(prompts):
         raise ValueError(f"`prompts` must be a Dataset with rows, got {prompts!r}.")
     if not (editor == PEOPLE or callable(editor)):

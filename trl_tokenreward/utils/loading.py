@@ -66,7 +66,9 @@ def loading(name: str | os.PathLike, what: str, errors: tuple[type[Exception], .
         raise ValueError(f"No {what} could be loaded from {name}: {error}") from error
 
 
-def load_tokenizer(name: str | os.PathLike, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    name: str | os.PathLike, trust_remote_code: bool = False, what: str = "tokenizer"
+) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder, or of a name on the Hub. Code that is there runs only with `trust_remote_code`; if it
     were unset, transformers would ask on standard input, which may be a pipe that says yes.
 
@@ -75,7 +77,7 @@ def load_tokenizer(name: str | os.PathLike, trust_remote_code: bool = False) -> 
     """
     from transformers import AutoTokenizer
 
-    with loading(name, "tokenizer", (OSError, ValueError)):
+    with loading(name, what, (OSError, ValueError)):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 

@@ -164,6 +164,8 @@ def _name(annotations: Sequence[Annotation], names: Mapping[str, str]) -> _Named
     prompt = names.get("prompt", "prompt" if has_prompt else None)
     if (text := names.get("text")) is None:
         candidates = [name for name in fields if name != prompt]
+        if len(candidates) > 1 and prompt is not None and prompt not in fields:
+            raise ValueError(f"No field {prompt!r} is a text in all rows; the fields that are: {fields}.")
         if len(candidates) != 1:
             raise ValueError(
                 f"The annotated text may be any of the fields {candidates}: name it with `text`, and the prompt, if "

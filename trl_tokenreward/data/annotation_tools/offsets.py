@@ -151,7 +151,7 @@ def _misfit(text: str, marks: Sequence[Mark], unit: str) -> str:
     span = _span(mark, _places(text, unit))
     problem = f"the span [{mark.start}, {mark.end}) of {' and '.join(map(repr, mark.labels))} "
     if span is None:
-        problem += f"must lie within the {len(text)} characters of the text."
+        problem += f"must lie within the {len(text)} characters of the text, begin before it ends and cut no character."
     else:
         there = quoted_start(text[slice(*span)])
         problem += f"should have the text {quoted_start(mark.text or '')}, but the annotated text there is {there}."
