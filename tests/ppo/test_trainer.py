@@ -264,7 +264,7 @@ def test_trainer_is_trls_where_trl_has_one(scenario):
         ({"arguments": {"value_model": tiny.causal_lm()}}, "`value_model` is a LlamaForCausalLM"),
         ({"arguments": {"reward_model": tiny.causal_lm()}}, "`reward_model` is a LlamaForCausalLM"),
         ({"arguments": {"reward_model": "a name"}}, "must be a model or a function, got str"),
-        ({"reward": tiny.unigram_classifier(), "reward_signal": "token_scores"}, "LlamaForSequenceClassification does not give"),
+        ({"reward": tiny.unigram_classifier(), "reward_signal": "token_scores"}, "needs token scores; LlamaForSequenceClassification has none"),
         ({"arguments": {"data_collator": lambda rows: {"input_ids": torch.zeros(4, 1)}}}, "`data_collator` must return"),
         ({"arguments": {"data_collator": lambda rows: {"input_ids": torch.ones(4, 2).long(), "attention_mask": torch.tensor([[1, 0]] * 4)}}}, "padded on the left"),
     ],
