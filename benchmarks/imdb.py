@@ -59,6 +59,7 @@ ARMS: dict[str, Arm] = {
     "PPO, token": {**PPO, "reward_signal": "token_scores"},
     # The lambda that was best for token scores, and not for the terminal one, in `density.py`.
     "PPO, token, lambda .7": {**PPO, "reward_signal": "token_scores", "lam": 0.7},
+    "PPO, token, lambda 1": {**PPO, "reward_signal": "token_scores", "lam": 1.0},
     "PPO, token + sequence": {**PPO, "reward_signal": "token_scores", "sequence_score_coef": 0.5},
     "PPO, potential": {**PPO, "reward_density": "potential"},
     "TRL's PPO": {"trainer": "trl"},

@@ -225,6 +225,7 @@ class Reader:
     def shortened(self, code: str) -> str:
         code = code.replace("TokenRewardConfig(", f"TokenRewardConfig({CPU}, max_steps=2, ")
         code = code.replace("DPOConfig(", f"DPOConfig({CPU}, max_steps=2, ")
+        code = code.replace(", response_length=128", "")
         code = code.replace("FineGrainedPPOConfig(", f"FineGrainedPPOConfig({CPU}, response_length=8, ")
         code = code.replace("FineGrainedGRPOConfig(", f"FineGrainedGRPOConfig({CPU}, {GRPO}, ")
         return re.sub(r"total_episodes=\d+", "total_episodes=16", code)
