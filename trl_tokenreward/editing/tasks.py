@@ -83,7 +83,7 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
     """The task of one row, and the format that it has, which must be `format` unless that is `None`."""
     try:
         if len(row_sides(row)) == 1:
-            raise ValueError("it has marked spans and no second side: what is edited are the `rejected` sides of pairs.")
+            raise ValueError("it has marked spans and one side: what is edited are the `rejected` sides of pairs.")
         own = row_format(row)
     except ValueError as error:
         raise ValueError(f"Row {index} of the data set, {error}") from error
