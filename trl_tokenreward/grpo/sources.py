@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..nn.unpadding import padded
 from ..ppo.completion_scorer import CompletionScorer
@@ -19,7 +19,7 @@ from ..ppo.reward_functions import returned_scores, reward_name
 from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import has_token_scores, require_trained_sequence_head
-from ..reward_model.saved_adapter import HUB_ARGUMENTS, has_token_head, saved_adapter
+from ..reward_model.saved_adapter import has_token_head, read_config
 from ..utils.loading import loading
 
 
@@ -181,16 +181,11 @@ def load_source(
 
 def _load(path: str, kwargs: dict[str, Any]) -> nn.Module | None:
     """The model at a path, or `None` if it has no token scores. The adapter of a token reward model is merged."""
-    hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"], **hub_arguments)
-    except (OSError, ValueError):
-        adapter = saved_adapter(path, kwargs)
-        if adapter is None:
-            raise
-        if has_token_head(adapter):
+    config = read_config(path, kwargs)
+    if not isinstance(config, PreTrainedConfig):
+        if has_token_head(config):
             return TokenRewardModel.from_pretrained(path, **kwargs)
-        if adapter.task_type in (None, "CAUSAL_LM") and not getattr(adapter, "modules_to_save", None):
+        if config.task_type in (None, "CAUSAL_LM") and not getattr(config, "modules_to_save", None):
             _refuse_language_model(path, "the adapter of a language model")
         return None
     if isinstance(config, TokenRewardModelConfig):

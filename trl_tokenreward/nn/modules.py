@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -55,6 +56,13 @@ def is_causal(backbone: nn.Module) -> bool:
     """True if the backbone has attention modules with an attribute `is_causal` and it is true for all of them."""
     said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
     return bool(said) and all(said)
+
+
+def make_trainable(model: nn.Module) -> Any:
+    """The model, with every parameter trainable but the integers of quantized layers."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from ..utils.statistics import best_threshold
+from ..utils.statistics import threshold_candidates
 
 
 # Thresholds that are tried: quantiles of the scores of all characters.
@@ -83,10 +82,10 @@ def marked_text(tokens: Sequence[Sequence[int]], scores: Sequence[float], spans:
     return MarkedText(values, wrong)
 
 
-def character_f1(text: MarkedText, thresholds: np.ndarray, margin: float = math.inf) -> np.ndarray:
-    """F1 of the characters that each of T thresholds with one margin marks, see [`SpanThreshold`], shape (T,): 1 where
-    none is marked and none is wrong, 0 where only one of these holds (SemEval-2021 task 5, Pavlopoulos et al.,
-    2021)."""
+def character_f1(text: MarkedText, thresholds: np.ndarray, margin: float | np.ndarray = math.inf) -> np.ndarray:
+    """F1 of the characters that each of T thresholds with a margin marks, see [`SpanThreshold`], shape (T,), or, for M
+    margins of shape (M, 1), (M, T): 1 where none is marked and none is wrong, 0 where only one of these holds
+    (SemEval-2021 task 5, Pavlopoulos et al., 2021)."""
     order = np.argsort(text.scores, kind="stable")
     scores = text.scores[order]
     lowest = scores[0] if len(scores) else math.inf
@@ -108,10 +107,10 @@ def best_span_threshold(texts: Sequence[MarkedText]) -> SpanThreshold:
         return SpanThreshold(math.nan)
     chosen = np.quantile(np.concatenate(finite), np.linspace(0, 1, _CANDIDATES), method="lower")
     widest = np.quantile(np.concatenate([scores - scores.min() for scores in finite]), _WIDEST)
-    margins = widest * np.arange(_MARGINS, 0, -1) / _MARGINS if widest > 0 else []
-
-    def f1(thresholds: np.ndarray, margin: float) -> np.ndarray:
-        return np.mean([character_f1(text, thresholds, margin) for text in texts], axis=0)
-
-    tried = [SpanThreshold(best_threshold(partial(f1, margin=m), chosen), float(m)) for m in (math.inf, *margins)]
-    return max(tried, key=lambda threshold: f1(np.array([threshold.score]), threshold.margin)[0])
+    margins = np.array([math.inf, *(widest * np.arange(_MARGINS, 0, -1) / _MARGINS if widest > 0 else [])])
+    thresholds = threshold_candidates(chosen)
+    f1 = np.zeros((len(margins), len(thresholds)))
+    for text in texts:
+        f1 += character_f1(text, thresholds, margins[:, None])
+    margin, threshold = np.unravel_index(np.argmax(f1), f1.shape)
+    return SpanThreshold(float(thresholds[threshold]), float(margins[margin]))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -24,12 +23,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, is_peft_available, logging
 
 from ..data.tokens import TextTokenizer
-from ..nn.modules import backbone_of
+from ..nn.modules import backbone_of, make_trainable
 from ..utils.text import unicode_problem
 from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
 from .heads import ScoreHead
-from .saved_adapter import HUB_ARGUMENTS, load_merged, saved_adapter
+from .saved_adapter import load_merged, read_config
 from .text_scores import TextScores, columns_of_text, scores_of_ids
 
 
@@ -252,17 +251,13 @@ class TokenRewardModel(PreTrainedModel):
                 "`use_safetensors` must be `True`: pickled weights can run any code when they are loaded. Convert the "
                 "checkpoint to safetensors first."
             )
-        trust_remote_code = kwargs.setdefault("trust_remote_code", False)
+        kwargs.setdefault("trust_remote_code", False)
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             path = pretrained_model_name_or_path if config is None else config
-            hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            try:
-                config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub_arguments)
-            except (OSError, ValueError):
-                if path is None or (adapter := saved_adapter(path, kwargs)) is None:
-                    raise
-                return load_merged(cls.from_pretrained, adapter, path, kwargs)
+            config = read_config(path, kwargs)
+            if path is not None and not isinstance(config, PreTrainedConfig):
+                return load_merged(cls.from_pretrained, config, path, kwargs)
         if isinstance(config, TokenRewardModelConfig):
             kwargs.pop("code_revision", None)
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -309,7 +304,7 @@ class TokenRewardModel(PreTrainedModel):
                     raise ValueError(
                         "A PEFT model's weights cannot be shared, for its adapter has to be merged into them."
                     )
-                return cls.from_backbone(deepcopy(model).merge_and_unload(), copy=False).requires_grad_(True)
+                return make_trainable(cls.from_backbone(deepcopy(model).merge_and_unload(), copy=False))
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"`model` must be a `PreTrainedModel`, got {type(model).__name__}.")
         if getattr(model, "peft_config", None):
@@ -319,9 +314,7 @@ class TokenRewardModel(PreTrainedModel):
         else:
             assembled = cls._assemble(model)
         if copy:
-            assembled = deepcopy(assembled)
-            for parameter in assembled.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())  # not the integers of quantized layers
+            assembled = make_trainable(deepcopy(assembled))
         return assembled.train(model.training)
 
     @classmethod

@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import find_adapter_config_file, is_peft_available
 
+from ..nn.modules import make_trainable
 from ..utils.loading import check_source, loading
 
 
@@ -18,7 +20,29 @@ if TYPE_CHECKING:
 
 # Arguments of `from_pretrained` that say where the files are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-HUB_ARGUMENTS = (*_OF_FILES, "code_revision")
+_HUB_ARGUMENTS = (*_OF_FILES, "code_revision")
+
+
+def read_config(path: str | os.PathLike | None, kwargs: dict[str, Any]) -> "PreTrainedConfig | PeftConfig":
+    """The configuration of the model in a folder or of a name on the Hub or, if there is none, of the adapter.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The folder or name.
+        kwargs (`dict`):
+            Arguments of `from_pretrained`; `trust_remote_code` and those that say where files are count.
+
+    Raises:
+        OSError, ValueError: If there is neither, or it cannot be read.
+        ImportError: See [`saved_adapter`].
+    """
+    arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=kwargs.get("trust_remote_code", False), **arguments)
+    except (OSError, ValueError):
+        if path is None or (adapter := saved_adapter(path, kwargs)) is None:
+            raise
+        return adapter
 
 
 def saved_adapter(path: str | os.PathLike, kwargs: dict[str, Any]) -> "PeftConfig | None":
@@ -86,7 +110,7 @@ def load_merged(
     check_saved_adapter(adapter, path, kwargs)
     from peft import PeftModel
 
-    others = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
+    others = {name: value for name, value in kwargs.items() if name not in _HUB_ARGUMENTS}
     if adapter.revision:
         others["revision"] = adapter.revision
     name = adapter.base_model_name_or_path
@@ -99,9 +123,7 @@ def load_merged(
             adapted = PeftModel.from_pretrained(base, os.fspath(path), **_of_files(kwargs))
         except (UserWarning, RuntimeError) as error:  # the latter if the sizes differ
             raise ValueError(f"The adapter {path} does not fit its base model {name}: {error}") from error
-    model = adapted.merge_and_unload()
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    model = make_trainable(adapted.merge_and_unload())
     model.name_or_path = model.config.name_or_path = str(path)  # or logs and adapters of it would name its base
     return model.eval()
 

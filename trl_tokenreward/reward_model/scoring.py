@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset, IterableDataset
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.formats import SIDES, check_row, plain_rows, row_format, row_sides
 from ..data.preprocessing import RowPreparer, prepared_sides
@@ -26,6 +26,7 @@ from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
 from .implicit import ImplicitReward
 from .modeling import TokenRewardModel
+from .saved_adapter import read_config
 from .text_scores import scores_of_ids
 
 
@@ -124,7 +125,7 @@ class TokenScorer:
             load_tokenizer(name_or_path if tokenizer is None else tokenizer, trust_remote_code),
             name=str(name_or_path),
             signal=signal,
-            has_sequence_score=_has_sequence_head(name_or_path, trust_remote_code),
+            has_sequence_score=_has_sequence_head(read_config(name_or_path, kwargs)),
         )
 
     def _scores(
@@ -153,11 +154,9 @@ class TokenScorer:
         return results
 
 
-def _has_sequence_head(name_or_path: str | os.PathLike, trust_remote_code: bool) -> bool:
-    """Whether what is there holds the sequence head that the loaded model has, or the model got a new one."""
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):  # the adapter of a token reward model, which holds both heads
+def _has_sequence_head(config: Any) -> bool:
+    """Whether a checkpoint holds the sequence head of the model that is loaded from it, or the model got a new one."""
+    if not isinstance(config, PreTrainedConfig):  # the adapter of a token reward model, which holds both heads
         return True
     classifies_sequences = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     return isinstance(config, TokenRewardModelConfig) or classifies_sequences

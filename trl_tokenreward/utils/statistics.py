@@ -214,7 +214,12 @@ def best_threshold(measure: Callable[[np.ndarray], np.ndarray], scores: np.ndarr
         scores (`np.ndarray`):
             Where the measure changes. Shape (N,), finite, N ≥ 1.
     """
-    scores = np.unique(scores)
-    # One more on either side, so that nothing or everything is flagged.
-    candidates = np.concatenate([scores[:1], (scores[:-1] + scores[1:]) / 2, scores[-1:] + 1])
+    candidates = threshold_candidates(scores)
     return float(candidates[np.argmax(measure(candidates))])
+
+
+def threshold_candidates(scores: np.ndarray) -> np.ndarray:
+    """Thresholds midway between scores, (N,), and one more on either side, so that nothing or everything is below. In
+    rising order."""
+    scores = np.unique(scores)
+    return np.concatenate([scores[:1], (scores[:-1] + scores[1:]) / 2, scores[-1:] + 1])
