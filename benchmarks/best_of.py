@@ -3,10 +3,10 @@ judge.
 
     python benchmarks/best_of.py --corpus demo
     python benchmarks/best_of.py --corpus paradetox --data <folder>
-    python benchmarks/best_of.py --corpus imdb --data <folder>    # needs what `imdb.py` needs
+    python benchmarks/best_of.py --corpus imdb --data <folder>    # or detox; needs what their scripts need
 
-Policy, reward model and judge are those that `grpo_density.py` or `imdb.py` has prepared. No training: where the answer
-that the reward model likes best hardly wins, no way to train on its scores wins by much.
+Policy, reward model and judge are those that `grpo_density.py`, `imdb.py` or `detox.py` has prepared. No training:
+where the answer that the reward model likes best hardly wins, no way to train on its scores wins by much.
 """
 
 import argparse
@@ -48,20 +48,20 @@ def density_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: Pr
     return Task(examiner.sampler, examiner.judge, examiner.start.scores, with_eos=True, bf16=False)
 
 
-def imdb_task(_: str, data: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Task:
-    from imdb import Examiner
+def real_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Task:
+    from detox import Detox
+    from imdb import Reviews
+    from real_density import Examiner
 
-    examiner = Examiner(data, policy, tokenizer)
-
-    def judge(prompts: list[str], answers: list[str]) -> list[float]:
-        return examiner.judge(answers)
-
-    return Task(examiner.sampler, judge, examiner.start["classifier"], with_eos=False, bf16=True)
+    of = {kind.name: kind for kind in (Detox, Reviews)}[corpus]()
+    examiner = Examiner(of, data, policy, tokenizer)
+    name, judge = next(iter(examiner.judges.items()))
+    return Task(examiner.sampler, judge, examiner.start[name], with_eos=of.stop_token is not None, bf16=True)
 
 
 CORPORA: dict[str, tuple[Path, Callable[..., Task]]] = {
     **{name: (folder, density_task) for name, folder in FOLDERS.items()},
-    "imdb": (Path("runs/imdb"), imdb_task),
+    **{name: (Path("runs") / name, real_task) for name in ("detox", "imdb")},
 }
 
 

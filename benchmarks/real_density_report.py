@@ -1,4 +1,4 @@
-"""The table of `imdb.py`: win rates at equal KL, and what the dense arms gain over the terminal one."""
+"""The table of `imdb.py` or `detox.py`: win rates at equal KL, and what the dense arms gain over the terminal one."""
 
 import json
 from datetime import date
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from density_report import interval, machine, win_rates_at
+from real_density import ARMS, BATCH_SIZE, KL_COEF, LEARNING_RATE, MAX_KL, STAGES, Corpus
 
 
-RESULTS = Path(__file__).resolve().parent / "results" / "imdb.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 KL_LEVELS = (1, 2, 4)
 # What each arm with dense rewards is compared with.
 BASELINES = {"GRPO": "GRPO, scalar", "PPO": "PPO, terminal", "TRL": "PPO, terminal"}
@@ -48,39 +49,23 @@ def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], level: floa
     return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}; seeds: {seeds})"
 
 
-def write_report(output: Path) -> None:
-    from imdb import (
-        ARMS,
-        BATCH_SIZE,
-        EVALUATE_EVERY,
-        KL_COEF,
-        LEARNING_RATE,
-        MAX_KL,
-        PROMPT_LENGTH,
-        PROMPTS,
-        RESPONSE_LENGTH,
-        STAGES,
-        UPDATES,
-    )
-
+def write_report(corpus: Corpus, output: Path) -> None:
     known = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
     results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
     of_arm = {arm: [result for result in results if result["job"]["arm"] == arm] for arm in ARMS}
     of_arm = {arm: runs for arm, runs in of_arm.items() if runs}
     models = {name: {k: v for k, v in of.items() if k not in ("seconds", "commit")} for name, of in known.items()}
     lines = [
-        "# What dense rewards buy on a real model",
+        f"# What dense rewards buy on a real model: {corpus.name}",
         "",
-        f"`python benchmarks/imdb.py all --data <folder>`, {date.today()}, {machine()}. The commit is that of each "
-        "run.",
+        f"`python benchmarks/{corpus.name}.py all --data <folder>`, {date.today()}, {machine()}. The commit is that of "
+        "each run.",
         "",
-        "SmolLM2-135M-Instruct (from 4-bit weights) writes film reviews after one epoch of supervised fine-tuning. A "
-        f"prompt is a review's first {PROMPT_LENGTH} tokens, a completion has {RESPONSE_LENGTH}, always. An update is "
-        f"of {BATCH_SIZE} completions and takes two optimizer steps at a rate of {LEARNING_RATE:g}, which no arm "
-        f"has tuned; penalty of the KL {KL_COEF}. A run ends at a KL of {MAX_KL:g} nats, or after {UPDATES} updates. "
-        f"Every {EVALUATE_EVERY} updates the policy continues {PROMPTS} held-out prompts, with the random numbers of "
-        "the start policy. The judge is a classifier that learned from other reviews; the second judge is VADER's "
-        "lexicon.",
+        f"SmolLM2-135M-Instruct (from 4-bit weights), after one epoch of supervised fine-tuning, {corpus.task}; the "
+        f"second judge is VADER's lexicon. An update is of {BATCH_SIZE} completions and takes two optimizer steps at "
+        f"a rate of {LEARNING_RATE:g}, which no arm has tuned; penalty of the KL {KL_COEF}. A run ends at a KL of "
+        f"{MAX_KL:g} nats, or after {corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers "
+        "held-out prompts, with the random numbers of the start policy.",
         "",
         f"| model | figures | minutes | commit |\n|{' --- |' * 4}",
     ]
@@ -97,12 +82,12 @@ def write_report(output: Path) -> None:
         "Win rates against the start policy, with 95 % intervals over the seeds (Student's t).",
         "",
         f"| arm | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there | updates | "
-        "by the lexicon | distinct tokens | min of a processor | commit |",
-        f"|{' --- |' * (9 + len(KL_LEVELS))}",
+        "by the lexicon | length | distinct tokens | min of a processor | commit |",
+        f"|{' --- |' * (10 + len(KL_LEVELS))}",
     ]
     for arm, runs in of_arm.items():
         cells = [arm, len(runs), *win_rates_at(runs, KL_LEVELS)]
-        digits_of = {"win_rate": 3, "kl": 1, "update": 0, "lexicon_win_rate": 3, "distinct_tokens": 2}
+        digits_of = {"win_rate": 3, "kl": 1, "update": 0, "lexicon_win_rate": 3, "length": 1, "distinct_tokens": 2}
         for name, digits in digits_of.items():
             cells.append(interval([run["curve"][-1][name] for run in runs], digits))
         cells += [f"{np.mean([run['processor_seconds'] for run in runs]) / 60:.0f}"]
@@ -125,5 +110,5 @@ def write_report(output: Path) -> None:
         lines += [f"{arm}, seed {runs[0]['job']['seed']}:", ""]
         lines += [f"> {' '.join(text.split())}\n" for text in runs[0]["curve"][-1]["texts"][:2]]
     text = "\n".join(lines).rstrip() + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
+    (RESULTS / f"{corpus.name}.md").write_text(text, encoding="utf-8")
     print(text)

@@ -1,0 +1,62 @@
+"""What dense rewards buy on a real model: SmolLM2 goes on with what people wrote, and is not to be toxic.
+
+    python benchmarks/detox.py prepare --data <folder> --model models/SmolLM2-135M-Instruct
+    python benchmarks/detox.py all --data <folder>    # runs what is missing, reports
+    python benchmarks/detox.py report                 # the table of what is there
+
+The folder holds `paradetox-8000.tsv`. Its parts are those of `density.py`, which asks the same of small models: toxic
+sentences that the policy learns to write, edits that the reward models learn from, others for the judge, and held-out
+ones. A prompt is a sentence's first two words, and a completion ends when the policy ends it.
+
+Needs TRL 1.12, for its PPOTrainer, and: `pip install -e ".[benchmarks]" trl==1.12.0`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from density_data import GoldJudge, Parts, paradetox
+from real_density import Corpus, Judge, lexicon, main
+
+
+PROMPTS = 400
+
+
+class Detox(Corpus):
+    name = "detox"
+    task = (
+        "goes on with toxic sentences, and is not to be toxic. A prompt is a sentence's first two words, and a "
+        "completion ends when the policy ends it. The judge is a classifier that learned from other edits"
+    )
+    response_length, stop_token = 24, "eos"
+    updates, evaluate_every = 40, 4
+    max_length = 64
+
+    def policy_texts(self, data: Path) -> list[str]:
+        """Toxic sentences."""
+        return [row["prompt"] + row["rejected"] for row in parts(data).policy]
+
+    def pairs(self, data: Path, tokenizer: Any) -> tuple[Any, Any]:
+        from trl_tokenreward.data.preprocessing import prepare_dataset
+
+        of = parts(data)
+        named = {"reward": of.reward, "test": of.test}
+        train, test = (prepare_dataset(part, tokenizer, name=name)[0] for name, part in named.items())
+        return train, test
+
+    def prompts(self, data: Path, tokenizer: Any) -> tuple[Any, Any]:
+        of = parts(data)
+        return of.policy.select_columns("prompt"), of.test.select_columns("prompt").select(range(PROMPTS))
+
+    def judges(self, data: Path) -> dict[str, Judge]:
+        return {"classifier": GoldJudge(parts(data).gold), "lexicon": lexicon()}
+
+    def judge_figures(self, data: Path, judge: Judge) -> dict[str, float]:
+        return {"pairs": judge.pair_accuracy(parts(data).test)}
+
+
+def parts(data: Path) -> Parts:
+    return paradetox(data / "paradetox-8000.tsv")
+
+
+if __name__ == "__main__":
+    main(Detox(), __doc__)
