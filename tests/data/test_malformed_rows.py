@@ -43,6 +43,8 @@ MALFORMED = {
         {**GOOD, "rejected_spans": [{"start": 1, "stop": 2}]},
         r"column `rejected_spans`: a span is \[start, end\]",
     ),
+    "spans-misspelt": ({**GOOD, "rejected_span": []}, "column `rejected_span`: is not read. Call it `rejected_spans`"),
+    "margin-misspelt": ({**GOOD, "margins": 0.5}, "column `margins`: is not read. Call it `margin`"),
     "margin": ({**GOOD, "margin": None}, "column `margin`: must be a number"),
     "margin-nan": ({**GOOD, "margin": float("nan")}, "column `margin`: must be a number"),
     "dialogue": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "shares no"),
@@ -117,6 +119,10 @@ class TestMalformedRows:
         row, message = MALFORMED[name]
         with pytest.raises(ValueError, match=rf"Row 2 of the bread data set, .*{message}"):
             list(prepare_dataset(stream([GOOD, GOOD, row]), tokenizer, name="bread")[0])
+
+    def test_other_columns_are_no_misspellings(self, tokenizer):
+        row = {**GOOD, "prompt_id": 3, "chosen_id": 4, "completions": ["a"], "score_chosen": 0.5, "rejected_rating": 2}
+        assert len(prepare([row], tokenizer)) == 1
 
     def test_of_a_table(self, tokenizer):
         with pytest.raises(ValueError, match="Row 1 of the train data set, column `rejected`: must be a text"):

@@ -123,6 +123,11 @@ MALFORMED = {
         {**GOOD, "chosen_spans": [{"start": 1, "end": 5, "severity": 2}]},
         "column `chosen_spans`: a span has a `severity`",
     ),
+    "judged-nothing": ({**ONE, "completion_spans": [], "completion_judged": []}, "completion_judged`: covers no token"),
+    "judged-misspelt": (
+        {**ONE, "completion_spans": [], "completion_judge": []},
+        "column `completion_judge`: is not read. Call it `completion_judged`",
+    ),
     "judged": ({**ONE, "completion_judged": [[3, 3]]}, r"column `completion_judged`: the span \[3, 3\)"),
     "not-judged": (
         {**ONE, "completion_judged": [[1, 11]]},

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
+from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.text import shorten, unicode_problem
@@ -95,6 +96,24 @@ def row_sides(row: Row) -> tuple[str, ...]:
         raise ColumnError("completion", "is missing, and so are `chosen` and `rejected`: a row has one side, or two.")
     marked = {"rejected", "rejected_spans"} <= there or {"rejected_ids", "rejected_edit_mask"} <= there
     return ("rejected",) if marked and not any(column.startswith("chosen") for column in there) else SIDES
+
+
+# Columns that a row may lack, so that a misspelt one would be taken for one of the user's own.
+OPTIONAL_COLUMNS = (
+    *("chosen_spans", "rejected_spans", "completion_spans", "completion_judged", "margin", "chat_template_kwargs"),
+    *(f"{side}_{mask}" for mask in ("completion_mask", "edit_mask", "anchor_mask") for side in SIDES),
+    "rejected_token_weights",
+)
+
+
+def check_column_names(row: Row) -> None:
+    """Raise a [`ColumnError`] if a row has a column that nothing reads, and whose name is at most two characters (one
+    of `margin`) from that of an optional column that the row lacks."""
+    for column in row:
+        for known in OPTIONAL_COLUMNS if column not in OPTIONAL_COLUMNS else ():
+            most = 2 if len(known) > len("margin") else 1
+            if known not in row and Levenshtein.distance(column, known) <= most:
+                raise ColumnError(column, f"is not read. Call it `{known}` if it is that, or remove or rename it.")
 
 
 def given_columns(row: Row) -> Row:

@@ -34,6 +34,7 @@ from .formats import (
     RenderedText,
     Row,
     RowFormat,
+    check_column_names,
     check_row,
     check_unicode,
     conversational_texts,
@@ -110,7 +111,8 @@ def _marks(row: Row, side: str, text: RenderedText, own: TokenizedText) -> _Mark
     judges_all = side != "completion" or "completion_judged" not in row
     if not judges_all:
         parts = [set(tokens_of_span(words, part, own.offsets)) for part in _read_spans(row, "completion_judged", words)]
-        judged = set().union(*parts)
+        if not (judged := set().union(*parts)):
+            raise ColumnError("completion_judged", "covers no token, so nothing is learned. Leave the row out.")
         for start, end in spans:
             if judged.isdisjoint(tokens_of_span(words, (start, end), own.offsets)):
                 raise ColumnError(column, f"the span [{start}, {end}) lies outside of `completion_judged`.")
@@ -389,6 +391,7 @@ class RowPreparer:
     def _prepare(self, row: Row) -> tuple[Row, dict[str, RenderedText] | None]:
         texts = None
         check_unicode(row)
+        check_column_names(row)
         is_pair = len(row_sides(row)) == len(SIDES)
         row = given_columns(row)
         format = self.format
