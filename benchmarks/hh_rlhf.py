@@ -48,7 +48,7 @@ ARMS: dict[str, list[str]] = {
 POLICY = "PPO with the reward model of all pairs"
 PPO = "--per_device_train_batch_size 4 --gradient_accumulation_steps 4 --total_episodes 64 --learning_rate 3.0e-6 "
 PPO += "--response_length 48 --stop_token eos --missing_eos_penalty 1.0 --max_prompt_length 128"
-# Processors with AMX train faster in bf16, and with "eager" attention: docs/scaling.md.
+# Processors with AMX train faster in bf16, and with "eager" attention: docs/reward-model.md.
 PROCESSOR = ["--bf16", "True", "--use_cpu", "True", "--attn_implementation", "eager"]
 PROCESSOR += ["--report_to", "none", "--save_strategy", "no", "--gradient_checkpointing", "False"]
 

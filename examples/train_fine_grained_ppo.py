@@ -64,14 +64,15 @@ class PPOScriptArguments(ScriptArguments):
     )
 
 
-def load_reward_model(path: str, **kwargs):
-    """Loads a reward model of any supported kind; an adapter is merged into the model that it was trained
-    on."""
+def load_reward_model(path: str, keep_adapter: bool, **kwargs):
+    """Loads a reward model of any supported kind. An adapter is merged into the model that it was trained on; one of a
+    `TokenRewardModel` is not if `keep_adapter`: with LoRA, policy and reward model then hold one base."""
     if (Path(path) / "adapter_config.json").exists():
         from peft import PeftConfig, PeftModel
 
-        base = load_reward_model(PeftConfig.from_pretrained(path).base_model_name_or_path, **kwargs)
-        return PeftModel.from_pretrained(base, path).merge_and_unload()
+        base = load_reward_model(PeftConfig.from_pretrained(path).base_model_name_or_path, keep_adapter, **kwargs)
+        model = PeftModel.from_pretrained(base, path)
+        return model if keep_adapter and isinstance(base, TokenRewardModel) else model.merge_and_unload()
     [architecture] = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"]).architectures
     if architecture.endswith("ForTokenClassification"):
         return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)
@@ -106,7 +107,7 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
         args=training_args,
         processing_class=tokenizer,
         model=policy,
-        reward_model=load_reward_model(training_args.reward_model_path, **kwargs),
+        reward_model=load_reward_model(training_args.reward_model_path, model_args.use_peft, **kwargs),
         train_dataset=prompts(script_args.dataset_train_split),
         eval_dataset=prompts(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None,
         peft_config=get_peft_config(model_args),

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from demo_corpus import make_corpus
 from shared_data import SHARED_DATA
+from train_fine_grained_ppo import load_reward_model
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.utils.loading import load_split
 
@@ -80,7 +81,10 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
         *(peft and [*peft, "--lora_task_type", "SEQ_CLS"]),
     )
     assert (reward_folder / ("adapter_model.safetensors" if lora else "model.safetensors")).exists()
-    if not lora:
+    if lora:  # the PPO script merges the adapter for a policy that is trained in full alone
+        loaded = [load_reward_model(str(reward_folder), keep, trust_remote_code=False) for keep in (True, False)]
+        assert [type(model).__name__ for model in loaded] == ["PeftModelForSequenceClassification", "TokenRewardModel"]
+    else:
         assert TokenRewardModel.from_pretrained(reward_folder).token_head_is_trained
     output = run(
         "train_fine_grained_ppo.py",
