@@ -1,5 +1,6 @@
 """What scores completions, against plain formulas and numbers worked out by hand."""
 
+import math
 import re
 
 import pytest
@@ -16,7 +17,7 @@ from scorer_cases import ATTENTION_MASK, INPUT_IDS, TWO_ROWS, sequence_classifie
 from tiny import EOS, PAD, PERIOD, A, C, D
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer, RawScores
-from trl_tokenreward.ppo.functional import shape_scores
+from trl_tokenreward.ppo.functional import joint_log_odds, shape_scores
 from trl_tokenreward.reward_model.readout import (
     check_scorer,
     has_sequence_score,
@@ -199,6 +200,16 @@ def test_shape_scores_by_hand(signal, settings, expected):
     torch.testing.assert_close(again * MASK, shaped * MASK)
 
 
+def test_joint_log_odds_by_hand():
+    scores = torch.tensor([[4.0, -4.0, 2.0, 7.0], [300.0, 300.0, 0.0, 0.0]])
+    owners = torch.tensor([[0, 0, 2, -1], [1, 1, 2, -1]])
+    joint, counts = joint_log_odds(scores, owners, 3)
+    assert counts.tolist() == [[2, 0, 1], [0, 2, 1]]
+    both = 1 / (1 + math.exp(-4)) / (1 + math.exp(4))
+    assert joint[0].tolist() == pytest.approx([math.log(both / (1 - both)), 0, 2])
+    assert joint[1, 1] > 13 and joint[1].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("signal", "density", "expected"),
     [
@@ -258,7 +269,9 @@ def test_spreading_keeps_totals():
     totals = scores.sum(1)
     for density in ("token", "sentence", "sequence"):
         scorer = CompletionScorer(tiny.unigram_reward_model({A: 1.0}), tiny.word_tokenizer(), density=density)
-        torch.testing.assert_close(scorer.spread(RawScores(scores, "token_scores"), TWO_ROWS[1], mask).sum(1), totals)
+        torch.testing.assert_close(
+            scorer.spread(RawScores(scores, "token_scores", mask), TWO_ROWS[1], mask).sum(1), totals
+        )
 
 
 @pytest.mark.parametrize(

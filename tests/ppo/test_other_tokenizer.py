@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers, processors
+from torch.nn.functional import logsigmoid
 from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
@@ -55,8 +56,9 @@ def test_totals_are_those_that_the_reward_model_gives_by_itself(policy_kind, rew
     model = token_reward_model(vocab_size=400)
     prompts, completion_ids, completion_mask, rows = encoded(policy_tokenizer, *TEXTS)
     scorer = CompletionScorer(model, policy_tokenizer, reward_tokenizer)
-    scores = scorer.raw_scores(prompts, completion_ids, completion_mask, rows).values
-    assert ((scores != 0) <= completion_mask.bool()).all()
+    raw = scorer.raw_scores(prompts, completion_ids, completion_mask, rows)
+    assert ((raw.values != 0) <= completion_mask.bool()).all()
+    log_probs = scorer.spread(raw, completion_ids, completion_mask, log_sigmoid=True)
     sequence = CompletionScorer(model, policy_tokenizer, reward_tokenizer, signal="sequence_score")
     for row in range(len(TEXTS)):
         prompt_ids = prompts.ids[row][prompts.mask[row].bool()].tolist()
@@ -68,9 +70,9 @@ def test_totals_are_those_that_the_reward_model_gives_by_itself(policy_kind, rew
         inputs = torch.tensor([[*encoding["input_ids"], reward_tokenizer.eos_token_id]])
         output = model(inputs)
         of_completion = [end > len(prompt) for _, end in encoding["offset_mapping"]] + [True]
-        assert scores[row].sum() == pytest.approx(
-            output.token_scores[0][torch.tensor(of_completion)].sum().item(), abs=1e-4
-        )
+        expected = logsigmoid(output.token_scores[0][torch.tensor(of_completion)])
+        assert log_probs[row].sum() == pytest.approx(expected.sum().item(), abs=1e-4)
+        assert raw.counts[row].sum() == len(expected)
         whole = sequence.raw_scores(prompts, completion_ids, completion_mask, rows).values[row]
         assert whole.sum() == pytest.approx(output.logits.item(), abs=1e-4)
 
@@ -81,9 +83,28 @@ def test_scores_go_to_the_token_in_which_they_end():
     characters.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     c, space = characters("c ")["input_ids"]
     scorer = CompletionScorer(tiny.unigram_reward_model({c: 1.0, space: 10.0}), words, characters)
-    # "a b" and " c d c": each space is part of the word after it.
-    scores = scorer.raw_scores(*batch(([A, B], [C, D, C]), ([A], [C, C, EOS]))).values
-    torch.testing.assert_close(scores, torch.tensor([[11.0, 10, 11], [11, 11, 0]]), rtol=0, atol=1e-4)
+    # "a b" and " c d c": each space is part of the word after it, whose score is that both are left.
+    raw = scorer.raw_scores(*batch(([A, B], [C, D, C]), ([A], [C, C, EOS])))
+    both, d = (torch.logit(torch.sigmoid(torch.tensor([score, 10.0])).prod()) for score in (1.0, 0.0))
+    expected = torch.tensor([[both, d, both], [both, both, 0]])
+    torch.testing.assert_close(raw.values, expected, rtol=0, atol=1e-4)
+    assert raw.counts.tolist() == [[2, 2, 2], [2, 2, 1]]
+
+
+def test_a_token_in_which_no_score_ends_is_neutral():
+    # The policy reads characters, the reward model words, of which it likes every one: no token is worse than another.
+    words, characters = tiny.word_tokenizer(words=["ab", "cd"]), tiny.tokenizer(vocab_size=260)
+    reward = tiny.unigram_reward_model(dict.fromkeys(range(16), 4.0))
+    scorer = CompletionScorer(reward, characters, words)
+    characters_of = {text: characters(text)["input_ids"] for text in ("ab", " cd", " cd ab")}
+    contents = batch((characters_of["ab"], characters_of[" cd"]), (characters_of["ab"], characters_of[" cd ab"]))
+    raw = scorer.raw_scores(*contents)
+    assert raw.counts.tolist() == [[0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 1]]
+    log_probs = scorer.spread(raw, *contents[1:3], log_sigmoid=True)
+    torch.testing.assert_close(log_probs.sum(1), logsigmoid(torch.tensor(4.0)) * torch.tensor([1.0, 2.0]))
+    centred = scorer.spread(raw, *contents[1:3], log_sigmoid=True, center=True)
+    torch.testing.assert_close(centred, torch.zeros(2, 6))
+    assert scorer.places(raw, *contents[1:3]).tolist() == (raw.counts > 0).tolist()
 
 
 def test_what_the_reward_tokenizer_adds_belongs_to_no_word():

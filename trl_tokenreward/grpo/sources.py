@@ -53,6 +53,8 @@ class RewardSource:
         token_rewards (`list[Tensor | None]` or `None`):
             What it said of the last batch: for each completion one number for each of its tokens, or `None` where it
             has no opinion. `None` if it gave one number for each completion.
+        counts (`list[Tensor]` or `None`):
+            Of a reward model, the [`~ppo.completion_scorer.RawScores.counts`] of each completion.
     """
 
     name: str
@@ -61,6 +63,7 @@ class RewardSource:
 
     def __init__(self) -> None:
         self.token_rewards: list[Tensor | None] | None = None
+        self.counts: list[Tensor] | None = None
 
     def function(self) -> Callable[..., Any]:
         """What TRL calls in its place."""
@@ -134,8 +137,12 @@ class ModelSource(RewardSource):
         given = Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         completion_ids, completion_mask = padded(self.ids.completions, device)
         rows = [{"prompt": prompt} for prompt in prompts]
-        scores = self.scorer.raw_scores(given, completion_ids, completion_mask, rows).values
-        rewards = [row[: len(own)].cpu() * torch.tensor(own) for row, own in zip(scores, self.ids.own, strict=True)]
+        scores = self.scorer.raw_scores(given, completion_ids, completion_mask, rows)
+
+        def of_policy(values: Tensor) -> list[Tensor]:
+            return [row[: len(own)].cpu() * torch.tensor(own) for row, own in zip(values, self.ids.own, strict=True)]
+
+        rewards, self.counts = of_policy(scores.values), of_policy(scores.counts)
         self.token_rewards = [*rewards]
         return [float(of_tokens.sum()) for of_tokens in rewards]
 

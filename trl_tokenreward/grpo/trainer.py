@@ -173,7 +173,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         for source in self.sources:
             if source is not None:
-                source.token_rewards = None
+                source.token_rewards = source.counts = None
         output = super()._generate_and_score_completions(inputs)
         for index, (source, totals) in enumerate(zip(self.sources, self._rewards_per_func.unbind(1), strict=True)):
             has_opinion = not totals.isnan().all()
@@ -214,19 +214,28 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             return accelerator.gather(accelerator.pad_across_processes(x, dim=1).contiguous())
 
         mask = gather(packed)
-        of_tokens = [
+
+        def of_all(rows: list[Tensor] | list[Tensor | None]) -> Tensor:
+            return gather(_stacked(rows, own.shape, device).gather(1, columns))
+
+        scored = [
             None
             if source is None or source.token_rewards is None
-            else gather(_stacked(source.token_rewards, own.shape, device).gather(1, columns))
+            else RawScores(
+                of_all(source.token_rewards),
+                source.scorer.signal or "token_scores",
+                mask.float() if source.counts is None else of_all(source.counts),
+            )
             for source in self.sources
         ]
+        of_tokens = [None if scores is None else scores.values for scores in scored]
         ids_of_all = gather(packed_ids)
         worst = torch.stack(of_tokens).amin(0) if self.args.reward_aggregation == "min" else None
         if worst is None:
-            rewards, places = self._spread(of_tokens, ids_of_all, mask)
+            rewards, places = self._spread(scored, ids_of_all, mask)
         else:
-            assert self.sources[0] is not None
-            rewards, places = self._spread_of(self.sources[0], worst, ids_of_all, mask)
+            assert self.sources[0] is not None and scored[0] is not None
+            rewards, places = self._spread_of(self.sources[0], scored[0]._replace(values=worst), ids_of_all, mask)
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         advantages = group_advantages(
             rewards, places, mask, num_generations, self.args.advantage_estimator, self.args.scale_rewards
@@ -256,12 +265,12 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             self.completion_log.collect(self.state.global_step, prompts, packed_ids, packed, ended, series)
         return torch.zeros(len(ids), width, device=device).scatter(1, columns, local)
 
-    def _spread(self, of_tokens: list[Tensor | None], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _spread(self, scored: list[RawScores | None], ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of all rewards, and where rewards stand; both of shape (B, T), of all processes."""
         rewards, places = torch.zeros(mask.shape, device=mask.device), torch.zeros_like(mask, dtype=torch.bool)
-        for source, values, totals, weight in zip(
+        for source, scores, totals, weight in zip(
             self.sources,
-            of_tokens,
+            scored,
             self._rewards_per_func.unbind(1),
             self.reward_weights.to(mask.device),
             strict=True,
@@ -269,20 +278,20 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             rows = (~totals.isnan() & mask.any(1)).nonzero().squeeze(1)  # the others: the source has no opinion
             if len(rows) == 0:
                 continue
-            if values is None or source is None:
+            if scores is None or source is None:
                 spread = place_at_last(totals[rows], mask[rows])
                 stands = place_at_last(torch.ones_like(totals[rows]), mask[rows])
             else:
-                spread, stands = self._spread_of(source, values[rows], ids[rows], mask[rows])
+                of_rows = scores._replace(values=scores.values[rows], counts=scores.counts[rows])
+                spread, stands = self._spread_of(source, of_rows, ids[rows], mask[rows])
             rewards[rows] += weight * spread
             places[rows] |= stands.bool()
         return rewards, places
 
-    def _spread_of(self, source: RewardSource, values: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _spread_of(self, source: RewardSource, scores: RawScores, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Token rewards shaped and spread as a source's are, and where they stand; all of shape (B, T)."""
-        scores = RawScores(values, source.scorer.signal or "token_scores")
         spread = source.scorer.spread(scores, ids, mask, **source.shaping)
-        return spread, source.scorer.places(scores.signal, ids, mask)
+        return spread, source.scorer.places(scores, ids, mask)
 
     @property
     def _holds_length(self) -> bool:

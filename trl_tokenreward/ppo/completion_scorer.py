@@ -25,7 +25,7 @@ from ..reward_model.readout import (
     require_trained_sequence_head,
     token_scores,
 )
-from .functional import place_at_last, potential_differences, redistribute, shape_scores
+from .functional import joint_log_odds, place_at_last, potential_differences, redistribute, shape_scores
 from .prompts import Prompts, join
 from .reward_functions import RewardFunction, returned_scores, reward_name
 from .reward_settings import RewardKind, check_density
@@ -44,10 +44,14 @@ class RawScores(NamedTuple):
             Shape (B, T), 0 where the mask is 0. The sum of a row is the completion's score.
         signal (`str`):
             `"token_scores"` or `"sequence_score"`: which of the two the values are made of.
+        counts (`Tensor`):
+            Shape (B, T): how many of the reward model's tokens each value is of; 1 for each of the completion, where it
+            reads the policy's own tokens.
     """
 
     values: Tensor
     signal: str
+    counts: Tensor
 
 
 class CompletionScorer:
@@ -63,8 +67,8 @@ class CompletionScorer:
             Tokenizer of the policy.
         reward_processing_class (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the reward model where it is another one. Completions are then read as text, and the score of
-            each of its tokens goes to the policy's token in which it ends. Messages get its own chat template where it
-            has one.
+            each of its tokens goes to the policy's token in which it ends; of several log-odds, those that all of
+            these tokens are left. Messages get its own chat template where it has one.
         signal (`str`, *optional*):
             `"token_scores"`, `"sequence_score"` or `None` for what the reward offers.
         density (`str`, *optional*):
@@ -145,12 +149,12 @@ class CompletionScorer:
         if not isinstance(self.reward, nn.Module):
             return self._call_function(prompts, completion_ids, completion_mask, rows)
         score = self._score_ids if self.reward_processing_class is None else self._score_text
-        scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
+        scores, counts = torch.zeros((2, *completion_mask.shape), device=completion_ids.device)
         lengths = prompts.mask.sum(1) + completion_mask.sum(1)
         for group in groups_by_length(lengths, self.batch_size):
             of_group = (Prompts(*(x[group] for x in prompts)), completion_ids[group], completion_mask[group])
-            scores[group] = score(*of_group, [rows[i] for i in group.tolist()])
-        return RawScores(scores, str(self.signal))
+            scores[group], counts[group] = score(*of_group, [rows[i] for i in group.tolist()])
+        return RawScores(scores, str(self.signal), counts)
 
     def spread(self, scores: RawScores, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
         """Shape raw scores of the whole batch (see [`~ppo.functional.shape_scores`]) and spread them as `density` says.
@@ -158,18 +162,18 @@ class CompletionScorer:
         Returns:
             `Tensor`: Shape (B, T).
         """
-        shaped = shape_scores(scores.values, completion_mask, signal=scores.signal, **shaping)
+        shaped = shape_scores(scores.values, completion_mask, signal=scores.signal, counts=scores.counts, **shaping)
         density = self._density_of(scores.signal)
         if density == "potential":  # the raw scores are where they belong
             return shaped
         ends = self._sentence_ends(completion_ids) if density == "sentence" else None
         return redistribute(shaped, completion_mask, density, ends)
 
-    def places(self, signal: str, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    def places(self, scores: RawScores, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
         """Where [`~CompletionScorer.spread`] puts rewards: shape (B, T), 1 at tokens that carry one."""
-        density = self._density_of(signal)
+        density = self._density_of(scores.signal)
         if density in ("token", "potential"):
-            return completion_mask.bool()
+            return completion_mask.bool() & (scores.counts > 0)
         last = place_at_last(torch.ones_like(completion_mask[:, 0]), completion_mask).bool()
         if density == "sequence":
             return last
@@ -180,9 +184,9 @@ class CompletionScorer:
 
     def _score_ids(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         inputs = join(prompts, completion_ids, completion_mask)
-        return self._decompose(*inputs, prompts.ids.shape[1], completion_mask)
+        return self._decompose(*inputs, prompts.ids.shape[1], completion_mask), completion_mask.float()
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
         if self.signal == "token_scores":
@@ -196,7 +200,7 @@ class CompletionScorer:
 
     def _score_text(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Like `_score_ids`, through text, for a reward model with another tokenizer."""
         tokens = zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)
         encoded = [self._encode(*ids, row) for ids, row in zip(tokens, rows, strict=True)]
@@ -204,13 +208,16 @@ class CompletionScorer:
         length = max(len(completion) for _, completion, _ in encoded)
         input_ids = torch.zeros(len(encoded), width + length, dtype=torch.long, device=completion_ids.device)
         attention_mask = torch.zeros_like(input_ids)
-        owner_ids = torch.zeros(len(encoded), length, dtype=torch.long, device=completion_ids.device)
+        owner_ids = torch.full((len(encoded), length), -1, device=completion_ids.device)
         for row, (prompt, completion, owners) in enumerate(encoded):
             input_ids[row, width - len(prompt) : width + len(completion)] = torch.tensor(prompt + completion)
             attention_mask[row, width - len(prompt) : width + len(completion)] = 1
             owner_ids[row, : len(owners)] = torch.tensor(owners)
         scores = self._decompose(input_ids, attention_mask, width, attention_mask[:, width:])
-        return torch.zeros_like(completion_mask, dtype=scores.dtype).scatter_add(1, owner_ids, scores)
+        joint, counts = joint_log_odds(scores, owner_ids, completion_mask.shape[1])
+        if self.kind == "log_odds":
+            return joint, counts
+        return torch.zeros_like(joint).scatter_add(1, owner_ids.clamp(min=0), scores), counts
 
     def _encode(
         self, prompt_ids: list[int], ids: list[int], row: dict[str, Any]
@@ -267,11 +274,11 @@ class CompletionScorer:
                     f"`reward_density={self.density!r}` needs a reward function that returns one float per token."
                 )
             totals = torch.stack(values).to(completion_ids.device)
-            return RawScores(place_at_last(totals, completion_mask), signal)
+            return RawScores(place_at_last(totals, completion_mask), signal, completion_mask.float())
         scores = torch.zeros(completion_mask.shape, device=completion_ids.device)
         for row, of_tokens in enumerate(values):
             scores[row, : len(of_tokens)] = of_tokens
-        return RawScores(scores, signal)
+        return RawScores(scores, signal, completion_mask.float())
 
     def _decode(self, ids: list[int]) -> str:
         return self.processing_class.decode(ids, skip_special_tokens=True)

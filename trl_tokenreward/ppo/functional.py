@@ -11,7 +11,7 @@ model's output at the token's own column, after it.
 import torch
 from torch import Tensor, nn
 
-from ..nn.masked import check_shapes, masked_mean, zero_masked
+from ..nn.masked import check_shapes, masked_mean, masked_sum, zero_masked
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
@@ -331,6 +331,35 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_
     return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped
 
 
+def joint_log_odds(scores: Tensor, owners: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The log-odds that all of several tokens are left as they are, each independently of the others:
+    `logit(prod_i sigmoid(s_i))`, of one token its own score.
+
+    Args:
+        scores (`Tensor`):
+            Shape (B, R): log-odds.
+        owners (`Tensor`):
+            Shape (B, R), integers below `length`: which place gets each of them; -1 for padding.
+        length (`int`):
+            T, how many places there are.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Shapes (B, T): the log-odds, 0 at places that get none, and how many each gets.
+    """
+    real = owners >= 0
+    places = owners.clamp(min=0)
+    nothing = scores.new_zeros(len(scores), length)
+
+    def collect(values: Tensor) -> Tensor:
+        return nothing.scatter_add(1, places, zero_masked(values, real))
+
+    counts = collect(torch.ones_like(scores))
+    # Below 0, for the log-odds of a certainty are infinite.
+    log_probs = collect(nn.functional.logsigmoid(scores)).clamp(max=-1e-6)
+    joint = log_probs - torch.log(-torch.expm1(log_probs))
+    return torch.where(counts > 1, joint, collect(scores)), counts
+
+
 def shape_scores(
     scores: Tensor,
     completion_mask: Tensor,
@@ -340,6 +369,7 @@ def shape_scores(
     scale: float = 1.0,
     center: bool = False,
     clip: float | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Take the log-sigmoid of raw scores, scale, centre and clip them, in this order.
 
@@ -354,18 +384,23 @@ def shape_scores(
             Shape (B, T): the whole batch's, of all processes.
         completion_mask (`Tensor`):
             Shape (B, T).
+        counts (`Tensor`, *optional*):
+            Shape (B, T): how many tokens of the reward model each score is of, where it has another tokenizer (see
+            [`joint_log_odds`]). A score of none is no score: its log-sigmoid is 0. The mean is that of a reward model's
+            token, and is taken off as often. Defaults to 1 for each real token.
 
     Returns:
         `Tensor`: Shape (B, T).
     """
+    counts = completion_mask if counts is None else counts * completion_mask
     if log_sigmoid:
         if signal == "sequence_score":
             raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
-        scores = nn.functional.logsigmoid(scores) * completion_mask
+        scores = zero_masked(nn.functional.logsigmoid(scores), counts)
     scores = scale * scores
     if signal == "token_scores":
         if center:
-            scores = scores - masked_mean(scores, completion_mask)
+            scores = scores - counts * (masked_sum(scores, completion_mask) / counts.sum().clamp(min=1))
         if clip is not None:
             scores = scores.clamp(-clip, clip)
         return scores
