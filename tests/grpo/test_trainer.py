@@ -84,13 +84,21 @@ def rollout_of(ids, own=None):
 
 
 def trainer_for(
-    tmp_path, reward_funcs, processing_classes=None, dataset=PROMPTS, rollout_func=None, peft_config=None, **kwargs
+    tmp_path,
+    reward_funcs,
+    processing_classes=None,
+    dataset=PROMPTS,
+    rollout_func=None,
+    peft_config=None,
+    eval_dataset=None,
+    **kwargs,
 ):
     return FineGrainedGRPOTrainer(
         policy(),
         reward_funcs,
         FineGrainedGRPOConfig(**settings(tmp_path, **kwargs)),
         dataset,
+        eval_dataset,
         processing_class=tiny.word_tokenizer(),
         reward_processing_classes=processing_classes,
         rollout_func=rollout_func,
@@ -260,6 +268,26 @@ class TestTokenRewards:
         assert ours.abs().max() > 0
         torch.testing.assert_close(ours, theirs)
 
+    def test_another_tokenizers_template_gets_what_the_policys_gets(self, tmp_path):
+        own, other = tiny.word_tokenizer(), tiny.word_tokenizer(words="lkjihgfedcba.")
+        for tokenizer in (own, other):
+            tokenizer.chat_template = "{{ messages[0]['content'] }} {{ 'd' if thinking else 'e' }}"
+        model, seen = tiny.unigram_reward_model(dict.fromkeys(range(16), 1.0)), []
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.extend(kwargs["input_ids"].tolist()), with_kwargs=True
+        )
+        trainer = FineGrainedGRPOTrainer(
+            policy(),
+            model,
+            FineGrainedGRPOConfig(**settings(tmp_path, max_steps=1, chat_template_kwargs={"thinking": True})),
+            Dataset.from_dict({"prompt": [[{"role": "user", "content": "a"}]] * 4}),
+            processing_class=own,
+            reward_processing_classes=other,
+            rollout_func=rollout_of([[tiny.B]] * 4),
+        )
+        trainer.train()
+        assert other.batch_decode(seen[:1]) == ["a d b"]
+
     def test_it_learns(self, tmp_path):
         trainer = trainer_for(
             tmp_path,
@@ -420,6 +448,9 @@ class TestHeldLength:
         torch.testing.assert_close(held["advantages"], expected, atol=1e-5, rtol=1e-5)
 
     def test_it_can_be_given(self, tmp_path):
+        trainer = trainer_for(tmp_path, reward_model(), max_steps=1, eval_dataset=PROMPTS.select(range(4)))
+        trainer.evaluate()
+        assert trainer._target_length is None  # that is the first batch's of the training
         trainer = trainer_for(tmp_path, reward_model(), target_length=3.0, max_steps=1)
         trainer.train()
         assert trainer._target_length == 3.0
@@ -442,6 +473,23 @@ class TestRefused:
     def test_an_untrained_token_head(self, tmp_path):
         with pytest.raises(ValueError, match="token head is untrained"):
             trainer_for(tmp_path, tiny.unigram_reward_model())
+
+    def test_a_reward_model_without_embeddings_for_all_tokens(self, tmp_path):
+        model = tiny.causal_lm(vocab_size=20)
+        model.save_pretrained(tmp_path / "large")
+        with pytest.raises(ValueError, match="vocabulary of 20 and can sample ids that `.*`, with 16 embeddings"):
+            FineGrainedGRPOTrainer(
+                AutoModelForCausalLM.from_pretrained(tmp_path / "large"),
+                reward_model(),
+                FineGrainedGRPOConfig(**settings(tmp_path)),
+                PROMPTS,
+                processing_class=tiny.word_tokenizer(),
+            )
+
+    def test_several_gpus_in_one_process(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(FineGrainedGRPOConfig, "n_gpu", 2)
+        with pytest.raises(ValueError, match="accelerate launch"):
+            trainer_for(tmp_path, by_token)
 
     def test_data_without_prompts(self, tmp_path):
         with pytest.raises(ValueError, match="need a column 'prompt'; they have \\['text'\\]"):

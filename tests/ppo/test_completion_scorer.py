@@ -277,8 +277,8 @@ def test_spreading_keeps_totals():
 @pytest.mark.parametrize(
     ("reward", "arguments", "error", "message"),
     [
-        (tiny.unigram_reward_model(), {}, ValueError, "The reward model's token head is untrained"),
-        (tiny.unigram_reward_model(), {"signal": "token_scores"}, ValueError, "set `reward_signal='sequence_score'`"),
+        (tiny.unigram_reward_model(), {}, ValueError, "every token would score 0. Train it with TokenRewardTrainer."),
+        (tiny.unigram_reward_model({}, {EOS: 1.0}), {"signal": "token_scores"}, ValueError, "set `reward_signal='sequence_score'`"),
         (token_classifier(), {"signal": "sequence_score"}, ValueError, "needs a sequence score; LlamaForTokenClassification has none"),
         (sequence_classifier(), {"signal": "token_scores"}, ValueError, "needs token scores; LlamaForSequenceClassification has none"),
         (lambda **kwargs: [], {"signal": "token_scores"}, ValueError, "`reward_signal` has no effect on a reward function"),

@@ -149,6 +149,15 @@ def test_a_value_model_that_is_passed_shares_its_base_too(tmp_path):
     assert storage(*trainer.models) < 1.8 * base_size(policy())
 
 
+def test_a_value_model_that_is_trained_in_full_keeps_its_weights(tmp_path):
+    """Also where they are equal to the policy's frozen ones, as those of one checkpoint are at first."""
+    value_model = TokenRewardModel.from_backbone(policy())
+    trainer = make(tmp_path, value_model=value_model)
+    assert all(parameter.requires_grad for parameter in value_model.model.parameters())
+    shared = {id(parameter) for parameter in trainer.policy_model.parameters()}
+    assert shared.isdisjoint(map(id, value_model.parameters()))
+
+
 def test_an_adapter_of_the_users_shares_its_base_where_that_is_asked(tmp_path):
     model = ppo_runs.lora(policy())
     trainer = make(tmp_path, model=model, peft_config=None, share_base=True)

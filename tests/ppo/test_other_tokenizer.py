@@ -165,6 +165,14 @@ def permuted_tokenizer():
     return tokenizer
 
 
+def test_more_tokens_than_the_reward_model_has_positions():
+    model = token_reward_model(vocab_size=300, max_position_embeddings=6)
+    scorer = CompletionScorer(model, tiny.word_tokenizer(), tiny.tokenizer(vocab_size=260))
+    assert scorer.raw_scores(*batch(([A], [C, D]))).values.shape == (1, 2)
+    with pytest.raises(ValueError, match="The reward model reads 9 tokens .* and has 6 positions"):
+        scorer.raw_scores(*batch(([A], [C, D, C, D])))
+
+
 def test_a_slow_reward_tokenizer_cannot_be_mapped():
     from transformers import ByT5Tokenizer
 

@@ -121,6 +121,14 @@ def test_it_can_stop_the_run(warnings):
     assert go_through(RewardHackingCallback(stop=True), history({}, {"completions/mean_length": 40.0}, {})) == 4
 
 
+def test_a_reward_without_an_opinion():
+    """GRPO logs `None` where no reward function had one."""
+    runs = {"reward": 1.0, "completions/mean_length": 12.0}
+    silent, risen = {**runs, "reward": None}, {**runs, "reward": 2.0, "completions/mean_length": 30.0}
+    assert hacking_signs([silent, runs, risen, silent, risen, risen]).keys() == {"length"}
+    assert hacking_signs([silent] * 5) == {}
+
+
 def test_unknown_thresholds_are_errors():
     with pytest.raises(TypeError, match="max_lenght_factor"):
         RewardHackingCallback(max_lenght_factor=2)

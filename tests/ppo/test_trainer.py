@@ -318,6 +318,12 @@ def test_dense_rewards_teach_what_the_same_total_at_the_end_does_not(scenario, d
     assert (share[-1] > 0.65) == learned
 
 
+def test_several_gpus_in_one_process(scenario, monkeypatch):
+    monkeypatch.setattr(FineGrainedPPOConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs are visible .* `accelerate launch`"):
+        scenario.make()
+
+
 def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scenario):
     short = tiny.sequence_classifier(max_position_embeddings=4)
     for argument, name in (("reward", "reward_model"), ("value", "value_model")):

@@ -158,6 +158,14 @@ class TestTraining:
         make(ALONE, tmp_path, model).train()
         assert weight.any() and torch.equal(model.score.weight, weight)
 
+    def test_so_is_one_whose_loss_weighs_nothing(self, tmp_path, caplog):
+        model = backbone()
+        make([PAIR, PAIR], tmp_path, model, sequence_loss_weight=0.0).train()
+        assert "`sequence_loss_weight` is 0, so the sequence head stays untrained" in caplog.text
+        assert not model.sequence_head_is_trained
+        with pytest.raises(ValueError, match="sequence head"):
+            CompletionScorer(model, tiny.tokenizer(), signal="sequence_score")
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

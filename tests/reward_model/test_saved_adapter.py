@@ -13,6 +13,7 @@ from model_cases import LORA_TARGETS, assert_same, batch
 from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrainer, TokenScorer
 from trl_tokenreward.cli.main import main
 from trl_tokenreward.grpo.sources import load_source
+from trl_tokenreward.ppo.completion_scorer import CompletionScorer
 
 
 pytestmark = pytest.mark.any_trl
@@ -84,6 +85,9 @@ def test_what_the_trainer_saves_is_scored_by_its_folder(tmp_path, capsys):
     assert scorer.has_sequence_score
     ids, mask = batch()
     assert_same(scorer.model(ids, mask).token_scores, trainer.model.eval()(ids, mask).token_scores)
+    around = PeftModel.from_pretrained(TokenRewardModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    for model in (scorer.model, around):  # its sequence head is new in the base, and trained in the adapter
+        assert CompletionScorer(model, tiny.tokenizer(), signal="sequence_score").signal == "sequence_score"
     (tmp_path / "texts.jsonl").write_text(json.dumps({"prompt": "a", "text": " b c"}) + "\n")
     assert not main(["score", str(tmp_path / "adapter"), "--file", str(tmp_path / "texts.jsonl")])
     assert "b" in capsys.readouterr().out

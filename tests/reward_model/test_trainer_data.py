@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from reward_trainer_cases import ROWS, training_logs
 from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
-from trl_tokenreward import TokenRewardModel
+from trl_tokenreward import TokenRewardConfig, TokenRewardModel
 from trl_tokenreward.data.collator import DataCollatorForTokenReward
 from trl_tokenreward.data.formats import SIDES
 
@@ -52,6 +52,18 @@ class TestDataSets:
         with caplog.at_level(logging.WARNING):
             make_trainer()
         assert "rows are kept" not in caplog.text
+
+    @pytest.mark.parametrize("kind", [Dataset.from_list, stream])
+    def test_rows_that_the_model_has_no_positions_for(self, make_trainer, kind):
+        model = TokenRewardModel.from_backbone(causal_lm(max_position_embeddings=40))
+        with pytest.raises(ValueError, match="Row 2 of the prepared train .* 40 positions: set `max_length=40`"):
+            trainer = make_trainer(model=model, train_dataset=kind([*ROWS[:2], LONG]), max_length=None, max_steps=1)
+            list(trainer.train_dataset)
+
+    def test_several_gpus_in_one_process(self, make_trainer, monkeypatch):
+        monkeypatch.setattr(TokenRewardConfig, "n_gpu", 2)
+        with pytest.raises(ValueError, match="accelerate launch"):
+            make_trainer()
 
     def test_nothing_left(self, make_trainer):
         with pytest.raises(ValueError, match="Nothing is left of the train data set.*raise `max_length`"):

@@ -1,5 +1,6 @@
-"""Ids that a model has no embedding for."""
+"""Rows that a model cannot read: ids that it has no embedding for, and more tokens than it has positions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,14 @@ from datasets import Dataset, IterableDataset
 
 
 def check_ids(
-    dataset: Dataset | IterableDataset, columns: Sequence[str], vocab_size: int | None, name: str
+    dataset: Dataset | IterableDataset,
+    columns: Sequence[str],
+    vocab_size: int | None,
+    name: str,
+    max_positions: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Check that a model has an embedding for every token id of a data set: at once, or of a stream as it is read.
+    """Check that a model has an embedding for every token id of a data set, and positions for every row: at once, or of
+    a stream as it is read.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -21,20 +27,30 @@ def check_ids(
             The number of the model's embeddings. Where it is not known, nothing is checked.
         name (`str`):
             What the error calls the data set.
+        max_positions (`int`, *optional*):
+            The most tokens of a row that the model reads. Where it is not known, nothing is checked.
 
     Returns:
         `Dataset` or `IterableDataset`: the same rows.
 
     Raises:
-        `ValueError`: if there is another id. The error names the row.
+        `ValueError`: if there is another id, or a longer row. The error names the row.
     """
 
-    if vocab_size is None:
+    if vocab_size is None and max_positions is None:
         return dataset
+    ids_below = math.inf if vocab_size is None else vocab_size
+    most = math.inf if max_positions is None else max_positions
 
     def check(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
         for column in columns:
-            wrong = [i for i in row.get(column) or () if not 0 <= i < vocab_size]
+            ids = row.get(column) or ()
+            if len(ids) > most:
+                raise ValueError(
+                    f"Row {index} of the prepared {name} data set has {len(ids)} tokens in `{column}`, but `model` has "
+                    f"{most} positions: set `max_length={most}`, which drops longer rows and counts them."
+                )
+            wrong = [i for i in ids if not 0 <= i < ids_below]
             if wrong:
                 raise ValueError(
                     f"Row {index} of the prepared {name} data set has the token id {wrong[0]} in `{column}`, but "
@@ -49,8 +65,10 @@ def check_ids(
     columns = [column for column in columns if column in dataset.column_names]
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         extremes = [pc.min_max(pc.list_flatten(table[column])).as_py() for column in columns]
+        longest = [pc.max(pc.list_value_length(table[column])).as_py() or 0 for column in columns]
         # Without an id there is neither a least nor a greatest one.
-        if any((e["min"] or 0) < 0 or (e["max"] or 0) >= vocab_size for e in extremes):
+        strange = any((e["min"] or 0) < 0 or (e["max"] or 0) >= ids_below for e in extremes)
+        if strange or max(longest, default=0) > most:
             for index, row in enumerate(table.to_pylist(), first):
                 check(row, index)
         first += len(table)

@@ -117,6 +117,7 @@ class ModelSource(RewardSource):
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
         self.name = reward_name(model)
         self.ids: BatchIds | None = None  # the trainer says which, before TRL calls
+        self.template: dict[str, Any] = {}  # what the policy's chat template gets beside messages, by column
 
     def function(self) -> Callable[..., Any]:
         def reward(prompts: list[Any], **kwargs: Any) -> list[float]:
@@ -136,11 +137,13 @@ class ModelSource(RewardSource):
         batch = DataCollatorForPrompts(0)([{"input_ids": ids} for ids in self.ids.prompts])
         given = Prompts(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         completion_ids, completion_mask = padded(self.ids.completions, device)
-        rows = [{"prompt": prompt} for prompt in prompts]
+        rows = [{"prompt": prompt, **self.template} for prompt in prompts]
         scores = self.scorer.raw_scores(given, completion_ids, completion_mask, rows)
 
+        own_tokens = [torch.tensor(own) for own in self.ids.own]
+
         def of_policy(values: Tensor) -> list[Tensor]:
-            return [row[: len(own)].cpu() * torch.tensor(own) for row, own in zip(values, self.ids.own, strict=True)]
+            return [row[: len(own)].cpu() * own for row, own in zip(values, own_tokens, strict=True)]
 
         rewards, self.counts = of_policy(scores.values), of_policy(scores.counts)
         self.token_rewards = [*rewards]

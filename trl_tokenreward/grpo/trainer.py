@@ -15,11 +15,12 @@ from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores
 from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repeated_ngrams
-from ..ppo.models import check_not_trained
+from ..ppo.models import check_not_trained, check_vocabularies
 from ..ppo.reward_hacking import RewardHackingCallback
 from ..ppo.rewards import check_ensemble
 from ..utils.paper import PAPER
 from ..utils.text import distinct
+from ..utils.validation import check_devices
 from .config import FineGrainedGRPOConfig
 from .functional import group_advantages
 from .sources import BatchIds, FunctionSource, ModelSource, RewardSource, load_source
@@ -122,6 +123,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             optimizers=optimizers,
             **kwargs,
         )
+        check_devices(self.args)
         if kwargs.get("environment_factory") is None:  # or an environment adds to the prompt
             evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
             for name, dataset in {"train": train_dataset, **evaluated}.items():
@@ -152,15 +154,19 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             return
         args, batch_size = self.args.of_reward(index), self.args.per_device_train_batch_size
         if isinstance(source, ModelSource):
-            # As TRL prepares the reward models that it reads itself.
             if self.is_deepspeed_enabled:
-                from trl.models import prepare_deepspeed
-
-                source.model = prepare_deepspeed(source.model, self.accelerator)
-            else:
-                source.model = self.accelerator.prepare_model(source.model, evaluation_mode=True, device_placement=True)
+                raise ValueError(
+                    "A reward model that scores tokens does not run under DeepSpeed in GRPO. Use DDP or FSDP2, or a "
+                    "function that asks a served model."
+                )
+            # As TRL prepares the reward models that it reads itself.
+            source.model = self.accelerator.prepare_model(source.model, evaluation_mode=True, device_placement=True)
             given = source.model, self._tokenizer, source.tokenizer, args.reward_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
+            source.template = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
+            source.template |= {"tools": self.tools} if self.tools else {}
+            if source.scorer.reward_processing_class is None:
+                check_vocabularies(self.model, {source.name: source.model})
         elif isinstance(source, FunctionSource):
             own_signal = _own_settings(self.args, index).get("reward_signal")
             given = source.call, self._tokenizer, None, own_signal, args.reward_density
@@ -245,9 +251,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             self._log_totals(worst.sum(1).view(-1, num_generations), metrics)
         metrics["completions/repetition"].append(float(repeated_ngrams(ids_of_all, mask, 3).mean()))
         if self._holds_length:
-            if self._target_length is None:
-                self._target_length = mean_length(mask)
-            advantages, bonus = hold_mean_length(advantages, mask, self._target_length)
+            target = mean_length(mask) if self._target_length is None else self._target_length
+            if self.model.training:  # an evaluation before it is of other prompts
+                self._target_length = target
+            advantages, bonus = hold_mean_length(advantages, mask, target)
             metrics["length_bonus"].append(bonus)
         self._log_advantages(advantages.sum(1) / mask.sum(1).clamp(min=1))
         first = accelerator.process_index * len(ids)

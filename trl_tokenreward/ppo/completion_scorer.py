@@ -12,7 +12,7 @@ from ..data.formats import prompt_text
 from ..data.tokens import TextTokenizer
 from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
-from ..nn.modules import without_peft
+from ..nn.modules import max_positions, without_peft
 from ..nn.unpadding import groups_by_length
 from ..reward_model.implicit import ImplicitReward
 from ..reward_model.modeling import TokenRewardModel
@@ -110,7 +110,8 @@ class CompletionScorer:
             check_density(signal, density)
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
-                other = "" if base.sequence_head_is_new else ", or set `reward_signal='sequence_score'`"
+                has_other = base.sequence_head_is_trained and not base.sequence_head_is_new
+                other = ", or set `reward_signal='sequence_score'`" if has_other else ""
                 raise ValueError(
                     "The reward model's token head is untrained: every token would score 0. Train it with "
                     f"TokenRewardTrainer{other}."
@@ -189,6 +190,12 @@ class CompletionScorer:
         return self._decompose(*inputs, prompts.ids.shape[1], completion_mask), completion_mask.float()
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
+        limit, longest = max_positions(self.reward), int(attention_mask.sum(1).max())
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"The reward model reads {longest} tokens of a prompt with its completion, and has {limit} positions. "
+                "Shorten prompts or completions."
+            )
         if self.signal == "token_scores":
             scores = token_scores(self.reward, input_ids, attention_mask, start=width)[:, width:]
             return zero_masked(scores, completion_mask)

@@ -108,7 +108,7 @@ def prepare_models(
     Raises:
         ValueError, TypeError: If a model is not supported. The error names the argument.
     """
-    _check_vocabularies(policy, {"ref_model": ref_model, "value_model": value_model, **rewards.readers})
+    check_vocabularies(policy, {"ref_model": ref_model, "value_model": value_model, **rewards.readers})
     if args.share_value_backbone and value_model is not None:
         raise ValueError("`value_model` has no effect with `share_value_backbone=True`: pass one of them.")
     # What a value model can begin as a copy of.
@@ -123,7 +123,7 @@ def prepare_models(
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
     share = with_adapters and _can_share(args, policy)
     if share:
-        share_base(policy, ref_model, value_model, *(reward.scorer.reward for reward in rewards.given))
+        share_base(policy, value_model, ref_model, *(reward.scorer.reward for reward in rewards.given))
     if args.share_value_backbone:
         value_model = ValueHead(policy)
     elif value_model is None:
@@ -146,7 +146,7 @@ def prepare_models(
     return models
 
 
-def _check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
+def check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
     """Check that the models that read what the policy samples have embeddings for all of it."""
     largest = vocab_size(policy)
     for name, model in readers.items():

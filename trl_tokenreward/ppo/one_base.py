@@ -87,14 +87,16 @@ def base_weights(model: nn.Module) -> Iterator[nn.Parameter]:
         yield module._parameters[name]
 
 
-def share_base(policy: "PeftModel", *others: Any) -> int:
+def share_base(policy: "PeftModel", value_model: nn.Module | None, *others: Any) -> int:
     """Put the policy's frozen weights in the place of equal ones of the same name in other models' backbones.
 
     Args:
         policy (`PeftModel`):
             The policy.
+        value_model (`nn.Module`, *optional*):
+            The other model that is trained. Weights that it trains stay its own.
         others (`nn.Module`, `Callable` or `None`):
-            Models, under PEFT or not. What is no model is passed over.
+            Models that are only read, under PEFT or not. What is no model is passed over.
 
     Returns:
         `int`: How many bytes are there no more.
@@ -102,11 +104,13 @@ def share_base(policy: "PeftModel", *others: Any) -> int:
     own = {name: module._parameters[key] for name, module, key in _base_weights(policy, _backbone(policy))}
     saved = 0
     models = [[other.model, other.ref_model] if isinstance(other, ImplicitReward) else [other] for other in others]
-    for model in chain.from_iterable(models):
+    for model in (value_model, *chain.from_iterable(models)):
         if not isinstance(model, nn.Module):
             continue
         for name, module, key in _base_weights(model, _backbone(model)):
             theirs, ours = module._parameters[key], own.get(name)
+            if model is value_model and theirs.requires_grad:
+                continue
             if ours is not None and ours is not theirs and not ours.requires_grad and _are_equal(ours, theirs):
                 saved += theirs.numel() * theirs.element_size()
                 module._parameters[key] = ours

@@ -13,7 +13,7 @@ _REWARDS = ("objective/raw_scores", "reward")
 
 
 def hacking_signs(
-    history: list[dict[str, float]],
+    history: list[dict[str, Any]],
     window: int = 3,
     max_length_factor: float = 1.5,
     max_repetition: float = 0.2,
@@ -25,7 +25,7 @@ def hacking_signs(
     the mean raw score has risen since. What a run does not log, such as the KL of GRPO with `beta=0`, shows no sign.
 
     Args:
-        history (`list[dict[str, float]]`):
+        history (`list[dict[str, Any]]`):
             `trainer.state.log_history`.
         window (`int`, *optional*, defaults to `3`):
             How many logs are averaged. There are no signs before there are as many after the first.
@@ -40,6 +40,8 @@ def hacking_signs(
     Returns:
         `dict[str, str]`: For each of `"length"`, `"repetition"` and `"kl"` that has run away, what was seen.
     """
+    # GRPO logs `None` where no reward function had an opinion.
+    history = [{name: value for name, value in entry.items() if value is not None} for entry in history]
     name = next((name for name in _REWARDS if any(name in entry for entry in history)), None)
     logs = [entry for entry in history if name in entry]
     if name is None or len(logs) <= window:

@@ -29,6 +29,7 @@ from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
+from ..utils.validation import check_devices
 from .adaptation import FILE as ADAPTIVE_STATE_FILE
 from .adaptation import AdaptiveState
 from .batches import packed_groups
@@ -182,6 +183,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             optimizers=optimizers,
             callbacks=callbacks,
         )
+        check_devices(self.args)
         check_sharding(self.accelerator, args.ds3_gather_for_generation)
         keep_head(self.model, without_peft(self.policy_model).get_output_embeddings(), self.accelerator)
         for module in self.models.frozen:

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collator import DataCollatorForTokenReward
 from ..data.formats import SIDES
 from ..data.preprocessing import CHARACTERS, prepare_dataset
+from ..data.vocabulary import check_ids
 from ..nn.finite import not_finite
-from ..nn.modules import evaluation_mode, without_peft
+from ..nn.modules import evaluation_mode, max_positions, vocab_size, without_peft
 from ..nn.unpadding import groups_by_length
 from ..utils.statistics import (
     Estimate,
@@ -243,6 +244,7 @@ def evaluate_token_rewards(
         name="evaluation",
         with_characters=True,
     )
+    rows = check_ids(rows, ("chosen_ids", "rejected_ids"), vocab_size(model), "evaluation", max_positions(model))
     table, sides, unknown, texts = _score_rows(model, tokenizer, rows, use_anchors, batch_size)
     dropped.require_rows("evaluation")
     chosen, rejected = sides["chosen"], sides["rejected"]

@@ -135,9 +135,16 @@ class TokenRewardModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    # Set where the head was made, at random, and not loaded: its scores are refused as rewards. `TokenRewardTrainer`
-    # zeroes one that it does not train.
-    sequence_head_is_new = False
+    # The sequence head's weight where it was made, at random, and not loaded.
+    _random_score: Tensor | None = None
+
+    @property
+    def sequence_head_is_new(self) -> bool:
+        """Whether the sequence head still has the random weights that it was made with: nothing has been loaded into
+        it, also no adapter's head, and nothing has trained it. Its scores are refused as rewards, and
+        `TokenRewardTrainer` zeroes one that it does not train."""
+        made = self._random_score
+        return made is not None and torch.equal(made.to(self.score.weight), self.score.weight)
 
     @property
     def sequence_head_is_trained(self) -> bool:
@@ -330,13 +337,14 @@ class TokenRewardModel(PreTrainedModel):
             )
         assembled = cls(config, backbone=backbone)
         architecture = type(model).__name__
-        assembled.sequence_head_is_new = not architecture.endswith(_SEQUENCE_CLASSIFIER)
         if architecture.endswith(_SEQUENCE_CLASSIFIER):
             head = _head_of(model)
             if head.bias is not None:
                 raise ValueError(f"The head of {architecture} has a bias, which a sequence score has not.")
             assembled.score.weight = head.weight
-        elif architecture.endswith(_TOKEN_CLASSIFIER):
+        else:
+            assembled._random_score = assembled.score.weight.detach().clone()
+        if architecture.endswith(_TOKEN_CLASSIFIER):
             head = _head_of(model)
             assembled.token_score.weight = head.weight
             if head.bias is not None:

@@ -30,9 +30,10 @@ from ..data.vocabulary import check_ids
 from ..nn.adapters import require_something_to_train
 from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.masked import masked_mean
-from ..nn.modules import vocab_size, without_peft
+from ..nn.modules import max_positions, vocab_size, without_peft
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
+from ..utils.validation import check_devices
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .given_model import (
     HEADS,
@@ -207,7 +208,7 @@ class TokenRewardTrainer(RewardTrainer):
                 parent_args = copy.copy(args)
                 parent_args.model_init_kwargs = None
         model = as_token_reward_model(model)
-        self._vocab_size = vocab_size(model)
+        self._vocab_size, self._max_positions = vocab_size(model), max_positions(model)
         if peft_config is not None:
             peft_config = with_trained_heads(peft_config, model)
 
@@ -226,6 +227,7 @@ class TokenRewardTrainer(RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        check_devices(self.args)
         self.args.model_init_kwargs = args.model_init_kwargs
         if data_collator is None:  # the parent's knows the pad token that the parent settled on
             self.data_collator = DataCollatorForTokenReward(
@@ -235,11 +237,12 @@ class TokenRewardTrainer(RewardTrainer):
         # Asked here, since a resumed training loads its weights before it makes its optimizer.
         base = without_peft(self.model)
         self._token_head_is_new = not base.token_head_is_trained
-        if base.sequence_head_is_new and not self._has_pairs:
+        if base.sequence_head_is_new and not (self._has_pairs and args.sequence_loss_weight > 0):
             zero_sequence_head(self.model)
+            why = "`sequence_loss_weight` is 0" if self._has_pairs else "No row of the training set has two sides"
             logger.warning(
-                "No row of the training set has two sides, so the sequence head stays untrained: it scores every text 0"
-                ", and PPO, GRPO and judges refuse its score."
+                f"{why}, so the sequence head stays untrained: it scores every text 0, and PPO, GRPO and judges refuse "
+                "its score."
             )
 
     @property
@@ -273,7 +276,8 @@ class TokenRewardTrainer(RewardTrainer):
                 num_workers=args.dataloader_num_workers,
                 name=name,
             )
-            dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), self._vocab_size, name)
+            sizes = self._vocab_size, name, self._max_positions
+            dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), *sizes)
         if name == "train":
             self._has_pairs = _check_sides(dataset, args)
         self._dropped[name] = dropped
@@ -321,7 +325,6 @@ class TokenRewardTrainer(RewardTrainer):
         require_something_to_train(self.model)
         self._alarm = None  # until the number of steps is known
         output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
-        without_peft(self.model).sequence_head_is_new &= not self._has_pairs
         self._check_weights()  # a gradient may be NaN although the loss is not
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")

@@ -22,6 +22,16 @@ def check_no_nan(config: Any) -> None:
             raise ValueError(f"`{name}` is NaN.")
 
 
+def check_devices(args: Any) -> None:
+    """Raises a `ValueError` if `Trainer` would split batches over several GPUs in one process (`nn.DataParallel`),
+    which cuts rows without regard to how they are packed. `args` are a trainer's own, after its `Trainer.__init__`."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to this one process. Start the script with `accelerate launch`, one "
+            "process for each, or show it one of them: `CUDA_VISIBLE_DEVICES=0`."
+        )
+
+
 def check_list(returned: Any, what: str, number: int) -> Any:
     """What a function of the user's returned, if that is a list, a tuple, a tensor, an array or the like, of `number`
     entries.
