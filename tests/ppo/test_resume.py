@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import ppo_runs
 from trl_tokenreward import FineGrainedPPOConfig, TokenRewardModel
+from trl_tokenreward.ppo.adaptation import AdaptiveState
 
 
 pytestmark = pytest.mark.slow
@@ -214,3 +215,18 @@ def test_the_best_model_is_loaded_at_the_end(settings, tmp_path):
 def test_the_best_model_is_chosen_at_the_ends_of_updates(eval_steps, tmp_path):
     with pytest.raises(ValueError, match="must be a multiple of num_ppo_epochs \\* num_mini_batches = 4"):
         ppo_runs.make("terminal", tmp_path, max_steps=8, **{**BEST, "eval_steps": eval_steps, "save_steps": eval_steps})
+
+
+@pytest.mark.parametrize(
+    ("settings", "kl_coef", "target_length"),
+    [
+        ({}, 0.05, 20.0),
+        ({"kl_coef": 0.3, "target_length": 9.0}, 0.3, 9.0),
+        ({"kl_target": 6.0}, 0.2, 20.0),
+        ({"kl_target": 6.0, "kl_coef": 0.3}, 0.3, 20.0),
+    ],
+)
+def test_changed_settings_count_for_what_is_not_adapted(tmp_path, settings, kl_coef, target_length):
+    AdaptiveState(0.2, 20.0).save(str(tmp_path))
+    args = FineGrainedPPOConfig(str(tmp_path), bf16=False, use_cpu=True, stop_token="eos", hold_length=True, **settings)
+    assert AdaptiveState.load(str(tmp_path), args) == AdaptiveState(kl_coef, target_length)

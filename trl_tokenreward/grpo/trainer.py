@@ -331,7 +331,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         path = None if checkpoint is None else Path(checkpoint, _STATE_FILE)
-        if path is not None and path.is_file():
+        if path is not None and path.is_file() and self.args.target_length is None:
             self._target_length = json.loads(path.read_text())
 
 

@@ -46,6 +46,10 @@ class AdaptiveState:
         Path(checkpoint, FILE).write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls, checkpoint: str) -> "AdaptiveState":
-        """The state of a checkpoint."""
-        return cls(**json.loads(Path(checkpoint, FILE).read_text()))
+    def load(cls, checkpoint: str, args: FineGrainedPPOConfig) -> "AdaptiveState":
+        """The state of a checkpoint. For what the run did not adapt, the settings count, which may have changed."""
+        saved, given = cls(**json.loads(Path(checkpoint, FILE).read_text())), cls.start(args)
+        return cls(
+            kl_coef=given.kl_coef if args.kl_target is None else max(saved.kl_coef, given.kl_coef),
+            target_length=saved.target_length if given.target_length is None else given.target_length,
+        )

@@ -481,7 +481,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self.adaptive = AdaptiveState.load(checkpoint)
+            self.adaptive = AdaptiveState.load(checkpoint, self.args)
         if checkpoint is not None and is_fsdp2(self.accelerator):
             load_sharded_optimizer(checkpoint, self.model, self.optimizer.optimizer, self.lr_scheduler)
         else:
