@@ -47,6 +47,8 @@ ARMS: dict[str, Arm] = {
     "PPO, token": {**PPO, "reward_signal": "token_scores"},
     # The lambda that was best for token scores, and not for the terminal one, in `density.py`.
     "PPO, token, lambda .7": {**PPO, "reward_signal": "token_scores", "lam": 0.7},
+    # At one rate, token scores come to as much KL in two thirds of the updates that the terminal one takes.
+    "PPO, token, rate 2e-5": {**PPO, "reward_signal": "token_scores", "learning_rate": 2e-5},
     "PPO, token, lambda 1": {**PPO, "reward_signal": "token_scores", "lam": 1.0},
     "PPO, token + sequence": {**PPO, "reward_signal": "token_scores", "sequence_score_coef": 0.5},
     "PPO, potential": {**PPO, "reward_density": "potential"},
@@ -299,15 +301,15 @@ def run_job(corpus: Corpus, job: Job, data: Path, output: Path) -> dict[str, Any
     tokenizer = AutoTokenizer.from_pretrained(output / "start_policy", trust_remote_code=False)
     policy, start = (load(AutoModelForCausalLM, output / "start_policy") for _ in range(2))
     examiner = Examiner(corpus, data, start, tokenizer)
-    settings = dict(ARMS[job.arm])
-    kind = settings.pop("trainer")
-    settings |= {
+    settings = {
         **training_settings(output, job.name, job.seed),
         "disable_tqdm": True,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "temperature": 1.0,
+        **ARMS[job.arm],
     }
+    kind = settings.pop("trainer")
     if kind != "trl":
         settings["hold_length"] = corpus.stop_token is not None
     make = {"ppo": ppo_trainer, "grpo": grpo_trainer, "trl": trl_trainer}[kind]

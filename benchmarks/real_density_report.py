@@ -63,7 +63,7 @@ def write_report(corpus: Corpus, output: Path) -> None:
         "",
         f"SmolLM2-135M-Instruct (from 4-bit weights), after one epoch of supervised fine-tuning, {corpus.task}; the "
         f"second judge is VADER's lexicon. An update is of {BATCH_SIZE} completions and takes two optimizer steps at "
-        f"a rate of {LEARNING_RATE:g}, which no arm has tuned; penalty of the KL {KL_COEF}. A run ends at a KL of "
+        f"a rate of {LEARNING_RATE:g} where an arm names no other; penalty of the KL {KL_COEF}. A run ends at a KL of "
         f"{MAX_KL:g} nats, or after {corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers "
         "held-out prompts, with the random numbers of the start policy.",
         "",
