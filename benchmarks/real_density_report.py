@@ -89,7 +89,8 @@ def write_report(corpus: Corpus, output: Path) -> None:
         cells = [arm, len(runs), *win_rates_at(runs, KL_LEVELS)]
         digits_of = {"win_rate": 3, "kl": 1, "update": 0, "lexicon_win_rate": 3, "length": 1, "distinct_tokens": 2}
         for name, digits in digits_of.items():
-            cells.append(interval([run["curve"][-1][name] for run in runs], digits))
+            # Runs without a length are of before it was noted: every completion had `response_length` tokens.
+            cells.append(interval([run["curve"][-1].get(name, corpus.response_length) for run in runs], digits))
         cells += [f"{np.mean([run['processor_seconds'] for run in runs]) / 60:.0f}"]
         cells += [", ".join(sorted({run["commit"] for run in runs}))]
         lines.append(f"| {' | '.join(map(str, cells))} |")

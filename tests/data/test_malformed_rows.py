@@ -122,6 +122,7 @@ class TestMalformedRows:
 
     def test_other_columns_are_no_misspellings(self, tokenizer):
         row = {**GOOD, "prompt_id": 3, "chosen_id": 4, "completions": ["a"], "score_chosen": 0.5, "rejected_rating": 2}
+        row |= {"chosen_stats": 1, "rejected_stars": 2, "completion_stats": 3}
         assert len(prepare([row], tokenizer)) == 1
 
     def test_of_a_table(self, tokenizer):

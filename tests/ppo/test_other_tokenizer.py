@@ -12,7 +12,7 @@ from transformers import (
 import tiny
 from scorer_cases import ATTENTION_MASK, INPUT_IDS, batch, token_reward_model
 from tiny import EOS, PAD, A, B, C, D, E
-from trl_tokenreward.ppo.completion_scorer import CompletionScorer
+from trl_tokenreward.ppo.completion_scorer import CompletionScorer, RawScores, worst_of
 from trl_tokenreward.reward_model.readout import (
     token_scores,
 )
@@ -166,11 +166,27 @@ def permuted_tokenizer():
 
 
 def test_more_tokens_than_the_reward_model_has_positions():
-    model = token_reward_model(vocab_size=300, max_position_embeddings=6)
-    scorer = CompletionScorer(model, tiny.word_tokenizer(), tiny.tokenizer(vocab_size=260))
-    assert scorer.raw_scores(*batch(([A], [C, D]))).values.shape == (1, 2)
-    with pytest.raises(ValueError, match="The reward model reads 9 tokens .* and has 6 positions"):
-        scorer.raw_scores(*batch(([A], [C, D, C, D])))
+    for family in ("gpt2", "llama"):  # of which the second has no table of positions
+        model = token_reward_model(family, vocab_size=300, max_position_embeddings=6)
+        scorer = CompletionScorer(model, tiny.word_tokenizer(), tiny.tokenizer(vocab_size=260))
+        assert scorer.raw_scores(*batch(([A], [C, D]))).values.shape == (1, 2)
+        longer = batch(([A], [C, D, C, D]))
+        if family == "llama":
+            assert scorer.raw_scores(*longer).values.shape == (1, 4)
+            continue
+        with pytest.raises(ValueError, match="cannot read a completion: .* 300 embeddings and 6 positions"):
+            scorer.raw_scores(*longer)
+
+
+def test_the_worst_of_an_ensemble_is_among_those_that_have_a_score():
+    """One reads words, the other characters, and dislikes one; in either order."""
+    words, characters = (
+        RawScores(torch.tensor([values]), "token_scores", torch.tensor([counts]))
+        for values, counts in (([0.0, 0.0, 4.0, 0.0], [0.0, 0, 1, 0]), ([4.0, -4.0, 5.0, 0.0], [1.0, 1, 1, 0]))
+    )
+    for members in ((words, characters), (characters, words)):
+        worst = worst_of(members)
+        assert worst.values.tolist() == [[4, -4, 4, 0]] and worst.counts.tolist() == [[1, 1, 1, 0]]
 
 
 def test_a_slow_reward_tokenizer_cannot_be_mapped():

@@ -158,6 +158,15 @@ class TestTraining:
         make(ALONE, tmp_path, model).train()
         assert weight.any() and torch.equal(model.score.weight, weight)
 
+    def test_a_new_head_is_known_at_any_precision_until_it_is_trained(self, tmp_path):
+        model = TokenRewardModel.from_backbone(tiny.causal_lm())
+        assert model.sequence_head_is_new
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            assert model.to(dtype).sequence_head_is_new
+        model = backbone()
+        make([PAIR, PAIR], tmp_path, model, head_learning_rate=0.0).train()
+        assert not model.sequence_head_is_new  # its backbone has learned under it
+
     def test_so_is_one_whose_loss_weighs_nothing(self, tmp_path, caplog):
         model = backbone()
         make([PAIR, PAIR], tmp_path, model, sequence_loss_weight=0.0).train()

@@ -107,11 +107,11 @@ OPTIONAL_COLUMNS = (
 
 
 def check_column_names(row: Row) -> None:
-    """Raise a [`ColumnError`] if a row has a column that nothing reads, and whose name is at most two characters (one
-    of `margin`) from that of an optional column that the row lacks."""
+    """Raise a [`ColumnError`] if a row has a column that nothing reads, and whose name is one character from that of an
+    optional column that the row lacks, or two from a long one (`chosen_stats` is no `chosen_spans`)."""
     for column in row:
         for known in OPTIONAL_COLUMNS if column not in OPTIONAL_COLUMNS else ():
-            most = 2 if len(known) > len("margin") else 1
+            most = 2 if len(known) > len("completion_spans") else 1
             if known not in row and Levenshtein.distance(column, known) <= most:
                 raise ColumnError(column, f"is not read. Call it `{known}` if it is that, or remove or rename it.")
 

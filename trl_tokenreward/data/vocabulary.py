@@ -48,7 +48,8 @@ def check_ids(
             if len(ids) > most:
                 raise ValueError(
                     f"Row {index} of the prepared {name} data set has {len(ids)} tokens in `{column}`, but `model` has "
-                    f"{most} positions: set `max_length={most}`, which drops longer rows and counts them."
+                    f"{most} positions: set `max_length={most}`, which drops longer rows and counts them, or raise "
+                    "`max_position_embeddings` in its configuration if it reads further."
                 )
             wrong = [i for i in ids if not 0 <= i < ids_below]
             if wrong:

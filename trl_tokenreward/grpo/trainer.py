@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from .._trl import get_config_model_id, get_dataset_column_names
 from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
-from ..ppo.completion_scorer import CompletionScorer, RawScores
+from ..ppo.completion_scorer import CompletionScorer, RawScores, worst_of
 from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repeated_ngrams
 from ..ppo.models import check_not_trained, check_vocabularies
 from ..ppo.reward_hacking import RewardHackingCallback
@@ -166,7 +166,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             source.template = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
             source.template |= {"tools": self.tools} if self.tools else {}
             if source.scorer.reward_processing_class is None:
-                check_vocabularies(self.model, {source.name: source.model})
+                check_vocabularies(self.model, {f"reward_funcs[{index}]": source.model})
         elif isinstance(source, FunctionSource):
             own_signal = _own_settings(self.args, index).get("reward_signal")
             given = source.call, self._tokenizer, None, own_signal, args.reward_density
@@ -236,12 +236,14 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         ]
         of_tokens = [None if scores is None else scores.values for scores in scored]
         ids_of_all = gather(packed_ids)
-        worst = torch.stack(of_tokens).amin(0) if self.args.reward_aggregation == "min" else None
-        if worst is None:
-            rewards, places = self._spread(scored, ids_of_all, mask)
+        worst = None
+        if self.args.reward_aggregation == "min":
+            least = worst_of([scores for scores in scored if scores is not None])
+            worst = least.values
+            assert self.sources[0] is not None
+            rewards, places = self._spread_of(self.sources[0], least, ids_of_all, mask)
         else:
-            assert self.sources[0] is not None and scored[0] is not None
-            rewards, places = self._spread_of(self.sources[0], scored[0]._replace(values=worst), ids_of_all, mask)
+            rewards, places = self._spread(scored, ids_of_all, mask)
         num_generations = self.num_generations if self.model.training else self.num_generations_eval
         advantages = group_advantages(
             rewards, places, mask, num_generations, self.args.advantage_estimator, self.args.scale_rewards

@@ -44,7 +44,8 @@ def computes_low(model: nn.Module) -> bool:
 
 def max_positions(model: nn.Module) -> int | None:
     """The most tokens that a model reads, where its configuration says so."""
-    return getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+    said = getattr(without_peft(model).config.get_text_config(), "max_position_embeddings", None)
+    return said if said is not None and said > 0 else None  # XLNet, which reads any number, says -1
 
 
 def vocab_size(model: nn.Module) -> int | None:

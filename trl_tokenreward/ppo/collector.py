@@ -306,7 +306,8 @@ class RolloutCollector:
                 values=gather(readings.values),
                 final_values=gather(readings.final_values),
                 scores={
-                    says: scores._replace(values=gather(scores.values)) for says, scores in readings.scores.items()
+                    says: scores._replace(values=gather(scores.values), counts=gather(scores.counts))
+                    for says, scores in readings.scores.items()
                 },
             ),
         )

@@ -1,6 +1,8 @@
 """Scores of completions, from reward models of every supported kind and from Python functions."""
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import regex
@@ -12,7 +14,7 @@ from ..data.formats import prompt_text
 from ..data.tokens import TextTokenizer
 from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
-from ..nn.modules import max_positions, without_peft
+from ..nn.modules import max_positions, vocab_size, without_peft
 from ..nn.unpadding import groups_by_length
 from ..reward_model.implicit import ImplicitReward
 from ..reward_model.modeling import TokenRewardModel
@@ -41,7 +43,8 @@ class RawScores(NamedTuple):
 
     Attributes:
         values (`Tensor`):
-            Shape (B, T), 0 where the mask is 0. The sum of a row is the completion's score.
+            Shape (B, T), 0 where the mask is 0. The sum of a row is the completion's score; of log-odds that come
+            through another tokenizer, it is no more than near the reward model's own sum.
         signal (`str`):
             `"token_scores"` or `"sequence_score"`: which of the two the values are made of.
         counts (`Tensor`):
@@ -52,6 +55,15 @@ class RawScores(NamedTuple):
     values: Tensor
     signal: str
     counts: Tensor
+
+
+def worst_of(scores: Sequence[RawScores]) -> RawScores:
+    """The smallest of several rewards' scores at each token, among those that have one there."""
+    counts = torch.stack([of_one.counts for of_one in scores])
+    values = torch.where(counts > 0, torch.stack([of_one.values for of_one in scores]), torch.inf)
+    least, which = values.min(0)
+    counts = counts.gather(0, which.unsqueeze(0)).squeeze(0)
+    return scores[0]._replace(values=zero_masked(least, counts), counts=counts)
 
 
 class CompletionScorer:
@@ -154,7 +166,8 @@ class CompletionScorer:
         lengths = prompts.mask.sum(1) + completion_mask.sum(1)
         for group in groups_by_length(lengths, self.batch_size):
             of_group = (Prompts(*(x[group] for x in prompts)), completion_ids[group], completion_mask[group])
-            scores[group], counts[group] = score(*of_group, [rows[i] for i in group.tolist()])
+            with _explained(self.reward):
+                scores[group], counts[group] = score(*of_group, [rows[i] for i in group.tolist()])
         return RawScores(scores, str(self.signal), counts)
 
     def spread(self, scores: RawScores, completion_ids: Tensor, completion_mask: Tensor, **shaping: Any) -> Tensor:
@@ -173,8 +186,10 @@ class CompletionScorer:
     def places(self, scores: RawScores, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
         """Where [`~CompletionScorer.spread`] puts rewards: shape (B, T), 1 at tokens that carry one."""
         density = self._density_of(scores.signal)
-        if density in ("token", "potential"):
+        if density == "token":
             return completion_mask.bool() & (scores.counts > 0)
+        if density == "potential":
+            return completion_mask.bool()
         last = place_at_last(torch.ones_like(completion_mask[:, 0]), completion_mask).bool()
         if density == "sequence":
             return last
@@ -190,12 +205,6 @@ class CompletionScorer:
         return self._decompose(*inputs, prompts.ids.shape[1], completion_mask), completion_mask.float()
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
-        limit, longest = max_positions(self.reward), int(attention_mask.sum(1).max())
-        if limit is not None and longest > limit:
-            raise ValueError(
-                f"The reward model reads {longest} tokens of a prompt with its completion, and has {limit} positions. "
-                "Shorten prompts or completions."
-            )
         if self.signal == "token_scores":
             scores = token_scores(self.reward, input_ids, attention_mask, start=width)[:, width:]
             return zero_masked(scores, completion_mask)
@@ -312,6 +321,19 @@ class CompletionScorer:
             if not text.endswith(_INCOMPLETE):
                 start = None
         return ends
+
+
+@contextmanager
+def _explained(reward: nn.Module) -> Iterator[None]:
+    """Says of an index that is out of range, as of a position table, what may be wrong. A model may read further than
+    its configuration says, so nothing is refused before."""
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(
+            f"The reward model cannot read a completion: {error}. It has {vocab_size(reward)} embeddings and "
+            f"{max_positions(reward)} positions: use its own tokenizer, and shorten prompts or completions."
+        ) from error
 
 
 def _real(ids: Tensor, mask: Tensor) -> list[list[int]]:

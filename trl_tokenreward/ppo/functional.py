@@ -392,7 +392,10 @@ def shape_scores(
     Returns:
         `Tensor`: Shape (B, T).
     """
-    counts = completion_mask if counts is None else counts * completion_mask
+    if counts is None:
+        counts = completion_mask
+    check_shapes("counts", counts, "scores", scores)
+    counts = counts * completion_mask
     if log_sigmoid:
         if signal == "sequence_score":
             raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")

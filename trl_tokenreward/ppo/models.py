@@ -154,8 +154,8 @@ def check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
         if size is not None and largest is not None and size < largest:
             raise ValueError(
                 f"`model` has a vocabulary of {largest} and can sample ids that `{name}`, with {size} embeddings, does "
-                f"not have. If they share a tokenizer, and one of them is only padded further, resize the smaller: "
-                f"`{name}.resize_token_embeddings({largest})`."
+                f"not have. If they share a tokenizer, and one of them is only padded further, load the smaller and "
+                f"resize it: `{name}.resize_token_embeddings({largest})`."
             )
 
 

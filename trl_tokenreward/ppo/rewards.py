@@ -5,7 +5,6 @@ from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +12,7 @@ from ..nn.masked import masked_sum
 from ..nn.sharding import gathered
 from ..reward_model.readout import has_sequence_score, require_trained_sequence_head
 from ..utils.text import distinct
-from .completion_scorer import CompletionScorer, RawScores
+from .completion_scorer import CompletionScorer, RawScores, worst_of
 from .config import FineGrainedPPOConfig
 from .reward_functions import reward_name
 from .reward_settings import RewardKind
@@ -98,7 +97,7 @@ class Rewards:
                 The raw scores of each, by [`Reward.says`].
         """
         if self.aggregation == "min":
-            return torch.stack([scores[reward.says].values for reward in self.given]).amin(0)
+            return self._worst(scores).values
         return reduce(add, [reward.weight * scores[reward.says].values for reward in self.given])
 
     def spread(self, scores: dict[str, RawScores], completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -106,9 +105,11 @@ class Rewards:
         batch = completion_ids, completion_mask
         if self.aggregation == "min":
             first = self.rewards[0]
-            worst = scores[first.says]._replace(values=self.total(scores))
-            return first.scorer.spread(worst, *batch, **first.shaping)
+            return first.scorer.spread(self._worst(scores), *batch, **first.shaping)
         return reduce(add, [r.weight * r.scorer.spread(scores[r.says], *batch, **r.shaping) for r in self.rewards])
+
+    def _worst(self, scores: dict[str, RawScores]) -> RawScores:
+        return worst_of([scores[reward.says] for reward in self.given])
 
     def totals(self, scores: dict[str, RawScores], completion_mask: Tensor) -> dict[str, Tensor]:
         """The raw score of each completion, (B,), from each reward that is logged, by its name."""

@@ -143,8 +143,13 @@ class TokenRewardModel(PreTrainedModel):
         """Whether the sequence head still has the random weights that it was made with: nothing has been loaded into
         it, also no adapter's head, and nothing has trained it. Its scores are refused as rewards, and
         `TokenRewardTrainer` zeroes one that it does not train."""
-        made = self._random_score
-        return made is not None and torch.equal(made.to(self.score.weight), self.score.weight)
+        made, now = self._random_score, self.score.weight
+        if made is None:
+            return False
+        now = getattr(now, "full_tensor", lambda: now)()  # of FSDP2
+        # The model may have been at low precision since.
+        rounded = [made.to(dtype) for dtype in (now.dtype, torch.bfloat16, torch.float16)]
+        return any(torch.equal(made.to(now), now) for made in rounded)
 
     @property
     def sequence_head_is_trained(self) -> bool:

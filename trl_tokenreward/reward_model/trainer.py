@@ -325,6 +325,8 @@ class TokenRewardTrainer(RewardTrainer):
         require_something_to_train(self.model)
         self._alarm = None  # until the number of steps is known
         output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+        if self._has_pairs and self.args.sequence_loss_weight > 0:
+            without_peft(self.model)._random_score = None  # also where the head is frozen, or adapted by layers
         self._check_weights()  # a gradient may be NaN although the loss is not
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
