@@ -74,6 +74,20 @@ def test_ultrafeedback(tmp_path):
     assert imported.counts == {"rows": 4, "kept": 1, **dict.fromkeys(reasons, 1)}
 
 
+def test_messages_with_more_than_a_text_are_dropped_and_counted():
+    calls = [{"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]
+    user, good = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": None}
+    rows = [
+        {"chosen": [user, good], "rejected": [user, {**good, "content": "c"}]},
+        {"chosen": [user, good], "rejected": [user, *calls]},
+    ]
+    for format, columns in (("ultrafeedback", None), ("columns", {"chosen": "chosen", "rejected": "rejected"})):
+        imported = import_dataset(format, Dataset.from_list(rows), columns=columns)
+        assert imported.counts == {"rows": 2, "kept": 1, "a message has more than a text": 1}
+    with pytest.raises(ValueError, match="has a transform"):
+        import_dataset("ultrafeedback", Dataset.from_list(rows).with_transform(lambda batch: batch))
+
+
 def test_a_loaded_data_set():
     row = {"chosen": DIALOGUE + " good day", "rejected": DIALOGUE + " go away"}
     pair = {"prompt": DIALOGUE, "chosen": " good day", "rejected": " go away"}

@@ -340,6 +340,25 @@ def test_concurrency_and_trouble_that_is_not_the_rows(server, tmp_path):
         edit(server, pairs(*[f"{i} is" for i in range(200)]), tmp_path / "c", make_editor(server, concurrency=2))
 
 
+def test_rows_that_always_fail_do_not_end_the_runs_after(server, tmp_path):
+    """Thirty of sixty are too long for the endpoint: the first run ends, and so does one that repeats it."""
+    texts = [f"{i} is {'long' if i % 2 else 'bad'}" for i in range(60)]
+    server.respond = lambda text, number: (400, "too long") if "long" in text else good_for_bad(text, number)
+    first = edit(server, pairs(*texts), tmp_path, make_editor(server, retries=0))
+    assert first.counts == {"edited": 30, "request_failed": 30}
+    asked = len(server.bodies)
+    again = edit(server, pairs(*texts, "61 is bad"), tmp_path, make_editor(server, retries=0))
+    assert again.counts == {"edited": 31, "request_failed": 30} and len(server.bodies) == asked + 31
+    assert "61 is bad" in json.dumps(server.bodies[asked : asked + 8])  # before those that failed
+
+
+def test_what_has_no_columns_or_no_answer(server, tmp_path):
+    rows = Dataset.from_list([{"prompt": "p", "completion": text} for text in ("is bad", None)])
+    assert edit(server, rows, tmp_path / "a").counts == {"edited": 1, "empty": 1}
+    with pytest.raises(ValueError, match="has a transform"):
+        edit(server, rows.with_transform(lambda batch: batch), tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from safetensors.torch import load_file
 
 import tiny
@@ -24,10 +24,11 @@ from trl_tokenreward import (
     run_rounds,
 )
 from trl_tokenreward.cli import main as cli
+from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.editing.checks import EditChecks
 from trl_tokenreward.editing.editors import FunctionEditor
 from trl_tokenreward.rounds import run as rounds_run
-from trl_tokenreward.rounds.stages import prompts_of_round
+from trl_tokenreward.rounds.stages import prepare_pairs, prompts_of_round
 from trl_tokenreward.utils.loading import load_split
 
 
@@ -80,6 +81,30 @@ def weights(folder):
 def same(one, other):
     one, other = weights(one), weights(other)
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_earlier_rows_of_every_kind_keep_what_they_say(models):
+    """Severities, parts that nobody judged, and rows of one side, whose margin is none."""
+    none = dict.fromkeys(
+        ["chosen", "rejected", "rejected_spans", "completion", "completion_spans", "completion_judged"]
+    )
+    rows = [
+        {**none, "prompt": "a", "chosen": " b", "rejected": " c b", "rejected_spans": [{"start": 1, "end": 2, "severity": 5.0}]},
+        {**none, "prompt": "a", "completion": " b c d", "completion_spans": [{"start": 3, "end": 4, "severity": 2.0}],
+         "completion_judged": [{"start": 1, "end": 4}]},
+    ]  # fmt: skip
+    tokenizer, args = tiny.word_tokenizer(), TokenRewardConfig(**CPU, output_dir="x")
+    dataset = Dataset.from_list(rows)
+    [pair, one], dropped = prepare_pairs(dataset, tokenizer, args, "pairs")
+    assert pair["margin"] == 0 and one["margin"] is None and dropped.counts()["kept"] == 2
+    assert pair["rejected_token_weights"] == [1, 5, 1, 1] and one["rejected_token_weights"] == [0, 1, 2, 0, 0]
+    plain, _ = prepare_pairs(
+        Dataset.from_dict({"prompt": ["a"], "chosen": [" b"], "rejected": [" c"]}), tokenizer, args, "x"
+    )
+    both = concatenate_datasets([plain, prepare_pairs(dataset, tokenizer, args, "pairs")[0]])
+    again, _ = prepare_dataset(both, tokenizer)
+    assert [row["rejected_token_weights"] for row in again][1:] == [[1, 5, 1, 1], [0, 1, 2, 0, 0]]
+    assert [row["margin"] for row in again] == [0, 0, None]
 
 
 def test_two_rounds(models, tmp_path, capsys):
@@ -446,6 +471,9 @@ def test_the_command_with_people(models, tmp_path, capsys):
     [
         (["--endpoint", "http://localhost:1"], "--endpoint needs --model"),
         (["--people", "--max-hunks", "3"], "--people: --model and the options of edits have no effect"),
+        (["--people", "--retries", "3", "--prices", "1", "2"], "--people: --retries, --prices has no effect"),
+        (["--local", "{tmp}", "--concurrency", "3"], "--local: --concurrency has no effect"),
+        (["--endpoint", "http://a", "--model", "a", "--batch-size", "3"], "--endpoint: --batch-size has no effect"),
         (["--people", "--reward-config", "{tmp}/ppo.yaml"], "ppo.yaml is no TokenRewardConfig"),
         (["--people", "--ppo-config", "{tmp}/no.yaml"], "no.yaml"),
         (["--people", "--pairs", "{tmp}/no.jsonl"], "There is no data set at"),

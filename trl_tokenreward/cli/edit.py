@@ -14,6 +14,7 @@ from .options import (
     read_checks,
     read_editor,
     read_template,
+    retries_of,
     say,
 )
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         criteria=criteria,
         checks=checks,
-        retries=args.retries,
+        retries=retries_of(args),
         **read_template(args),
         limit=args.limit,
         about=about(args, **{"reward model": args.reward_model}),

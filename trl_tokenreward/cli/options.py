@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ..editing.editors import Editor
 
 
+RETRIES = 2
+EDITOR_OPTIONS = ("retries", "concurrency", "batch_size", "max_new_tokens", "prices")
+
+
 def add_split(parser: argparse.ArgumentParser) -> None:
     """Adds `--split` and `--config`, the arguments of [`~utils.loading.load_split`]."""
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
@@ -51,9 +55,9 @@ def add_editor(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
         metavar="FILE",
         help="text with {prompt}, {answer}, {criteria}, <edited>, </edited>",
     )
-    add("--retries", type=int, default=2, help="how often a refused edit is tried again (default: %(default)s)")
-    add("--concurrency", type=int, default=8, help="most requests to the endpoint at a time (default: %(default)s)")
-    add("--batch-size", type=int, default=8, help="answers that the local model edits at a time (default: %(default)s)")
+    add("--retries", type=int, help=f"how often a refused edit is tried again (default: {RETRIES})")
+    add("--concurrency", type=int, help="most requests to the endpoint at a time (default: 8)")
+    add("--batch-size", type=int, help="answers that the local model edits at a time (default: 8)")
     add("--max-new-tokens", type=int, help="most tokens in an edited answer (default: 1024, or the endpoint's)")
     add("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens, to know the cost")
     return editor
@@ -65,6 +69,15 @@ def check_editor(args: argparse.Namespace) -> None:
         raise ValueError("--endpoint needs --model, the endpoint's name of the model.")
     if args.local and args.model:
         raise ValueError("--model goes with --endpoint; --local names its model itself.")
+    without_effect = {
+        "--endpoint": ("batch_size",) if args.endpoint else (),
+        "--local": ("concurrency", "prices") if args.local else (),
+        "--people": EDITOR_OPTIONS if getattr(args, "people", False) else (),
+    }
+    for editor, names in without_effect.items():
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+        if given:
+            raise ValueError(f"{editor}: {', '.join(given)} has no effect.")
 
 
 def read_editor(args: argparse.Namespace) -> "Editor":
@@ -74,7 +87,8 @@ def read_editor(args: argparse.Namespace) -> "Editor":
     if args.endpoint:
         settings = {"max_tokens": args.max_new_tokens} if args.max_new_tokens else None
         prices = tuple(args.prices) if args.prices else None
-        return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=args.concurrency, prices=prices)
+        concurrency = 8 if args.concurrency is None else args.concurrency
+        return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=concurrency, prices=prices)
     from transformers import AutoModelForCausalLM
 
     from ..utils.loading import load_tokenizer, loading
@@ -83,9 +97,15 @@ def read_editor(args: argparse.Namespace) -> "Editor":
         model = AutoModelForCausalLM.from_pretrained(
             args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
         )
+    batch_size = 8 if args.batch_size is None else args.batch_size
     return LocalEditor(
-        model, load_tokenizer(args.local), batch_size=args.batch_size, max_new_tokens=args.max_new_tokens or 1024
+        model, load_tokenizer(args.local), batch_size=batch_size, max_new_tokens=args.max_new_tokens or 1024
     )
+
+
+def retries_of(args: argparse.Namespace) -> int:
+    """The option `--retries`, or its default."""
+    return RETRIES if args.retries is None else args.retries
 
 
 def read_template(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_checks, add_editor, add_split, check_editor, read_checks, read_editor, read_template, say
+from .options import (
+    add_checks,
+    add_editor,
+    add_split,
+    check_editor,
+    read_checks,
+    read_editor,
+    read_template,
+    retries_of,
+    say,
+)
 
 
 if TYPE_CHECKING:
@@ -89,7 +99,7 @@ def _config(args: argparse.Namespace) -> "RoundConfig":
             raise ValueError("--people: --model and the options of edits have no effect; give those to `annotate`.")
         options = {}
     else:
-        options["retries"] = args.retries
+        options["retries"] = retries_of(args)
     return RoundConfig(
         _read(args.reward_config, TokenRewardConfig),
         _read(args.ppo_config, FineGrainedPPOConfig),

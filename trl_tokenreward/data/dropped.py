@@ -1,8 +1,9 @@
-"""Counts of the rows that are kept and dropped."""
+"""Counts of rows: those that are kept and dropped, and those of two sides."""
 
 from collections.abc import Mapping
 
 import torch
+from datasets import Dataset
 
 
 REMEDIES = {
@@ -56,3 +57,11 @@ class DroppedRows:
             return
         remedy = " or ".join(remedy for reason, remedy in self.remedies.items() if counts[reason])
         raise ValueError(f"Nothing is left of the {name} data set: {self.describe()}. To have rows, {remedy}.")
+
+
+def count_pairs(dataset: Dataset) -> int:
+    """The rows of a prepared data set that have two sides."""
+    if "chosen_ids" not in dataset.column_names:
+        return 0
+    tables = dataset.select_columns(["chosen_ids"]).with_format("arrow").iter(batch_size=10_000)
+    return sum(len(table) - table["chosen_ids"].null_count for table in tables)

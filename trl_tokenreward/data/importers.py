@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..utils.text import shorten
+from ..utils.text import shorten, visible
 from ..utils.validation import get_value
 from .foreign_rows import convert_rows
 from .spans import read_spans, spans_of_places
@@ -86,9 +86,9 @@ class Imported(NamedTuple):
         table.add_column(justify="right")
         names = {"rows": "rows read", "kept": "kept"}
         for name, count in self.counts.items():
-            table.add_row(Text(names.get(name, f"dropped: {name}")), str(count))
+            table.add_row(Text(visible(names.get(name, f"dropped: {name}"))), str(count))
         for name, count in self.notes.items():
-            table.add_row(Text(name), str(count))
+            table.add_row(Text(visible(name)), str(count))
         return table
 
 
@@ -282,6 +282,8 @@ def _read(source: "str | Path | Dataset | IterableDataset", split: str, config: 
     if not isinstance(source, (str, Path)):
         if split != "train" or config is not None:
             raise ValueError("`split` and `config` have no effect on a data set that is loaded.")
+        if getattr(source, "format", {}).get("type") == "custom":
+            raise ValueError("The data set has a transform, which reads no columns: apply it with `dataset.map`.")
         return _named(source.with_format(None), "the data set")
     suffixes = [suffix for suffix in Path(source).suffixes if suffix != ".gz"]
     if suffixes and suffixes[-1] in (".csv", ".tsv") and Path(source).is_file() and split == "train" and not config:
@@ -322,7 +324,8 @@ def _hh_rlhf(row: Row) -> Iterator[Row | str]:
 
 
 def _ultrafeedback(row: Row) -> Iterator[Row | str]:
-    yield _split({side: _messages(row, side) for side in ("chosen", "rejected")})
+    sides = {side: _messages(row, side) for side in ("chosen", "rejected")}
+    yield "a message has more than a text" if _has_more(row, *sides) else _split(sides)
 
 
 def _split(sides: Row) -> Row | str:
@@ -340,8 +343,14 @@ def _messages(row: Row, column: str) -> list[Row]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
         get_value(message, "content")
-    # Messages may have more fields on one side than on the other, empty ones.
+    # Messages may have more fields, empty ones: see [`_has_more`].
     return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _has_more(row: Row, *columns: str) -> bool:
+    """Whether messages have more than a role and a text, such as calls of tools, without which they are others."""
+    messages = (message for column in columns for message in row[column])
+    return any(value for message in messages for name, value in message.items() if name not in ("role", "content"))
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:
@@ -395,7 +404,9 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     messages = isinstance(given["chosen"], list)
     read = _messages if messages else get_value
     pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
-    if "prompt" not in pair:
+    if messages and _has_more(row, *(names[name] for name in pair)):
+        pair = "a message has more than a text"
+    elif "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}
     if "spans" in names and not isinstance(pair, str):
         spans, original = given["spans"], pair["rejected"]

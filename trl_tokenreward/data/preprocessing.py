@@ -17,7 +17,7 @@ of `chosen` are `None` or not there. Rows with spans may also hold
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..edits.alignment import EditAlignment, TokenizedText, align_ids, align_tokenized, blank_start, word_edit_ratio
+from ..utils.code import code_hash
 from ..utils.text import shorten
 from .dropped import DroppedRows
 from .formats import (
@@ -305,14 +306,6 @@ def prepared_sides(row: Row) -> tuple[str, ...]:
     return SIDES if row.get("chosen_ids") is not None else ("rejected",)
 
 
-def count_pairs(dataset: Dataset) -> int:
-    """The rows of a prepared data set that have two sides."""
-    if "chosen_ids" not in dataset.column_names:
-        return 0
-    tables = dataset.select_columns(["chosen_ids"]).with_format("arrow").iter(batch_size=10_000)
-    return sum(len(table) - table["chosen_ids"].null_count for table in tables)
-
-
 @dataclass
 class RowPreparer:
     """Turns rows into prepared rows (see this module's head).
@@ -375,7 +368,7 @@ class RowPreparer:
             return prepared, 0.0
         if texts is None:
             return prepared, _token_edit_ratio(prepared)
-        words = {side: text.text[text.start : text.end] for side, text in texts.items()}
+        words, row = {side: text.text[text.start : text.end] for side, text in texts.items()}, given_columns(row)
         spans = {
             side: read_spans(row[f"{side}_spans"], words[side]) if f"{side}_spans" in row else None for side in SIDES
         }
@@ -458,6 +451,7 @@ class _PrepareAndJudge:
     max_length: int | None
     max_edit_ratio: float | None
     columns: list[str]
+    code: str = field(default_factory=code_hash)
 
     def __call__(self, row: Row, index: int) -> Row:
         if self.max_edit_ratio is None:  # the words of long texts need not be aligned

@@ -72,6 +72,8 @@ class _Log(EditLog):
         self._usage, self._counted = usage, asdict(usage)
         self._lock, self._failures = threading.Lock(), 0
         self.records = {(record["row"], record["hash"]): record for record in self.lines}
+        # What failed in an earlier run may do so for a reason of its own: it comes last, and counts no more.
+        self.failed_before = {key for key, record in self.records.items() if record["reason"] in FAILURES}
         self.used: Counter[str] = Counter()
         for record in self.lines:
             self.used.update(record["used"])
@@ -91,7 +93,10 @@ class _Log(EditLog):
             self._counted = now
             self.used.update(used)
             self.records[task.key] = record
-            self._failures = self._failures + 1 if record["reason"] in FAILURES else 0
+            if record["reason"] not in FAILURES:
+                self._failures = 0
+            elif task.key not in self.failed_before:
+                self._failures += 1
             if self._failures >= _MOST_FAILURES:
                 raise EndpointError(
                     f"{self._failures} rows failed one after the other, the last (row {task.row}) with: "
@@ -201,7 +206,7 @@ def _edit_tasks(
     tasks: list[Task], editor: Editor, log: _Log, edit: Callable[[list[Task]], None], progress: bool
 ) -> None:
     """Has `edit` do what the log does not have yet, in as many threads as the editor allows."""
-    left = [task for task in tasks if not log.done(task)]
+    left = sorted((task for task in tasks if not log.done(task)), key=lambda task: task.key in log.failed_before)
     chunks = [left[start : start + editor.batch_size] for start in range(0, len(left), editor.batch_size)]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="Editing answers", disable=not progress)
     failed = threading.Event()

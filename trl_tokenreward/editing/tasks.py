@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
 
 from ..data.formats import ASSISTANT, HUMAN, preference_prompt, row_format, row_sides
 from ..utils.chat_endpoint import Prompt
@@ -53,10 +53,21 @@ def as_pairs(dataset: Dataset) -> Dataset:
         return dataset
     if {"chosen", "rejected"} & set(dataset.column_names):
         return dataset
+    _check_format(dataset)
     dataset = dataset.with_format(None)
     features = Features({**dataset.features, "chosen": dataset.features["completion"]})
-    pairs = dataset.map(lambda answer: {"chosen": answer[:0]}, input_columns="completion", features=features)
+    nothing: Any = "" if features["chosen"] == Value("string") else []
+    pairs = dataset.map(
+        lambda answer: {"completion": nothing if answer is None else answer, "chosen": nothing},
+        input_columns="completion",
+        features=features,
+    )
     return pairs.rename_column("completion", "rejected")
+
+
+def _check_format(dataset: Dataset) -> None:
+    if dataset.format["type"] == "custom":
+        raise ValueError("`dataset` has a transform, and its edits are saved by columns: apply it with `dataset.map`.")
 
 
 def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
@@ -69,8 +80,7 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
     check_least(limit=(1 if limit is None else limit, 1))
     if not isinstance(dataset, Dataset) or not len(dataset):
         raise ValueError(f"`dataset` must be a Dataset with rows, got {dataset!r}.")
-    if dataset.format["type"] == "custom":
-        raise ValueError("`dataset` has a transform, and its edits are saved by columns: apply it with `dataset.map`.")
+    _check_format(dataset)
     dataset = dataset.with_format(None)
     tasks, format = [], None
     for index, row in enumerate(dataset if limit is None else dataset.take(min(limit, len(dataset)))):

@@ -1,7 +1,7 @@
 """The prompts of PPO: preparation, padding, and which rows an update trains on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..data.dropped import DroppedRows
 from ..data.formats import ColumnError, check_row, check_unicode, plain_rows, preference_prompt, prompt_text
 from ..data.preprocessing import read_ids, vocabulary_size, without_padding
 from ..data.tokens import TextTokenizer
+from ..utils.code import code_hash
 
 
 DataCollator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
@@ -116,6 +117,7 @@ class _PreparePrompt:
     tokenizer: PreTrainedTokenizerBase
     name: str
     with_columns: bool
+    code: str = field(default_factory=code_hash)
 
     def __post_init__(self) -> None:
         self._tokenize = TextTokenizer(self.tokenizer)

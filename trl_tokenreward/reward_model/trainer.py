@@ -24,8 +24,8 @@ from trl import RewardTrainer
 
 from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
-from ..data.dropped import DroppedRows
-from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, count_pairs, prepare_dataset
+from ..data.dropped import DroppedRows, count_pairs
+from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset
 from ..data.vocabulary import check_ids
 from ..nn.adapters import require_something_to_train
 from ..nn.finite import not_finite, raise_together, weights_not_finite

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.dropped import DroppedRows
-from ..data.preprocessing import PREPARED_COLUMNS, prepare_dataset
+from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset
 from ..editing.checks import EDITED
 from ..editing.edit_dataset import edit_dataset
 from ..editing.editors import MAYBE_RIGHT_TEMPLATE, Editor
@@ -162,12 +162,20 @@ def _edit_counts(counts: dict[str, int], folder: RoundFolder) -> dict[str, Any]:
 def prepare_pairs(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: TokenRewardConfig, name: str
 ) -> tuple[Dataset, DroppedRows]:
-    """Pairs of any format as the trainer prepares them, so that those of two formats can be one data set."""
+    """Rows of any format as the trainer prepares them, so that those of two formats can be one data set."""
     limits = {"max_length": args.max_length, "max_edit_ratio": args.max_edit_ratio}
     rows, dropped = prepare_dataset(dataset, tokenizer, num_proc=args.dataset_num_proc, name=name, **limits)
-    if "margin" not in rows.column_names:  # which says the same as 0
-        rows = rows.add_column("margin", np.zeros(len(rows)))
-    return rows.select_columns([*PREPARED_COLUMNS, "margin"]), dropped
+    kinds = {WEIGHTS: List(Value("float32")), "margin": Value("float64")}
+    kinds |= {name: List(Value("int64" if name.endswith("_ids") else "int8")) for name in PREPARED_COLUMNS}
+    return rows.map(_completed, remove_columns=rows.column_names, features=Features(kinds)), dropped
+
+
+def _completed(row: dict[str, Any]) -> dict[str, Any]:
+    """A prepared row with the columns of all. A pair without a margin has one of 0, which says the same."""
+    completed = {name: row.get(name) for name in (*PREPARED_COLUMNS, WEIGHTS, "margin")}
+    if completed["margin"] is None and completed["chosen_ids"] is not None:
+        completed["margin"] = 0.0
+    return completed
 
 
 def train_reward_model(
