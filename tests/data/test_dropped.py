@@ -16,6 +16,9 @@ from trl_tokenreward.data.formats import SIDES, row_format
 from trl_tokenreward.data.preprocessing import MASKS, PREPARED_COLUMNS, RowPreparer, prepare_dataset
 
 
+pytestmark = pytest.mark.any_trl
+
+
 # One of each outcome. The edit ratios: 2 of 16 tokens, 0, 2 of 28, 6 of 16.
 FILTERED = [
     {"chosen_ids": [*range(7), 7], "rejected_ids": [*range(7), 8]},

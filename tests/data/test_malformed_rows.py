@@ -11,6 +11,9 @@ from trl_tokenreward.data.formats import SIDES, row_format
 from trl_tokenreward.data.preprocessing import RowPreparer, prepare_dataset
 
 
+pytestmark = pytest.mark.any_trl
+
+
 GOOD_IDS = {
     "chosen_ids": [1, 2],
     "rejected_ids": [1, 3],

@@ -9,6 +9,9 @@ from trl_tokenreward.data.collator import DataCollatorForTokenReward
 from trl_tokenreward.data.preprocessing import prepare_dataset
 
 
+pytestmark = pytest.mark.any_trl
+
+
 TEXT = " This movie was terrific."
 ONE = {"prompt": "So?", "completion": TEXT, "completion_spans": [[5, 11], [17, 25]]}
 

@@ -27,6 +27,9 @@ from trl_tokenreward.reward_model.readout import (
 )
 
 
+pytestmark = pytest.mark.any_trl
+
+
 FAMILIES = ["llama", "qwen2", "gpt2", "gpt_neox"]
 
 

@@ -18,6 +18,9 @@ from trl_tokenreward.reward_model.readout import (
 )
 
 
+pytestmark = pytest.mark.any_trl
+
+
 TEXT = "This movie was terrific. I would watch it again, and my friends would too!"
 
 
