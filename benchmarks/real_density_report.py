@@ -79,7 +79,7 @@ def write_report(corpus: Corpus, output: Path) -> None:
         )
     lines += [
         "",
-        "Win rates against the start policy, with 95 % intervals over the seeds (Student's t).",
+        "Win rates against the start policy, with 95 % intervals over three seeds or more (Student's t); of two, both.",
         "",
         f"| arm | seeds | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} | at the end | KL there | updates | "
         "by the lexicon | length | distinct tokens | min of a processor | commit |",
