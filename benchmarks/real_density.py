@@ -36,6 +36,8 @@ PPO: Arm = {"trainer": "ppo", "reward_scale": 0.2}
 GRPO: Arm = {"trainer": "grpo"}
 ARMS: dict[str, Arm] = {
     "GRPO, scalar": {**GRPO, "reward_signal": "sequence_score"},
+    # TRL's own, which has no hold on the length; the same where a corpus has no stop token.
+    "GRPO, scalar, length free": {**GRPO, "reward_signal": "sequence_score", "hold_length": False},
     "GRPO, leave one out": {**GRPO, "advantage_estimator": "leave_one_out"},
     # The list has the reward model twice.
     "GRPO, token + sequence": {
@@ -311,7 +313,7 @@ def run_job(corpus: Corpus, job: Job, data: Path, output: Path) -> dict[str, Any
     }
     kind = settings.pop("trainer")
     if kind != "trl":
-        settings["hold_length"] = corpus.stop_token is not None
+        settings.setdefault("hold_length", corpus.stop_token is not None)
     make = {"ppo": ppo_trainer, "grpo": grpo_trainer, "trl": trl_trainer}[kind]
     trainer, steps_per_update = make(corpus, settings, policy, corpus.prompts(data, tokenizer)[0], tokenizer, output)
 
