@@ -5,11 +5,14 @@ import time
 
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
 import tiny
 from trl_tokenreward import EndpointJudge, RewardModelJudge, ScoringJudge, TokenRewardModel
+from trl_tokenreward.editing.tasks import read_tasks
 from trl_tokenreward.evaluation.judges import DEFAULT_TEMPLATE
+from trl_tokenreward.evaluation.sampler import AnswerSampler
 
 
 pytestmark = pytest.mark.any_trl
@@ -247,6 +250,27 @@ def test_messages_get_the_chat_template():
     [score] = judge.scores([[{"role": "user", "content": "a b"}]], ["c"])
     with torch.no_grad():
         assert score == pytest.approx(model(torch.tensor([[3, 4, 15, 5, 15]])).logits.item(), abs=1e-6)
+
+
+def test_judges_read_what_the_row_gives_the_chat_template():
+    """The sampler's prompts, and those of answers to edit, carry it."""
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.chat_template = (
+        "{{ messages[0]['content'] }} {{ 'c' if thinking else 'd' }}"
+        "{% for message in messages[1:] %} {{ message['content'] }}{% endfor %}"
+    )
+    model, user = tiny.unigram_reward_model({}, {tiny.A: 1.0}), [{"role": "user", "content": "a"}]
+    row = {"prompt": user, "chat_template_kwargs": {"thinking": True}}
+    edited = {
+        **row,
+        "chosen": [{"role": "assistant", "content": "b"}],
+        "rejected": [{"role": "assistant", "content": "e"}],
+    }
+    [sampled] = AnswerSampler(tokenizer, Dataset.from_list([row])).prompts
+    [task] = read_tasks(Dataset.from_list([edited]))
+    judge = RewardModelJudge(model, tokenizer)
+    for prompt, expected in ((sampled, "a c b"), (task.prompt, "a c b"), (user, "a d b")):
+        assert tokenizer.decode(judge._encode(prompt, "b")) == expected and prompt == user
 
 
 def test_reward_models_that_cannot_judge_are_refused():

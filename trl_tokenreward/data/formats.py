@@ -231,13 +231,31 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
 
 
+class Messages(list):
+    """A prompt of messages that knows what else the row gives its chat template: `tools` and `chat_template_kwargs`.
+    Judges, which are given prompts alone, render it as the policy read it.
+
+    Args:
+        messages (`list[dict[str, Any]]`):
+            The messages.
+        row (`dict[str, Any]`):
+            The row.
+    """
+
+    def __init__(self, messages: list[Row], row: Row):
+        super().__init__(messages)
+        names = (name for name in ("tools", "chat_template_kwargs") if row.get(name) is not None)
+        self.template = {name: row[name] for name in names}
+
+
 def answered_text(prompt: list[Row], answer: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """A prompt of messages with the assistant's answer, as the chat template renders them.
 
     Raises:
         ValueError: If the template cannot render them.
     """
-    row, messages = {"prompt": prompt}, [*prompt, {"role": "assistant", "content": answer}]
+    row = {"prompt": prompt, **(prompt.template if isinstance(prompt, Messages) else {})}
+    messages = [*prompt, {"role": "assistant", "content": answer}]
     is_prefilled = _is_prefilled(row, prompt)
     return _render(row, _joined(messages, len(prompt)) if is_prefilled else messages, "prompt", tokenizer)
 

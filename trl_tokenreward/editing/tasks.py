@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 
-from ..data.formats import ASSISTANT, HUMAN, preference_prompt, row_format, row_sides
+from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides
 from ..utils.chat_endpoint import Prompt
 from ..utils.validation import check_least
 
@@ -119,4 +119,5 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
     unfit = unfit or ("" if answer.strip() else "empty")
     more: dict[str, Any] = {column: row[column] for column in ("tools", "chat_template_kwargs") if column in row}
     digest = hashlib.sha256(json.dumps([prompt, row["rejected"]], sort_keys=True).encode()).hexdigest()
+    prompt = Messages(prompt, row) if isinstance(prompt, list) else prompt
     return Task(index, digest[:16], prompt, answer, unfit, more), own

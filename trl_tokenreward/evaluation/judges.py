@@ -67,7 +67,8 @@ class RewardModelJudge(ScoringJudge):
     """A judge that compares the sequence scores of a reward model.
 
     It reads what reward models are trained on: prompt, answer and EOS; or, where the prompt is messages, these and the
-    answer in the tokenizer's chat template. The score is read at the last token.
+    answer in the tokenizer's chat template, with the row's `tools` and `chat_template_kwargs`. The score is read at the
+    last token.
 
     Args:
         model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`]):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..data.formats import Messages
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions
 from ..nn.unpadding import padded
@@ -89,7 +90,10 @@ class AnswerSampler:
             raise ValueError("The evaluation data set is empty.")
         texts = tokenizer.batch_decode(self._ids, skip_special_tokens=True)
         # The prompts as the judges read them.
-        self.prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
+        self.prompts = [
+            Messages(row["prompt"], row) if isinstance(row.get("prompt"), list) else row.get("prompt", text)
+            for row, text in zip(rows, texts, strict=True)
+        ]
 
     def __call__(self, model: nn.Module, name: str = "model") -> list[Answer]:
         """The model's answers to the prompts, in evaluation mode. Errors call the model `name`."""
