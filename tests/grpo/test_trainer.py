@@ -151,6 +151,17 @@ class TestRewardsOfCompletions:
             for name, weight in runs[0][1].items():
                 assert torch.equal(weight, other[1][name]), name
 
+    def test_the_sequence_score_is_read_at_the_end_that_the_policy_wrote(self, tmp_path):
+        """TRL would read the text, of which the end is no part."""
+        model = tiny.unigram_reward_model({}, {tiny.EOS: 5.0, tiny.B: 1.0, tiny.D: -2.0})
+        ids = [[tiny.B, tiny.EOS], [tiny.EOS], [tiny.D, tiny.B], [tiny.D]]
+        options = {"reward_signal": "sequence_score", "rollout_func": rollout_of(ids), "max_steps": 1}
+        trainer = trainer_for(tmp_path, model, scale_rewards="none", **options)
+        kept = kept_batches(trainer)
+        trainer.train()
+        assert trainer._rewards_per_func[:, 0].tolist() == pytest.approx([5, 5, 1, -2], abs=1e-4)
+        assert kept[0]["advantages"].tolist() == pytest.approx([2.75, 2.75, -1.25, -4.25], abs=1e-4)
+
     def test_a_sequence_classifier_is_read_by_trl(self, tmp_path):
         trainer = trainer_for(
             tmp_path, tiny.unigram_classifier({tiny.A: 1.0}), processing_classes=tiny.word_tokenizer()

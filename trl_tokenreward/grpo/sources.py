@@ -102,7 +102,10 @@ class FunctionSource(RewardSource):
 
 
 class ModelSource(RewardSource):
-    """A reward model that scores tokens, or prefixes.
+    """A reward model that scores tokens, prefixes, or whole completions by a sequence head of ours.
+
+    TRL reads the sequence score of a completion's text, without the token that ended it. Our head is trained at that
+    token, as heads of TRL's RewardTrainer are, and so it is read there, on the ids.
 
     Args:
         model (`nn.Module`):
@@ -118,6 +121,11 @@ class ModelSource(RewardSource):
         self.name = reward_name(model)
         self.ids: BatchIds | None = None  # the trainer says which, before TRL calls
         self.template: dict[str, Any] = {}  # what the policy's chat template gets beside messages, by column
+
+    @property
+    def scores_completions(self) -> bool:
+        """Whether it gives one number for each completion, which is taken as it is."""
+        return self.scorer.signal == "sequence_score" and self.scorer.density in (None, "sequence")
 
     def function(self) -> Callable[..., Any]:
         def reward(prompts: list[Any], **kwargs: Any) -> list[float]:
@@ -140,6 +148,8 @@ class ModelSource(RewardSource):
         rows = [{"prompt": prompt, **self.template} for prompt in prompts]
         scores = self.scorer.raw_scores(given, completion_ids, completion_mask, rows)
 
+        if self.scores_completions:
+            return scores.values.sum(1).tolist()
         own_tokens = [torch.tensor(own) for own in self.ids.own]
 
         def of_policy(values: Tensor) -> list[Tensor]:
@@ -153,8 +163,8 @@ class ModelSource(RewardSource):
 def load_source(
     reward: Any, tokenizer: PreTrainedTokenizerBase | None, signal: str | None, init_kwargs: dict[str, Any] | None
 ) -> "RewardSource | None":
-    """The source of token rewards that a `reward_funcs` entry is, or `None` for those that TRL reads itself: reward
-    models with one score for each completion.
+    """The source of rewards that a `reward_funcs` entry is, or `None` for those that TRL reads itself: sequence
+    classifiers.
 
     Args:
         reward (`str`, `nn.Module` or `Callable`):
@@ -183,7 +193,7 @@ def load_source(
         if signal == "sequence_score":
             require_trained_sequence_head(reward, "set `reward_signal='token_scores'`")
         scores_tokens = hasattr(reward, "config") and has_token_scores(reward)
-        return ModelSource(reward, tokenizer) if scores_tokens and signal != "sequence_score" else None
+        return ModelSource(reward, tokenizer) if scores_tokens else None
     if not callable(reward):
         raise TypeError(f"It must be a model, the name or folder of one, or a function, got {reward!r}.")
     return FunctionSource(reward)

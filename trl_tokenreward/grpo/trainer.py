@@ -102,8 +102,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 self.sources.append(load_source(reward, tokenizer, signal, args.model_init_kwargs))
             except TypeError as error:
                 raise TypeError(f"`reward_funcs[{index}]`: {error}") from error
-            if self.sources[-1] is None and set(_own_settings(args, index)) - {"reward_signal"}:
-                raise ValueError(_without_effect(index))
+            if self.sources[-1] is None:
+                _check_own_settings(args, index)
         named = [source for source in self.sources if source is not None]
         for own, name in zip(named, distinct([own.name for own in named]), strict=True):
             own.name = name
@@ -145,8 +145,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                     raise
                 raise ValueError(f"`reward_funcs[{index}]`: {error}") from error
         if args.reward_aggregation == "min":
-            check_ensemble([None if source is None else source.scorer for source in self.sources], "reward_funcs")
-        if any(isinstance(source, ModelSource) for source in self.sources):
+            of_tokens = [source is not None and not _scores_completions(source) for source in self.sources]
+            scorers = zip(self.sources, of_tokens, strict=True)
+            check_ensemble([source.scorer if source and says else None for source, says in scorers], "reward_funcs")
+        if any(isinstance(source, ModelSource) and not source.scores_completions for source in self.sources):
             args.check_token_advantages()
 
     def _prepare_source(self, source: RewardSource | None, index: int) -> None:
@@ -163,6 +165,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             source.model = self.accelerator.prepare_model(source.model, evaluation_mode=True, device_placement=True)
             given = source.model, self._tokenizer, source.tokenizer, args.reward_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
+            if source.scores_completions:
+                _check_own_settings(self.args, index)
             source.template = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
             source.template |= {"tools": self.tools} if self.tools else {}
             if source.scorer.reward_processing_class is None:
@@ -183,8 +187,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         for index, (source, totals) in enumerate(zip(self.sources, self._rewards_per_func.unbind(1), strict=True)):
             has_opinion = not totals.isnan().all()
-            if _own_settings(self.args, index) and has_opinion and source is not None and source.token_rewards is None:
-                raise ValueError(_without_effect(index))
+            if has_opinion and source is not None and source.token_rewards is None:
+                _check_own_settings(self.args, index)
         if all(source is None or source.token_rewards is None for source in self.sources):
             self.args.check_no_token_settings()
             if not self._holds_length:
@@ -364,8 +368,14 @@ def _own_settings(args: FineGrainedGRPOConfig, index: int) -> dict[str, Any]:
     return given[index] if index < len(given) else {}
 
 
-def _without_effect(index: int) -> str:
-    return (
-        f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
-        "which is taken as it is."
-    )
+def _check_own_settings(args: FineGrainedGRPOConfig, index: int) -> None:
+    """Raise a `ValueError` if a reward that gives one number for each completion has settings of its own."""
+    if set(_own_settings(args, index)) - {"reward_signal"}:
+        raise ValueError(
+            f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
+            "which is taken as it is."
+        )
+
+
+def _scores_completions(source: RewardSource) -> bool:
+    return isinstance(source, ModelSource) and source.scores_completions
