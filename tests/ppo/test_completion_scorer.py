@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -13,11 +14,13 @@ from transformers import (
 )
 
 import tiny
-from scorer_cases import ATTENTION_MASK, INPUT_IDS, TWO_ROWS, sequence_classifier, token_reward_model
+from scorer_cases import ATTENTION_MASK, INPUT_IDS, TWO_ROWS, batch, sequence_classifier, token_reward_model
 from tiny import EOS, PAD, PERIOD, A, C, D
 from trl_tokenreward import TokenRewardModel
+from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer, RawScores
 from trl_tokenreward.ppo.functional import joint_log_odds, shape_scores
+from trl_tokenreward.ppo.prompts import prepare_prompts
 from trl_tokenreward.reward_model.readout import (
     check_scorer,
     has_sequence_score,
@@ -239,6 +242,34 @@ def test_a_model_without_token_scores_gives_its_sequence_score():
     scorer = CompletionScorer(tiny.unigram_classifier({EOS: 3.0}), tiny.word_tokenizer())
     assert scorer.raw_scores(*TWO_ROWS).values.tolist() == [[0, 0, 0, 3], [0, 3, 0, 0]]
     assert scorer.signal == "sequence_score"
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["ids", "text"])
+def test_a_sequence_score_is_read_where_rows_of_messages_end(other):
+    """ChatML ends an answer with its EOS and a line break; heads are trained at the latter."""
+    policy, reward_tokenizer = tiny.tokenizer(), tiny.tokenizer("metaspace" if other else "bpe")
+    for tokenizer in (policy, reward_tokenizer):
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant\n{% endif %}"
+        )
+    user, said = [{"role": "user", "content": "the quick"}], ["brown fox", "lazy dog"]
+    rows = [{"prompt": user, "chosen": [{"role": "assistant", "content": said[0]}],
+             "rejected": [{"role": "assistant", "content": said[1]}]}]  # fmt: skip
+    [trained] = prepare_dataset(Dataset.from_list(rows), reward_tokenizer)[0]
+    model = token_reward_model(vocab_size=400)
+    with torch.no_grad():
+        expected = [model(torch.tensor([trained[f"{side}_ids"]])).logits.item() for side in ("chosen", "rejected")]
+    [prompt] = prepare_prompts(Dataset.from_list([{"prompt": user}]), policy, "train")
+    answers = [[*policy(text, add_special_tokens=False)["input_ids"], policy.eos_token_id] for text in said]
+    contents = batch(*((prompt["input_ids"], ids) for ids in answers))
+    rows = [{"prompt": user}] * 2
+    scorer = CompletionScorer(model, policy, reward_tokenizer if other else None, signal="sequence_score")
+    scores = scorer.raw_scores(*contents[:3], rows).values
+    assert scores.sum(1).tolist() == pytest.approx(expected, abs=1e-5)
+    assert (scores != 0).sum(1).tolist() == [1, 1]
+    plain = CompletionScorer(model, policy, signal="sequence_score").raw_scores(*contents)  # ids without messages
+    assert plain.values.sum(1).tolist() != pytest.approx(expected, abs=1e-3)
 
 
 def test_sentences_end_at_marks_and_at_line_breaks():

@@ -260,6 +260,19 @@ def answered_text(prompt: list[Row], answer: str, tokenizer: PreTrainedTokenizer
     return _render(row, _joined(messages, len(prompt)) if is_prefilled else messages, "prompt", tokenizer)
 
 
+def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of the white space that the chat template puts after the EOS of an answer, if any."""
+    eos = tokenizer.eos_token
+    if tokenizer.chat_template is None or eos is None:
+        return []
+    try:
+        text = answered_text([{"role": "user", "content": "a"}], "b", tokenizer)
+    except ColumnError:  # a template that wants more
+        return []
+    after = text.rpartition(eos)[2] if eos in text else ""
+    return tokenizer(after, add_special_tokens=False)["input_ids"] if after and not after.strip() else []
+
+
 def _opening(row: Row, prompt: Sequence[Any]) -> dict[str, bool]:
     """How the chat template ends a prompt that an assistant's message follows on."""
     return {"continue_final_message" if _is_prefilled(row, prompt) else "add_generation_prompt": True}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data.formats import prompt_text
+from ..data.formats import closing_ids, prompt_text
 from ..data.tokens import TextTokenizer
 from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
@@ -201,8 +201,29 @@ class CompletionScorer:
     def _score_ids(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
     ) -> tuple[Tensor, Tensor]:
-        inputs = join(prompts, completion_ids, completion_mask)
-        return self._decompose(*inputs, prompts.ids.shape[1], completion_mask), completion_mask.float()
+        ids, mask = self._closed(completion_ids, completion_mask, rows)
+        scores = self._decompose(*join(prompts, ids, mask), prompts.ids.shape[1], mask)
+        if self._reads_at_the_end:
+            scores = place_at_last(scores.sum(1), completion_mask)
+        return scores, completion_mask.float()
+
+    @property
+    def _reads_at_the_end(self) -> bool:
+        return self.signal == "sequence_score" and self.density != "potential"
+
+    def _closed(self, ids: Tensor, mask: Tensor, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Completions with what the chat template puts after the EOS of an answer, such as the line break of ChatML: it
+        ends the rows on which a sequence score is trained, and so the score is read there."""
+        after = closing_ids(self.processing_class) if self._reads_at_the_end else []
+        ended = ids.gather(1, (mask.sum(1) - 1).clamp(min=0).long().unsqueeze(1)) == self.processing_class.eos_token_id
+        templated = torch.tensor([[isinstance(row.get("prompt"), list)] for row in rows], device=ids.device)
+        open_end = (ended & templated).long()
+        for token in after:
+            ids, mask = (nn.functional.pad(x, (0, 1)) for x in (ids, mask))
+            place = mask.sum(1, keepdim=True).long()
+            ids = ids.scatter(1, place, torch.where(open_end.bool(), token, ids.gather(1, place)))
+            mask = mask.scatter(1, place, open_end.to(mask.dtype))
+        return ids, mask
 
     def _decompose(self, input_ids: Tensor, attention_mask: Tensor, width: int, completion_mask: Tensor) -> Tensor:
         if self.signal == "token_scores":
@@ -262,6 +283,9 @@ class CompletionScorer:
         if has_ended and tokenizer.eos_token_id is not None:
             if reward_ids[-1:] != [tokenizer.eos_token_id]:
                 reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
+            if templated and self._reads_at_the_end:
+                after = closing_ids(tokenizer)
+                reward_ids, owners = [*reward_ids, *after], [*owners, *[last] * len(after)]
         if not reward_ids:
             raise ValueError("A completion and its prompt are no text, so the reward model has nothing to read.")
         if not owners:  # The completion is no text to the reward model; the prompt's last token carries the score.
