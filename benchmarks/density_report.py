@@ -251,8 +251,6 @@ def interval(values: list[float], digits: int, sign: str = "") -> str:
     mean = float(np.mean(values))
     if len(values) < 2:
         return f"{mean:{sign}.{digits}f}"
-    if len(values) == 2:  # of which an interval of Student's would be wider than a win rate can be
-        return f"{mean:{sign}.{digits}f} ({' and '.join(f'{value:{sign}.{digits}f}' for value in values)})"
     half = STUDENT[len(values) - 2] * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return f"{mean:{sign}.{digits}f} ({mean - half:{sign}.{digits}f} to {mean + half:{sign}.{digits}f})"
 

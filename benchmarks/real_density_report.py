@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from density_report import interval, machine, win_rates_at
+from density_report import interval, machine, win_rate_at_kl
 from real_density import ARMS, BATCH_SIZE, KL_COEF, LEARNING_RATE, MAX_KL, STAGES, Corpus
 
 
@@ -16,6 +16,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 KL_LEVELS = (1, 2, 4)
 # What each arm with dense rewards is compared with.
 BASELINES = {"GRPO": "GRPO, scalar", "PPO": "PPO, terminal", "TRL": "PPO, terminal"}
+
+
+def of_seeds(values: list[float], digits: int) -> str:
+    """A figure over seeds: its mean with an interval; of two, whose interval would be wider than a win rate can be, the
+    mean and both."""
+    if len(values) == 2:
+        return f"{np.mean(values):.{digits}f} ({' and '.join(f'{value:.{digits}f}' for value in values)})"
+    return interval(values, digits) if values else "–"
 
 
 def outcomes_at_kl(curve: list[dict[str, Any]], level: float) -> np.ndarray | None:
@@ -86,11 +94,12 @@ def write_report(corpus: Corpus, output: Path) -> None:
         f"|{' --- |' * (10 + len(KL_LEVELS))}",
     ]
     for arm, runs in of_arm.items():
-        cells = [arm, len(runs), *win_rates_at(runs, KL_LEVELS)]
+        at_levels = ([win_rate_at_kl(run["curve"], level) for run in runs] for level in KL_LEVELS)
+        cells = [arm, len(runs), *(of_seeds([rate for rate in rates if rate is not None], 3) for rates in at_levels)]
         digits_of = {"win_rate": 3, "kl": 1, "update": 0, "lexicon_win_rate": 3, "length": 1, "distinct_tokens": 2}
         for name, digits in digits_of.items():
             # Runs without a length are of before it was noted: every completion had `response_length` tokens.
-            cells.append(interval([run["curve"][-1].get(name, corpus.response_length) for run in runs], digits))
+            cells.append(of_seeds([run["curve"][-1].get(name, corpus.response_length) for run in runs], digits))
         cells += [f"{np.mean([run['processor_seconds'] for run in runs]) / 60:.0f}"]
         cells += [", ".join(sorted({run["commit"] for run in runs}))]
         lines.append(f"| {' | '.join(map(str, cells))} |")
