@@ -190,7 +190,8 @@ def run(job: Job, corpus: str, data: Path, output: Path) -> dict[str, Any]:
     begin = time.process_time()
     trainer.train()
     seconds = time.process_time() - begin
-    return {"job": job._asdict(), "seconds": seconds, "curve": curve.points, "log": trainer.state.log_history}
+    curves = {"curve": curve.points, "log": trainer.state.log_history}
+    return {"job": job._asdict(), "seconds": seconds, "commit": commit(), **curves}
 
 
 def run_all(jobs: Iterable[Job], corpus: str, data: Path, output: Path, processes: int) -> list[dict[str, Any]]:
@@ -245,11 +246,13 @@ def write_report(corpus: str, output: Path) -> None:
         if result["job"]["seed"] in SEEDS:
             groups.setdefault(_setting(result), []).append(result)
     chosen = {arm: choose([r for r in tuned if r["job"]["arm"] == arm]) for arm in ARMS}
+    revisions = {(result["job"]["arm"], result.get("commit", "9a10a3b or before")) for result in results}
     lines = [
         f"# GRPO with rewards of tokens, on {'ParaDetox' if corpus == 'paradetox' else 'the corpus of the demo'}",
         "",
         f"`python benchmarks/grpo_density.py all {'--data <folder>' if corpus == 'paradetox' else '--corpus demo'}`, "
-        f"{date.today()}, commit {commit()}, {machine()}.",
+        f"{date.today()}, {machine()}. Runs by commit: "
+        f"{'; '.join(f'{name} of {revision}' for (name, revision) in sorted(revisions))}.",
         "",
         "Policy, reward models and judge are those of "
         f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Each run: "
