@@ -258,7 +258,7 @@ def write_report(corpus: str, output: Path) -> None:
         f"{'[the density dial](density.md)' if corpus == 'paradetox' else 'the demo, whose judge is exact'}. Each run: "
         f"{LENGTHS[corpus][0]} updates of {BATCH_SIZE} completions, {NUM_GENERATIONS} for each prompt, and "
         f"{STEPS_PER_UPDATE} optimizer steps to an update. All arms have one reward model. `scalar`: its sequence "
-        "score, one reward for each completion (TRL's GRPOTrainer); `scalar, length held`: with our hold on the mean "
+        "score, one reward for each completion (TRL's advantages); `scalar, length held`: with our hold on the mean "
         "length. `process` and `leave one out`: its token scores, with the two estimators of advantages and the hold "
         "on the length.",
         "",
