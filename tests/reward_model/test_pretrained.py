@@ -27,9 +27,8 @@ def tokenizer():
 def language_model(tokenizer):
     """A small Llama that has learned to continue the corpus's dialogues, right and wrong ones."""
     torch.manual_seed(0)
-    model = tiny.causal_lm(
-        "llama", vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_attention_heads=4
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 256}
+    model = tiny.causal_lm("llama", vocab_size=len(tokenizer), **sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rows = make_corpus(1600, seed=2)
     texts = [row[side] for row in rows for side in ("chosen", "rejected")]
