@@ -11,6 +11,7 @@ ones. A prompt is a sentence's first two words, and a completion ends when the p
 Needs TRL 1.12, for its PPOTrainer, and: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Detox(Corpus):
         return {"pairs": judge.pair_accuracy(parts(data).test)}
 
 
+@cache
 def parts(data: Path) -> Parts:
     return paradetox(data / "paradetox-8000.tsv")
 

@@ -11,10 +11,10 @@ from .options import (
     add_editor,
     add_split,
     check_editor,
+    editor_option,
     read_checks,
     read_editor,
     read_template,
-    retries_of,
     say,
 )
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         criteria=criteria,
         checks=checks,
-        retries=retries_of(args),
+        retries=editor_option(args, "retries"),
         **read_template(args),
         limit=args.limit,
         about=about(args, **{"reward model": args.reward_model}),

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from ..editing.editors import Editor
 
 
-RETRIES = 2
-EDITOR_OPTIONS = ("retries", "concurrency", "batch_size", "max_new_tokens", "prices")
+# Not argparse's own, so that an option that was given can be told from one that was not.
+EDITOR_DEFAULTS = {"retries": 2, "concurrency": 8, "batch_size": 8}
+EDITOR_OPTIONS = (*EDITOR_DEFAULTS, "max_new_tokens", "prices")
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +56,10 @@ def add_editor(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
         metavar="FILE",
         help="text with {prompt}, {answer}, {criteria}, <edited>, </edited>",
     )
-    add("--retries", type=int, help=f"how often a refused edit is tried again (default: {RETRIES})")
-    add("--concurrency", type=int, help="most requests to the endpoint at a time (default: 8)")
-    add("--batch-size", type=int, help="answers that the local model edits at a time (default: 8)")
+    default = {name: f"(default: {value})" for name, value in EDITOR_DEFAULTS.items()}
+    add("--retries", type=int, help=f"how often a refused edit is tried again {default['retries']}")
+    add("--concurrency", type=int, help=f"most requests to the endpoint at a time {default['concurrency']}")
+    add("--batch-size", type=int, help=f"answers that the local model edits at a time {default['batch_size']}")
     add("--max-new-tokens", type=int, help="most tokens in an edited answer (default: 1024, or the endpoint's)")
     add("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens, to know the cost")
     return editor
@@ -87,7 +89,7 @@ def read_editor(args: argparse.Namespace) -> "Editor":
     if args.endpoint:
         settings = {"max_tokens": args.max_new_tokens} if args.max_new_tokens else None
         prices = tuple(args.prices) if args.prices else None
-        concurrency = 8 if args.concurrency is None else args.concurrency
+        concurrency = editor_option(args, "concurrency")
         return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=concurrency, prices=prices)
     from transformers import AutoModelForCausalLM
 
@@ -97,15 +99,16 @@ def read_editor(args: argparse.Namespace) -> "Editor":
         model = AutoModelForCausalLM.from_pretrained(
             args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
         )
-    batch_size = 8 if args.batch_size is None else args.batch_size
+    batch_size = editor_option(args, "batch_size")
     return LocalEditor(
         model, load_tokenizer(args.local), batch_size=batch_size, max_new_tokens=args.max_new_tokens or 1024
     )
 
 
-def retries_of(args: argparse.Namespace) -> int:
-    """The option `--retries`, or its default."""
-    return RETRIES if args.retries is None else args.retries
+def editor_option(args: argparse.Namespace, name: str) -> int:
+    """An option of [`add_editor`] that has a default, or that default."""
+    given = getattr(args, name)
+    return EDITOR_DEFAULTS[name] if given is None else given
 
 
 def read_template(args: argparse.Namespace) -> dict[str, Any]:

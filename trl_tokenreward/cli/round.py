@@ -9,10 +9,10 @@ from .options import (
     add_editor,
     add_split,
     check_editor,
+    editor_option,
     read_checks,
     read_editor,
     read_template,
-    retries_of,
     say,
 )
 
@@ -99,7 +99,7 @@ def _config(args: argparse.Namespace) -> "RoundConfig":
             raise ValueError("--people: --model and the options of edits have no effect; give those to `annotate`.")
         options = {}
     else:
-        options["retries"] = retries_of(args)
+        options["retries"] = editor_option(args, "retries")
     return RoundConfig(
         _read(args.reward_config, TokenRewardConfig),
         _read(args.ppo_config, FineGrainedPPOConfig),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
@@ -109,11 +110,20 @@ OPTIONAL_COLUMNS = (
 def check_column_names(row: Row) -> None:
     """Raise a [`ColumnError`] if a row has a column that nothing reads, and whose name is one character from that of an
     optional column that the row lacks, or two from a long one (`chosen_stats` is no `chosen_spans`)."""
-    for column in row:
+    if misspelt := _misspelt(tuple(row)):
+        column, known = misspelt
+        raise ColumnError(column, f"is not read. Call it `{known}` if it is that, or remove or rename it.")
+
+
+@lru_cache
+def _misspelt(columns: tuple[str, ...]) -> tuple[str, str] | None:
+    """The first misspelt column and what it is meant for. The rows of a data set have the same columns."""
+    for column in columns:
         for known in OPTIONAL_COLUMNS if column not in OPTIONAL_COLUMNS else ():
             most = 2 if len(known) > len("completion_spans") else 1
-            if known not in row and Levenshtein.distance(column, known) <= most:
-                raise ColumnError(column, f"is not read. Call it `{known}` if it is that, or remove or rename it.")
+            if known not in columns and Levenshtein.distance(column, known) <= most:
+                return column, known
+    return None
 
 
 def given_columns(row: Row) -> Row:
@@ -231,6 +241,11 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
 
 
+def template_columns(row: Mapping[str, Any]) -> Row:
+    """What a row gives its chat template beside messages."""
+    return {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+
+
 class Messages(list):
     """A prompt of messages that knows what else the row gives its chat template: `tools` and `chat_template_kwargs`.
     Judges, which are given prompts alone, render it as the policy read it.
@@ -244,8 +259,7 @@ class Messages(list):
 
     def __init__(self, messages: list[Row], row: Row):
         super().__init__(messages)
-        names = (name for name in ("tools", "chat_template_kwargs") if row.get(name) is not None)
-        self.template = {name: row[name] for name in names}
+        self.template = template_columns(row)
 
 
 def answered_text(prompt: list[Row], answer: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -301,6 +301,12 @@ def _weights(row: Row, length: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
+def prepared_features(columns: Sequence[str]) -> dict[str, Any]:
+    """The features of columns of prepared rows: ids, masks and weights."""
+    kinds = {WEIGHTS: "float32"}
+    return {c: List(Value(kinds.get(c, "int64" if c.endswith("ids") else "int8"))) for c in columns}
+
+
 def prepared_sides(row: Row) -> tuple[str, ...]:
     """The sides of a prepared row: [`SIDES`], or `("rejected",)`."""
     return SIDES if row.get("chosen_ids") is not None else ("rejected",)
@@ -559,8 +565,7 @@ def prepare_dataset(
     features = None  # a stream may not know its own
     if dataset.features is not None:
         features = Features({column: kind for column, kind in dataset.features.items() if column not in replaced})
-        kinds = {WEIGHTS: "float32"}
-        features.update({c: List(Value(kinds.get(c, "int64" if c.endswith("ids") else "int8"))) for c in columns})
+        features.update(prepared_features(columns))
         if "margin" in first:
             features["margin"] = Value("float64")
         features["outcome"] = Value("string")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 
-from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides
+from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides, template_columns
 from ..utils.chat_endpoint import Prompt
 from ..utils.validation import check_least
 
@@ -117,7 +117,6 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
         unfit = "several_turns" if HUMAN in answer or ASSISTANT in answer else ""
     answer = answer if isinstance(answer, str) else ""
     unfit = unfit or ("" if answer.strip() else "empty")
-    more: dict[str, Any] = {column: row[column] for column in ("tools", "chat_template_kwargs") if column in row}
     digest = hashlib.sha256(json.dumps([prompt, row["rejected"]], sort_keys=True).encode()).hexdigest()
     prompt = Messages(prompt, row) if isinstance(prompt, list) else prompt
-    return Task(index, digest[:16], prompt, answer, unfit, more), own
+    return Task(index, digest[:16], prompt, answer, unfit, template_columns(row)), own

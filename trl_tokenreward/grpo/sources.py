@@ -122,11 +122,6 @@ class ModelSource(RewardSource):
         self.ids: BatchIds | None = None  # the trainer says which, before TRL calls
         self.template: dict[str, Any] = {}  # what the policy's chat template gets beside messages, by column
 
-    @property
-    def scores_completions(self) -> bool:
-        """Whether it gives one number for each completion, which is taken as it is."""
-        return self.scorer.signal == "sequence_score" and self.scorer.density in (None, "sequence")
-
     def function(self) -> Callable[..., Any]:
         def reward(prompts: list[Any], **kwargs: Any) -> list[float]:
             return self._score(prompts)
@@ -147,8 +142,7 @@ class ModelSource(RewardSource):
         completion_ids, completion_mask = padded(self.ids.completions, device)
         rows = [{"prompt": prompt, **self.template} for prompt in prompts]
         scores = self.scorer.raw_scores(given, completion_ids, completion_mask, rows)
-
-        if self.scores_completions:
+        if self.scorer.scores_completions:  # one number for each, which is taken as it is
             return scores.values.sum(1).tolist()
         own_tokens = [torch.tensor(own) for own in self.ids.own]
 

@@ -145,10 +145,9 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                     raise
                 raise ValueError(f"`reward_funcs[{index}]`: {error}") from error
         if args.reward_aggregation == "min":
-            of_tokens = [source is not None and not _scores_completions(source) for source in self.sources]
-            scorers = zip(self.sources, of_tokens, strict=True)
-            check_ensemble([source.scorer if source and says else None for source, says in scorers], "reward_funcs")
-        if any(isinstance(source, ModelSource) and not source.scores_completions for source in self.sources):
+            scorers = [None if source is None else source.scorer for source in self.sources]
+            check_ensemble([None if s is None or s.scores_completions else s for s in scorers], "reward_funcs")
+        if any(isinstance(source, ModelSource) and not source.scorer.scores_completions for source in self.sources):
             args.check_token_advantages()
 
     def _prepare_source(self, source: RewardSource | None, index: int) -> None:
@@ -165,7 +164,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             source.model = self.accelerator.prepare_model(source.model, evaluation_mode=True, device_placement=True)
             given = source.model, self._tokenizer, source.tokenizer, args.reward_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
-            if source.scores_completions:
+            if source.scorer.scores_completions:
                 _check_own_settings(self.args, index)
             source.template = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
             source.template |= {"tools": self.tools} if self.tools else {}
@@ -375,7 +374,3 @@ def _check_own_settings(args: FineGrainedGRPOConfig, index: int) -> None:
             f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
             "which is taken as it is."
         )
-
-
-def _scores_completions(source: RewardSource) -> bool:
-    return isinstance(source, ModelSource) and source.scores_completions

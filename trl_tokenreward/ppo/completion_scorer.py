@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import regex
@@ -23,6 +24,7 @@ from ..reward_model.readout import (
     check_scorer,
     has_sequence_score,
     has_token_scores,
+    has_trained_sequence_head,
     prefix_scores,
     require_trained_sequence_head,
     token_scores,
@@ -122,8 +124,7 @@ class CompletionScorer:
             check_density(signal, density)
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
-                has_other = base.sequence_head_is_trained and not base.sequence_head_is_new
-                other = ", or set `reward_signal='sequence_score'`" if has_other else ""
+                other = ", or set `reward_signal='sequence_score'`" if has_trained_sequence_head(reward) else ""
                 raise ValueError(
                     "The reward model's token head is untrained: every token would score 0. Train it with "
                     f"TokenRewardTrainer{other}."
@@ -203,22 +204,30 @@ class CompletionScorer:
     ) -> tuple[Tensor, Tensor]:
         ids, mask = self._closed(completion_ids, completion_mask, rows)
         scores = self._decompose(*join(prompts, ids, mask), prompts.ids.shape[1], mask)
-        if self._reads_at_the_end:
+        if self.scores_completions:
             scores = place_at_last(scores.sum(1), completion_mask)
         return scores, completion_mask.float()
 
     @property
-    def _reads_at_the_end(self) -> bool:
+    def scores_completions(self) -> bool:
+        """Whether a reward model gives one score for each completion, read at its end."""
         return self.signal == "sequence_score" and self.density != "potential"
+
+    @cached_property
+    def _closing_ids(self) -> list[int]:
+        """What the reader's chat template puts after the EOS of an answer, if scores are read there."""
+        reader = self.processing_class if self.reward_processing_class is None else self.reward_processing_class
+        return closing_ids(reader) if self.scores_completions else []
 
     def _closed(self, ids: Tensor, mask: Tensor, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Completions with what the chat template puts after the EOS of an answer, such as the line break of ChatML: it
         ends the rows on which a sequence score is trained, and so the score is read there."""
-        after = closing_ids(self.processing_class) if self._reads_at_the_end else []
+        if not self._closing_ids:
+            return ids, mask
         ended = ids.gather(1, (mask.sum(1) - 1).clamp(min=0).long().unsqueeze(1)) == self.processing_class.eos_token_id
         templated = torch.tensor([[isinstance(row.get("prompt"), list)] for row in rows], device=ids.device)
         open_end = (ended & templated).long()
-        for token in after:
+        for token in self._closing_ids:
             ids, mask = (nn.functional.pad(x, (0, 1)) for x in (ids, mask))
             place = mask.sum(1, keepdim=True).long()
             ids = ids.scatter(1, place, torch.where(open_end.bool(), token, ids.gather(1, place)))
@@ -283,9 +292,8 @@ class CompletionScorer:
         if has_ended and tokenizer.eos_token_id is not None:
             if reward_ids[-1:] != [tokenizer.eos_token_id]:
                 reward_ids, owners = [*reward_ids, tokenizer.eos_token_id], [*owners, last]
-            if templated and self._reads_at_the_end:
-                after = closing_ids(tokenizer)
-                reward_ids, owners = [*reward_ids, *after], [*owners, *[last] * len(after)]
+            if templated:
+                reward_ids, owners = [*reward_ids, *self._closing_ids], [*owners, *[last] * len(self._closing_ids)]
         if not reward_ids:
             raise ValueError("A completion and its prompt are no text, so the reward model has nothing to read.")
         if not owners:  # The completion is no text to the reward model; the prompt's last token carries the score.

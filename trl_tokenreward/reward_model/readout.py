@@ -30,11 +30,15 @@ def has_sequence_score(model: nn.Module) -> bool:
     )
 
 
-def require_trained_sequence_head(model: nn.Module, remedy: str) -> None:
-    """Raise a `ValueError` if the model is a `TokenRewardModel` whose sequence head is untrained: all zero, or new and
-    at random."""
+def has_trained_sequence_head(model: nn.Module) -> bool:
+    """False if the model is a `TokenRewardModel` whose sequence head is untrained: all zero, or new and at random."""
     base = without_peft(model)
-    if isinstance(base, TokenRewardModel) and (base.sequence_head_is_new or not base.sequence_head_is_trained):
+    return not isinstance(base, TokenRewardModel) or (base.sequence_head_is_trained and not base.sequence_head_is_new)
+
+
+def require_trained_sequence_head(model: nn.Module, remedy: str) -> None:
+    """Raise a `ValueError` unless [`has_trained_sequence_head`]."""
+    if not has_trained_sequence_head(model):
         raise ValueError(
             "The sequence head is untrained, so a text's score means nothing. Train it with TokenRewardTrainer on rows "
             f"with two sides, or {remedy}."

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data.formats import SIDES, check_row, plain_rows, row_format, row_sides
+from ..data.formats import SIDES, check_row, plain_rows, row_format, row_sides, template_columns
 from ..data.preprocessing import RowPreparer, prepared_sides
 from ..nn.modules import without_peft
 from ..utils.loading import load_tokenizer, loading
@@ -325,7 +325,7 @@ def as_pair(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     for name, value in ((columns[0], text), ("prompt", prompt)):
         if problem := unicode_problem(value):
             raise ValueError(f"Row {index}: `{name}` {problem}")
-    pair = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
+    pair = template_columns(row)
     if prompt is not None or isinstance(text, str):
         pair["prompt"] = prompt or ""
     return {**pair, "chosen": text, "rejected": text}

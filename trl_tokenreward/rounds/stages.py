@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.dropped import DroppedRows
-from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset
+from ..data.formats import template_columns
+from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset, prepared_features
 from ..editing.checks import EDITED
 from ..editing.edit_dataset import edit_dataset
 from ..editing.editors import MAYBE_RIGHT_TEMPLATE, Editor
@@ -109,8 +110,7 @@ def _sample(row: dict[str, Any], prompt: Any, answer: Answer, tokenizer: PreTrai
         )
         before, whole = texts
         completion = whole[len(before) :] if whole.startswith(before) else answer.text
-    more: dict[str, Any] = {name: row[name] for name in ("tools", "chat_template_kwargs") if name in row}
-    return {"prompt": prompt, "completion": completion, **more}
+    return {"prompt": prompt, "completion": completion, **template_columns(row)}
 
 
 # --- editing --------------------------------------------------------------------------------------------------------
@@ -165,9 +165,8 @@ def prepare_pairs(
     """Rows of any format as the trainer prepares them, so that those of two formats can be one data set."""
     limits = {"max_length": args.max_length, "max_edit_ratio": args.max_edit_ratio}
     rows, dropped = prepare_dataset(dataset, tokenizer, num_proc=args.dataset_num_proc, name=name, **limits)
-    kinds = {WEIGHTS: List(Value("float32")), "margin": Value("float64")}
-    kinds |= {name: List(Value("int64" if name.endswith("_ids") else "int8")) for name in PREPARED_COLUMNS}
-    return rows.map(_completed, remove_columns=rows.column_names, features=Features(kinds)), dropped
+    kinds = Features({**prepared_features((*PREPARED_COLUMNS, WEIGHTS)), "margin": Value("float64")})
+    return rows.map(_completed, remove_columns=rows.column_names, features=kinds), dropped
 
 
 def _completed(row: dict[str, Any]) -> dict[str, Any]:
