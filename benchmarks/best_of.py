@@ -50,10 +50,10 @@ def density_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: Pr
 
 def real_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Task:
     from detox import Detox
-    from imdb import Reviews
+    from imdb import LONG_REVIEWS, REVIEWS
     from real_density import Examiner
 
-    of = {kind.name: kind for kind in (Detox, Reviews)}[corpus]()
+    of = {of.name: of for of in (Detox(), REVIEWS, LONG_REVIEWS)}[corpus]
     examiner = Examiner(of, data, policy, tokenizer)
     name, judge = next(iter(examiner.judges.items()))
     return Task(examiner.sampler, judge, examiner.start[name], with_eos=of.stop_token is not None, bf16=True)
@@ -61,7 +61,7 @@ def real_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: PreTr
 
 CORPORA: dict[str, tuple[Path, Callable[..., Task]]] = {
     **{name: (folder, density_task) for name, folder in FOLDERS.items()},
-    **{name: (Path("runs") / name, real_task) for name in ("detox", "imdb")},
+    **{name: (Path("runs") / name, real_task) for name in ("detox", "imdb", "imdb_long")},
 }
 
 

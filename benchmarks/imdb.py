@@ -6,7 +6,8 @@
 
 The folder holds `imdb-counterfactual-train.tsv.gz` and `-dev.tsv.gz`. The first 1,000 pairs of the training file teach
 the policy to write reviews and the reward models what to prefer; the judge learns from the others. A prompt is a
-review's first tokens, and every completion has 48 tokens, so that its length plays no part.
+review's first tokens, and every completion has 48 tokens, so that its length plays no part. `imdb_long.py` asks the
+same of 96 tokens.
 
 Needs TRL 1.12, for its PPOTrainer, and: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
@@ -24,18 +25,22 @@ PROMPT_LENGTH, PROMPTS = 8, 192
 
 
 class Reviews(Corpus):
-    name = "imdb"
-    task = (
-        f"writes film reviews, and is to like the films. A prompt is a review's first {PROMPT_LENGTH} tokens, and a "
-        "completion has 48, always. The judge is a classifier that learned from other reviews"
-    )
-    response_length, stop_token = 48, None
-    updates, evaluate_every = 24, 3
-    max_length = PROMPT_LENGTH + response_length
+    stop_token = None
+
+    def __init__(self, name: str, response_length: int, words: int, updates: int, evaluate_every: int):
+        self.name, self.response_length = name, response_length
+        # The first words of each review; nine in ten reviews have `max_length` tokens in them.
+        self.words = words
+        self.updates, self.evaluate_every = updates, evaluate_every
+        self.max_length = PROMPT_LENGTH + response_length
+        self.task = (
+            f"writes film reviews, and is to like the films. A prompt is a review's first {PROMPT_LENGTH} tokens, and "
+            f"a completion has {response_length}, always. The judge is a classifier that learned from other reviews"
+        )
 
     def policy_texts(self, data: Path) -> list[str]:
         """Both sides of half of the pairs."""
-        pairs = reviews(data / TRAIN, words=70, limit=PAIRS // 2)
+        pairs = reviews(data / TRAIN, words=self.words, limit=PAIRS // 2)
         return [text for side in ("chosen", "rejected") for text in pairs[side]]
 
     def pairs(self, data: Path, tokenizer: Any) -> tuple[Any, Any]:
@@ -47,7 +52,7 @@ class Reviews(Corpus):
 
         parts = []
         for name, limit in ((TRAIN, PAIRS), (DEV, None)):
-            rows, _ = prepare_dataset(reviews(data / name, words=70, limit=limit), tokenizer, name=name)
+            rows, _ = prepare_dataset(reviews(data / name, words=self.words, limit=limit), tokenizer, name=name)
             parts.append(rows.map(cut).filter(lambda row: row["chosen_ids"] != row["rejected_ids"]))
         return parts[0], parts[1]
 
@@ -63,7 +68,7 @@ class Reviews(Corpus):
     def judge_figures(self, data: Path, judge: Judge) -> dict[str, float]:
         import numpy as np
 
-        dev = reviews(data / DEV, words=70)
+        dev = reviews(data / DEV, words=self.words)
         above, below = (np.array(judge([], list(dev[side]))) for side in ("chosen", "rejected"))
         return {
             "accuracy": float(np.mean([above > 0, below < 0])),
@@ -81,5 +86,10 @@ def beginnings(path: Path, tokenizer: Any) -> Any:
     return Dataset.from_dict({"prompt": tokenizer.batch_decode([*dict.fromkeys(ids)])})
 
 
+REVIEWS = Reviews("imdb", response_length=48, words=70, updates=24, evaluate_every=3)
+# The KL of a whole answer grows about twice as fast.
+LONG_REVIEWS = Reviews("imdb_long", response_length=96, words=110, updates=16, evaluate_every=2)
+
+
 if __name__ == "__main__":
-    main(Reviews(), __doc__)
+    main(REVIEWS, __doc__)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from ..nn.modules import independent_copy
 from ..nn.sharding import is_fsdp2, is_zero3
 from ..ppo.forward import PolicyAndValue
+from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
     bootstrap_interval,
@@ -112,9 +113,9 @@ class WinRate:
         folder.mkdir(parents=True, exist_ok=True)
         figures = asdict(self)
         answers = figures.pop("comparisons")
-        (folder / "figures.json").write_text(json.dumps(json_ready(figures), indent=2) + "\n", encoding="utf-8")
         lines = [json.dumps(json_ready(answer), ensure_ascii=False) + "\n" for answer in answers]
-        (folder / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_text(folder / "answers.jsonl", "".join(lines))
+        write_text(folder / "figures.json", json.dumps(json_ready(figures), indent=2) + "\n")
 
 
 def evaluate_win_rate(

@@ -21,6 +21,7 @@ from ..data.vocabulary import check_ids
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions, vocab_size, without_peft
 from ..nn.unpadding import groups_by_length
+from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
@@ -161,7 +162,7 @@ class TokenRewardReport:
     def save(self, path: str | Path) -> None:
         """Write the figures to a JSON file."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(json_ready(asdict(self)), indent=2) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(json_ready(asdict(self)), indent=2) + "\n")
 
 
 class _Tokens(NamedTuple):

@@ -29,6 +29,7 @@ from ..data.preprocessing import completion_tokens
 from ..data.steps import read_steps
 from ..data.tokens import TextTokenizer
 from ..nn.modules import without_peft
+from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
@@ -165,7 +166,7 @@ class StepReport:
     def save(self, path: str | Path) -> None:
         """Write the figures to a JSON file."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(json_ready(asdict(self)), indent=2) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(json_ready(asdict(self)), indent=2) + "\n")
 
 
 def evaluate_steps(
