@@ -72,10 +72,25 @@ def test_label_studio(tmp_path, with_text):
     with pytest.raises(ValueError, match="Row 0 of .*has no `prompt`, only"):
         import_dataset("label-studio", path, columns={"prompt": "prompt"})
     imported = import_dataset("label-studio", path)
-    assert imported.dataset.to_list() == [one_sided(BAD, WORSE), one_sided(), one_sided(BAD)]
+    assert imported.dataset.to_list() == [one_sided(BAD, WORSE), one_sided(), one_sided(BAD, prompt="Say it.")]
     assert imported.counts == {"rows": 5, "kept": 3, "not annotated": 1, "skipped": 1}
-    assert imported.notes == {"predictions, which are no annotations": 1, "drafts, which are no annotations": 1}
+    assert imported.notes == {
+        "predictions, which are no annotations": 1,
+        "drafts, which are no annotations": 1,
+        "without a prompt, as others have": 2,
+    }
     assert imported.dataset.features["completion_spans"] == List({"start": Value("int64"), "end": Value("int64")})
+
+
+def test_a_row_without_a_prompt_leaves_the_prompts_of_others(tmp_path):
+    asked = [task(annotation(span()), data={"text": TEXT, "prompt": f"Say {word}."}) for word in ("it", "this")]
+    path = write(tmp_path / "export.json", [*asked, task(annotation(span()), data={"text": TEXT, "prompt": None})])
+    imported = import_dataset("label-studio", path)
+    assert list(imported.dataset["prompt"]) == ["Say it.", "Say this.", ""]
+    messages = [{"role": "user", "content": "Say it."}]
+    path = write(tmp_path / "export.json", [*asked, task(annotation(span()), data={"text": TEXT, "prompt": messages})])
+    with pytest.raises(ValueError, match="Row 2 of .*`prompt` must be a text, but is"):
+        import_dataset("label-studio", path)
 
 
 def test_the_prompt_and_the_text_are_found_or_must_be_named(tmp_path):

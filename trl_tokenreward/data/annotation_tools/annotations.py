@@ -160,11 +160,13 @@ def _name(annotations: Sequence[Annotation], names: Mapping[str, str]) -> _Named
     }
     fields = [name for name, value in annotations[0].data.items() if isinstance(value, str)]
     fields = [name for name in fields if all(isinstance(annotation.data.get(name), str) for annotation in annotations)]
-    has_prompt = "prompt" in fields and len(fields) > 1 and names.get("text") != "prompt"
+    # Some rows may lack it, or have messages there, which `_read` refuses.
+    has_prompt = any(annotation.data.get("prompt") is not None for annotation in annotations)
+    has_prompt = has_prompt and fields != ["prompt"] and names.get("text") != "prompt"
     prompt = names.get("prompt", "prompt" if has_prompt else None)
     if (text := names.get("text")) is None:
         candidates = [name for name in fields if name != prompt]
-        if len(candidates) > 1 and prompt is not None and prompt not in fields:
+        if len(candidates) > 1 and "prompt" in names and prompt not in fields:
             raise ValueError(f"No field {prompt!r} is a text in all rows; the fields that are: {fields}.")
         if len(candidates) != 1:
             raise ValueError(
@@ -206,7 +208,12 @@ class _Marked(NamedTuple):
 
 def _read(annotation: Annotation, named: _Named, choices: Choices, tool: Tool, notes: Counter[str]) -> _Marked | str:
     text = get_value(annotation.data, named.text)
-    prompt = "" if named.prompt is None else get_value(annotation.data, named.prompt)
+    prompt = ""
+    if named.prompt is not None:
+        if "prompt" not in choices.names and annotation.data.get(named.prompt) is None:
+            notes["without a prompt, as others have"] += 1
+        else:
+            prompt = get_value(annotation.data, named.prompt)
     spans, edit = None, None
     if named.spans is not None:
         spans = _wrong(text, annotation.marks.get(named.spans, []), choices, tool, notes)
