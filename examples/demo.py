@@ -56,9 +56,10 @@ from trl_tokenreward import (
     TokenRewardModel,
     TokenRewardTrainer,
 )
-from trl_tokenreward.data.formats import ASSISTANT, HUMAN, SIDES, preference_prompt
+from trl_tokenreward.data.formats import ASSISTANT, HUMAN, SIDES, preference_prompt, row_format
 from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.evaluation.sampler import AnswerSampler
+from trl_tokenreward.ppo.prompts import prepare_prompts
 from trl_tokenreward.reward_model.scoring import token_texts
 from trl_tokenreward.utils.loading import load_split
 from trl_tokenreward.utils.statistics import bootstrap_interval, pairwise_outcomes, win_rate
@@ -175,7 +176,7 @@ def main() -> None:
     stage("Token reward model: edited tokens and whole answers")
     reward_model, reward_metrics = train_reward_model("reward_model", start_policy, tokenizer, train, evaluation, run)
     judge, judge_name = make_judge(data, start_policy, tokenizer, evaluation, run)
-    prompts = Dataset.from_dict({"input_ids": [prompt_ids(row) for row in evaluation]})
+    prompts = held_out_prompts(data, evaluation, tokenizer, sizes)
     length = response_length(train)
     examiner = Examiner(start_policy, judge, tokenizer, prompts, length, run.seed, questions=questions)
 
@@ -433,6 +434,14 @@ def make_judge(
         f"a sequence reward model of pairs that nothing else sees ({dropped.describe()}), right on "
         f"{metrics['eval_accuracy']:.1%} of the held-out pairs"
     )
+
+
+def held_out_prompts(data: Data, evaluation: Dataset, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> Dataset:
+    """The prompts that policies answer. A reward model that judges gets messages, to render them as it was trained."""
+    if data.judge is None or row_format(data.evaluation[0]) != "conversational":
+        return Dataset.from_dict({"input_ids": [prompt_ids(row) for row in evaluation]})
+    asked = data.evaluation.map(lambda row: {"prompt": preference_prompt(row)}).remove_columns(list(SIDES))
+    return prepare_prompts(asked, tokenizer, "evaluation", max_prompt_length=sizes.max_length)
 
 
 def run_ppo(

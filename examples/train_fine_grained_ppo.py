@@ -41,19 +41,19 @@ inside. `--max_prompt_length` drops longer prompts and says how many.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from datasets import Dataset, IterableDataset
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
 )
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel
+from trl_tokenreward.reward_model.saved_adapter import read_config
 from trl_tokenreward.utils.loading import check_source, load_split
 
 
@@ -67,13 +67,14 @@ class PPOScriptArguments(ScriptArguments):
 def load_reward_model(path: str, keep_adapter: bool, **kwargs):
     """Loads a reward model of any supported kind. An adapter is merged into the model that it was trained on; one of a
     `TokenRewardModel` is not if `keep_adapter`: with LoRA, policy and reward model then hold one base."""
-    if (Path(path) / "adapter_config.json").exists():
-        from peft import PeftConfig, PeftModel
+    config = read_config(path, {"trust_remote_code": kwargs["trust_remote_code"]})
+    if not isinstance(config, PreTrainedConfig):
+        from peft import PeftModel
 
-        base = load_reward_model(PeftConfig.from_pretrained(path).base_model_name_or_path, keep_adapter, **kwargs)
+        base = load_reward_model(config.base_model_name_or_path, keep_adapter, **kwargs)
         model = PeftModel.from_pretrained(base, path)
         return model if keep_adapter and isinstance(base, TokenRewardModel) else model.merge_and_unload()
-    [architecture] = AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"]).architectures
+    architecture = (config.architectures or [""])[0]
     if architecture.endswith("ForTokenClassification"):
         return AutoModelForTokenClassification.from_pretrained(path, num_labels=1, **kwargs)
     if architecture.endswith("ForSequenceClassification"):
@@ -92,9 +93,12 @@ def main(script_args: PPOScriptArguments, training_args: FineGrainedPPOConfig, m
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, **trust
     )
-    policy = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, **kwargs
-    )
+    if training_args.sft_model_path != FineGrainedPPOConfig.sft_model_path:  # the policy, as in TRL's script
+        policy = AutoModelForCausalLM.from_pretrained(training_args.sft_model_path, **kwargs)
+    else:
+        policy = AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path, revision=model_args.model_revision, **kwargs
+        )
     if training_args.reward_model_path == FineGrainedPPOConfig.reward_model_path:  # TRL's default is no reward model
         raise ValueError("`--reward_model_path` is needed: a reward model's folder, or its name on the Hub.")
     check_source(training_args.reward_model_path, "reward model")

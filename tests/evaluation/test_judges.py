@@ -282,5 +282,5 @@ def test_reward_models_that_cannot_judge_are_refused():
         classifier.config.num_labels = 3
         RewardModelJudge(classifier, tokenizer)
     judge = RewardModelJudge(tiny.unigram_classifier(), tokenizer)
-    with pytest.raises(ValueError, match="Prompt and answer 1 have 201 tokens; the judge reads 1 to 128"):
+    with pytest.raises(ValueError, match="Row 1 has 201 tokens, but the judge has 128 positions"):
         judge.scores(["a", "a"], [" b", " b" * 199])

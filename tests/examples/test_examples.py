@@ -86,9 +86,15 @@ def test_the_two_training_scripts_one_after_the_other(policy_folder, dialogues, 
         assert [type(model).__name__ for model in loaded] == ["PeftModelForSequenceClassification", "TokenRewardModel"]
     else:
         assert TokenRewardModel.from_pretrained(reward_folder).token_head_is_trained
+    # As in TRL's script, `--sft_model_path` is the policy where it is given, and the other has the tokenizer.
+    policy = (
+        ("--model_name_or_path", policy_folder)
+        if lora
+        else ("--model_name_or_path", reward_folder, "--sft_model_path", policy_folder)
+    )
     output = run(
         "train_fine_grained_ppo.py",
-        *("--model_name_or_path", policy_folder, "--reward_model_path", reward_folder, "--dataset_name", dialogues),
+        *(*policy, "--reward_model_path", reward_folder, "--dataset_name", dialogues),
         *("--output_dir", tmp_path / "policy", "--total_episodes", "4", "--num_ppo_epochs", "1"),
         *("--response_length", "8", "--stop_token", "eos", "--max_prompt_length", "400", "--logging_steps", "1"),
         *("--eval_strategy", "steps", "--eval_steps", "1", "--kl_coef", "0.3", "--hold_length", "False"),

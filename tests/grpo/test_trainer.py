@@ -547,3 +547,24 @@ class TestRefused:
     def test_choices(self, tmp_path):
         with pytest.raises(ValueError, match="`advantage_estimator` must be one of"):
             FineGrainedGRPOConfig(**settings(tmp_path, advantage_estimator="gae"))
+
+
+class TestCheckpoints:
+    def test_one_that_was_cut_short_is_passed_over(self, tmp_path):
+        kwargs = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+        trainer_for(tmp_path, reward_model(), **kwargs).train()
+        (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+        resumed = trainer_for(tmp_path, reward_model(), **kwargs)
+        with pytest.raises(ValueError, match="checkpoint-2 cannot be resumed: it has no trainer_state.json"):
+            resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 2 and (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
+
+    def test_one_that_is_written_over_an_earlier_one_is_not_whole_until_it_is(self, tmp_path, monkeypatch):
+        kwargs = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+        trainer_for(tmp_path, reward_model(), **kwargs).train()
+        again = trainer_for(tmp_path, reward_model(), **kwargs)
+        monkeypatch.setattr(again, "save_model", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            again.train()
+        assert not (tmp_path / "checkpoint-1" / "trainer_state.json").exists()

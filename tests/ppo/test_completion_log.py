@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -109,6 +110,14 @@ def test_they_are_read_and_shown(run, tmp_path, capsys):
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert page.count("<article") == 12 and '<option value="4">advantage</option>' in page
     with pytest.raises(ValueError, match="train with `log_completions=True`"):
+        read_completions(tmp_path)
+
+
+def test_trls_own_table_is_refused(tmp_path):
+    (tmp_path / "completions").mkdir()
+    table = pa.table({"step": [5], "prompt": ["a"], "completion": ["b"], "reward": [1.0]})
+    pq.write_table(table, tmp_path / "completions" / "completions_00005.parquet")
+    with pytest.raises(ValueError, match="TRL's table of completions in 'completions', without their tokens"):
         read_completions(tmp_path)
 
 

@@ -132,3 +132,17 @@ def test_a_reward_without_an_opinion():
 def test_unknown_thresholds_are_errors():
     with pytest.raises(TypeError, match="max_lenght_factor"):
         RewardHackingCallback(max_lenght_factor=2)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ({"window": 0}, "`window` must be at least 1"),
+        ({"max_length_factor": 0.5}, "`max_length_factor` must be above 1"),
+        ({"max_repetition": -1.0}, "`max_repetition` must be at least 0"),
+        ({"max_kl_per_token": -1.0}, "`max_kl_per_token` must be at least 0"),
+    ],
+)
+def test_thresholds_out_of_range(thresholds, message):
+    with pytest.raises(ValueError, match=message):
+        RewardHackingCallback(**thresholds)

@@ -6,6 +6,7 @@ test is known to tell them apart. TRL's half is skipped on versions of TRL that 
 
 import copy
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.nn import unpadding as packing
 from trl_tokenreward.ppo.batches import packed_groups
+from trl_tokenreward.ppo.evaluation import _share_of
 from trl_tokenreward.ppo.forward import PolicyAndValue
 
 
@@ -395,3 +397,10 @@ def test_a_pad_token_needs_no_embedding(scenario):
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 16
     scenario.train(tokenizer=tokenizer, dataset=prompts([A], [A, B, C], [B], [C]), stop_token="eos")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5, 8, 9])
+def test_processes_share_the_rows_of_an_evaluation(number):
+    shares = [_share_of(number, SimpleNamespace(num_processes=4, process_index=index)) for index in range(4)]
+    assert [row for share in shares for row in share] == list(range(number))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -260,18 +260,19 @@ def test_adapters_are_merged_into_what_vllm_gets(mode, tmp_path):
     assert {name.split(".")[-2] for name in moved} == {"q_proj", "v_proj", "down_proj", "lm_head"}
 
 
+def low_precision_adapter(policy):
+    policy = ppo_runs.lora(policy.to(torch.bfloat16))
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return policy
+
+
 def test_merging_adapters_at_low_precision_leaves_nothing_behind(tmp_path):
     pytest.importorskip("peft")
 
-    def change_policy(policy):
-        policy = ppo_runs.lora(policy.to(torch.bfloat16))
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
-        return policy
-
     with vllm("colocate", tmp_path):
-        trainer = make("terminal", tmp_path, "colocate", change_policy=change_policy)
+        trainer = make("terminal", tmp_path, "colocate", change_policy=low_precision_adapter)
         policy, engine = trainer.policy_model, trainer.collector.vllm_engine
         before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
@@ -282,6 +283,18 @@ def test_merging_adapters_at_low_precision_leaves_nothing_behind(tmp_path):
         assert changed() == set()
         engine.generation.sync_weights()  # TRL's own
         assert changed()
+
+
+def test_nor_does_the_transfer_after_vllm_has_slept(tmp_path):
+    pytest.importorskip("peft")
+    with vllm("colocate", tmp_path):
+        settings = {"change_policy": low_precision_adapter, "vllm_enable_sleep_mode": True}
+        trainer = make("terminal", tmp_path, "colocate", **settings)
+        policy = trainer.policy_model
+        before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+        for _ in range(2):  # several batches each
+            trainer.evaluate()
+    assert [name for name, parameter in policy.named_parameters() if not torch.equal(parameter, before[name])] == []
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 import tiny
-from trl_tokenreward import TokenRewardModel, TokenScorer, export_scores
+from trl_tokenreward import ImplicitReward, TokenRewardModel, TokenScorer, export_scores
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.annotation_tools.predictions import Predicted, low_spans
 from trl_tokenreward.data.importers import import_dataset
@@ -33,6 +33,12 @@ def scorer():
     model = TokenRewardModel.from_backbone(tiny.causal_lm())
     torch.nn.init.normal_(model.token_score.weight)
     return TokenScorer(model, tiny.tokenizer(), name="a <model>")
+
+
+def test_implicit_rewards_are_refused(tmp_path):
+    implicit = ImplicitReward(tiny.causal_lm(seed=1), tiny.causal_lm(seed=2))
+    with pytest.raises(TypeError, match="of a TokenRewardModel, but x has implicit rewards"):
+        export_scores("argilla", [{"text": "a"}], TokenScorer(implicit, tiny.tokenizer(), "x"), tmp_path / "new")
 
 
 @pytest.mark.parametrize(

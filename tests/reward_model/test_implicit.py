@@ -5,7 +5,14 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import ppo_runs
 import tiny
@@ -174,3 +181,36 @@ def test_texts_are_shown_token_by_token():
     assert "sequence score" not in text.numbers
     with pytest.raises(ValueError, match="no trained sequence head"):
         TokenScorer(reward, tokenizer, signal="sequence_score")
+
+
+def test_the_reference_of_dpo_on_an_adapter_is_its_copy():
+    """TRL's DPOTrainer keeps the adapter that it goes on from as `"ref"`."""
+    pytest.importorskip("peft")
+    model = adapted()
+    model.add_adapter("ref", model.peft_config["default"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".default." in name:
+                model.get_parameter(name.replace(".default.", ".ref.")).copy_(parameter)
+    scores = ImplicitReward(model, beta=BETA).token_scores(INPUT_IDS, ATTENTION_MASK)
+    assert not scores.any() and model.active_adapters == ["default"]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.mul_(2)
+    reward = ImplicitReward(model, beta=BETA)
+    trained, base = copy.deepcopy(model), copy.deepcopy(model)
+    base.set_adapter("ref")
+    expected = ImplicitReward(trained, base, beta=BETA).token_scores(INPUT_IDS, ATTENTION_MASK)
+    torch.testing.assert_close(reward.token_scores(INPUT_IDS, ATTENTION_MASK), expected)
+    assert expected.any()
+    model.set_adapter("ref")
+    with pytest.raises(ValueError, match="the reference of DPO, and \\['ref'\\] active: activate"):
+        ImplicitReward(model, beta=BETA)
+
+
+@pytest.mark.parametrize("config", [BloomConfig(vocab_size=16, hidden_size=8, n_layer=1, n_head=1)])
+def test_models_that_do_not_say_how_far_they_read(config):
+    model, ref_model = (BloomForCausalLM(config).eval() for _ in range(2))
+    scored = score_dataset([{"text": "a b"}], TokenScorer(ImplicitReward(model, ref_model), tiny.word_tokenizer()))
+    assert len(scored.rows) == 1

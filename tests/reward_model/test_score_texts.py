@@ -279,3 +279,11 @@ class TestExport:
         assert os.listdir(tmp_path) == []
         model.merge_and_unload().export_token_classification(tmp_path)
         assert "model.safetensors" in os.listdir(tmp_path)
+
+
+def test_texts_that_the_model_cannot_read_are_named():
+    model = TokenRewardModel.from_backbone(tiny.unigram_classifier({}), copy=False)
+    with pytest.raises(ValueError, match="Row 1: the tokenizer gives the id 16, but `model` knows 16 tokens"):
+        model.score_texts(["a", "a !"], tiny.word_tokenizer(words="abcdefghijkl.!"))
+    with pytest.raises(ValueError, match="Row 0 has .* tokens, but `model` has 128 positions: shorten it"):
+        model.score_texts(["a " * 200], tiny.word_tokenizer(), max_length=1000)

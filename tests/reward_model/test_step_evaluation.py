@@ -204,3 +204,20 @@ def test_bad_arguments(model, tokenizer):
         evaluate_steps(model, tokenizer, rows, aggregation="max")
     with pytest.raises(ValueError, match="evaluation data set: it has no rows"):
         evaluate_steps(model, tokenizer, rows.select([]))
+
+
+def test_solutions_without_a_prompt_are_problems_of_their_own(model, tokenizer):
+    rows = [{name: value for name, value in row.items() if name != "prompt"} for row in ROWS]
+    assert score_steps(model, tokenizer, Dataset.from_list(rows)).problem.tolist() == [0, 1, 2, 3, 4, 5]
+    assert score_steps(
+        model, tokenizer, Dataset.from_list([*ROWS[:2], {**ROWS[2], "prompt": ""}])
+    ).problem.tolist() == [0, 0, 1]
+
+
+def test_rows_that_the_model_cannot_read_are_named(model):
+    words = tiny.word_tokenizer(words="abcdefghijkl.!")
+    with pytest.raises(ValueError, match="Row 1: the tokenizer gives the id 16, but `model` knows 16 tokens"):
+        evaluate_steps(model, words, Dataset.from_list([ROWS[0], solution("e ", ("a !", True))]))
+    long = solution("e ", ("a " * 300 + ".", True))
+    with pytest.raises(ValueError, match="Row 0 has .* tokens, but `model` has 128 positions"):
+        evaluate_steps(model, tiny.word_tokenizer(), Dataset.from_list([long]), max_length=1000)

@@ -44,3 +44,14 @@ def test_folders_without_data_are_named(streaming, tmp_path):
     (tmp_path / "saved" / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="saved cannot be read"):
         load_split(tmp_path / "saved", "train", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["pairs/train.csv", "pairs"])
+def test_texts_of_csv_are_texts(name, streaming, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "train.csv").write_text('prompt,chosen,rejected,margin\nNone,NA,42,0.5\n"",05,nan,\n')
+    assert list(load_split(tmp_path / name, "train", streaming=streaming)) == [
+        {"prompt": "None", "chosen": "NA", "rejected": "42", "margin": 0.5},
+        {"prompt": None, "chosen": "05", "rejected": "nan", "margin": None},
+    ]

@@ -90,7 +90,8 @@ def steps_row(
 
             - `"every_token"`: all of them. A step's score is then the mean of its tokens';
             - `"last_token"`: the last one, after which the whole step is known. Lightman et al. (2023,
-              https://huggingface.co/papers/2305.20050) and TRL's `PRMTrainer` label steps like this.
+              https://huggingface.co/papers/2305.20050) and TRL's `PRMTrainer` label steps like this. Of a last
+              character that the tokenizer cuts into several tokens, such as an emoji, all of them.
 
     Returns:
         `dict[str, Any]`: `prompt`, `completion`, `completion_spans`, `completion_judged`.

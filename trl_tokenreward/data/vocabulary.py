@@ -74,3 +74,37 @@ def check_ids(
                 check(row, index)
         first += len(table)
     return dataset
+
+
+def check_sequences(
+    sequences: Sequence[Sequence[int]],
+    vocab_size: int | None,
+    max_positions: int | None,
+    name: str,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Check that a model has an embedding for every token id, and positions for every sequence.
+
+    Args:
+        sequences (`Sequence[Sequence[int]]`):
+            Token ids.
+        vocab_size, max_positions (`int` or `None`):
+            As in [`check_ids`].
+        name (`str`):
+            What errors call the model.
+        numbers (`Sequence[int]`, *optional*):
+            The rows that errors say the sequences are from. If `None`, they are counted from 0.
+
+    Raises:
+        `ValueError`: if it has not. The error names the row.
+    """
+    known, most = (math.inf if limit is None else limit for limit in (vocab_size, max_positions))
+    for place, ids in enumerate(sequences):
+        row = place if numbers is None else numbers[place]
+        if len(ids) > most:
+            raise ValueError(f"Row {row} has {len(ids)} tokens, but {name} has {most} positions: shorten it.")
+        if (highest := max(ids, default=0)) >= known:
+            raise ValueError(
+                f"Row {row}: the tokenizer gives the id {highest}, but {name} knows {known} tokens: this is not its "
+                "tokenizer."
+            )

@@ -20,8 +20,9 @@ from transformers.utils import logging
 
 from ..data.formats import answered_text
 from ..data.tokens import TextTokenizer
+from ..data.vocabulary import check_sequences
 from ..nn.finite import not_finite
-from ..nn.modules import evaluation_mode, max_positions
+from ..nn.modules import evaluation_mode, max_positions, vocab_size
 from ..nn.unpadding import padded_groups
 from ..reward_model.readout import check_scorer, has_sequence_score, prefix_scores, require_trained_sequence_head
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered, check_template, fill_template
@@ -96,10 +97,9 @@ class RewardModelJudge(ScoringJudge):
     def scores(self, prompts: list[Prompt], answers: list[str]) -> list[float]:
         """The score of each answer."""
         ids = [self._encode(*pair) for pair in zip(prompts, answers, strict=True)]
-        limit = max_positions(self.model)
-        for index, row in enumerate(ids):
-            if not row or (limit is not None and len(row) > limit):
-                raise ValueError(f"Prompt and answer {index} have {len(row)} tokens; the judge reads 1 to {limit}.")
+        if [] in ids:
+            raise ValueError(f"Prompt and answer {ids.index([])} have no token, so the judge cannot read them.")
+        check_sequences(ids, vocab_size(self.model), max_positions(self.model), "the judge")
         scores = torch.zeros(len(ids))
         with evaluation_mode(self.model):
             for rows, *batch in padded_groups(ids, self.batch_size, next(self.model.parameters()).device):

@@ -18,6 +18,7 @@ from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repea
 from ..ppo.models import check_not_trained, check_vocabularies
 from ..ppo.reward_hacking import RewardHackingCallback
 from ..ppo.rewards import check_ensemble
+from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from ..utils.text import distinct
 from ..utils.validation import check_devices
@@ -327,11 +328,20 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """[`~transformers.Trainer.train`]. `resume_from_checkpoint=True` selects the last checkpoint that is whole."""
+        return super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        begin_checkpoint(self, trial)
+        super()._save_checkpoint(model, trial)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # Before Trainer's state, the last file of a checkpoint, which tells that all others are there.
         if self.args.should_save and self._target_length is not None:
             Path(output_dir, _STATE_FILE).write_text(json.dumps(self._target_length))
+        self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -147,12 +147,17 @@ def read_completions(output_dir: str | Path) -> ScoredRows:
             The training's.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or if they are whole completions of a GRPO run without rewards of tokens.
     """
     files = _files(Path(output_dir, GRPO_FOLDER)) or _files(Path(output_dir, FOLDER))
     if not files:
         raise ValueError(
             f"{output_dir} has no folder {FOLDER!r} with what a training has logged: train with `log_completions=True`."
+        )
+    if "tokens" not in pq.read_schema(next(iter(files.values()))).names:
+        raise ValueError(
+            f"{output_dir} has TRL's table of completions in {FOLDER!r}, without their tokens: GRPO logs tokens where "
+            "a reward has them."
         )
     records = [record for path in files.values() for record in pq.read_table(path, schema=_SCHEMA).to_pylist()]
     return ScoredRows(f"Completions of {Path(output_dir).resolve().name}", _scored(records))

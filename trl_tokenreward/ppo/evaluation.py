@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 
@@ -99,9 +100,9 @@ def evaluation_batches(
 def _evaluate_rows(
     collector: RolloutCollector, rows: list[dict[str, Any]], start: int, temperature: float
 ) -> EvaluationBatch:
-    with collector.accelerator.split_between_processes(list(range(len(rows)))) as local:
-        counted = len(local)
-        local = local or [0]
+    share = _share_of(len(rows), collector.accelerator)
+    counted = len(share)
+    local = share or [0]  # all processes have to take part in a forward pass
     rows, numbers = [rows[i] for i in local], [start + i for i in local]
     prompts = collector.collate(rows)
     seed, length = (EVALUATION, collector.args.seed), collector.args.response_length
@@ -113,6 +114,14 @@ def _evaluate_rows(
         made = {"a log-probability of `model`": completions.per_token_logps, **made}
     raise_together(not_finite("Evaluation", made, completions.mask, numbers), collector.accelerator)
     return EvaluationBatch(counted, numbers, prompts, completions, readings)
+
+
+def _share_of(number: int, accelerator: Accelerator) -> range:
+    """Which of `number` rows this process has. Not by accelerate's `split_between_processes`: before 1.14 it gave the
+    last row to every process that had none."""
+    size, left = divmod(number, accelerator.num_processes)
+    first = accelerator.process_index * size + min(accelerator.process_index, left)
+    return range(first, first + size + (accelerator.process_index < left))
 
 
 def evaluate(collector: RolloutCollector, dataset: EvalDataset, temperature: float) -> tuple[dict[str, float], int]:

@@ -5,6 +5,8 @@ from typing import Any
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
+from ..utils.validation import check_least
+
 
 logger = get_logger(__name__)
 
@@ -37,9 +39,20 @@ def hacking_signs(
             How many nats of KL a completion token may cost: at one nat, the reference finds the policy's tokens e times
             less probable than the policy does, on average.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     Returns:
         `dict[str, str]`: For each of `"length"`, `"repetition"` and `"kl"` that has run away, what was seen.
     """
+    limits = {
+        "max_length_factor": max_length_factor,
+        "max_repetition": max_repetition,
+        "max_kl_per_token": max_kl_per_token,
+    }
+    check_least(window=(window, 1), **{name: (limit, 0) for name, limit in limits.items()})
+    if not max_length_factor > 1:
+        raise ValueError(f"`max_length_factor` must be above 1, got {max_length_factor}.")
     # GRPO logs `None` where no reward function had an opinion.
     history = [{name: value for name, value in entry.items() if value is not None} for entry in history]
     name = next((name for name in _REWARDS if any(name in entry for entry in history)), None)

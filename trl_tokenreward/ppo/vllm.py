@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -68,6 +68,7 @@ class VLLMEngine:
         self.policy = policy
         self.response_length = args.response_length
         self.max_model_length = args.vllm_max_model_length
+        self.sleeps = args.vllm_enable_sleep_mode
         self.stop_token_id = stop_token_id
         self.pad_token_id = processing_class.pad_token_id
         self.generation = load_vllm_generation()(
@@ -135,9 +136,11 @@ class VLLMEngine:
         # have to bring equally many.
         most = max(gather_object([len(rows)]))
         self.generation.temperature = temperature
-        _, ids, logps, _ = self.generation.generate(
-            prompts=rows + rows[:1] * (most - len(rows)), images=None, num_generations=1
-        )
+        # With sleep mode, TRL sends the weights once more where vLLM has slept.
+        with _without_drift(self.policy) if self.sleeps else nullcontext():
+            _, ids, logps, _ = self.generation.generate(
+                prompts=rows + rows[:1] * (most - len(rows)), images=None, num_generations=1
+            )
         return self._completions(ids[: len(rows)], logps[: len(rows)], prompts.ids.device)
 
     def _completions(

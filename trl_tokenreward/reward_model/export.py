@@ -21,6 +21,7 @@ from ..data.annotation_tools.predictions import (
 from ..data.formats import plain_rows
 from ..utils.files import new_path, write_text
 from ..utils.validation import check_least
+from .implicit import ImplicitReward
 from .scoring import TokenScorer, as_pair
 from .text_scores import TextScores
 
@@ -85,6 +86,7 @@ def export_scores(
         [`Exported`]
 
     Raises:
+        TypeError: If the scorer is no token reward model.
         ValueError: If `output` exists, an argument is out of range, a row is malformed or has more tokens than the
             model reads (the error names it), or no text is left.
     """
@@ -97,6 +99,8 @@ def export_scores(
         raise ValueError(f"`threshold` must be a number, but is {threshold}.")
     if not label.strip():
         raise ValueError("`label` must have a name.")
+    if isinstance(scorer.model, ImplicitReward):
+        raise TypeError(f"Spans are made of the scores of a TokenRewardModel, but {scorer.name} has implicit rewards.")
     if scorer.signal != "token_scores":
         raise ValueError(f"Spans are made of token scores, but the signal of {scorer.name} is {scorer.signal!r}.")
     check_least(batch_size=(batch_size, 1), **({} if limit is None else {"limit": (limit, 1)}))

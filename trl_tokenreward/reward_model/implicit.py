@@ -15,6 +15,10 @@ from ..nn.unpadding import right_packed
 from .modeling import TokenRewardOutput
 
 
+# What TRL calls the copy of an adapter that DPO goes on from.
+_REFERENCE = "ref"
+
+
 class ImplicitReward(nn.Module):
     r"""
     The reward of each token that a language model implies by what it has learned beyond its reference,
@@ -35,15 +39,15 @@ class ImplicitReward(nn.Module):
         model ([`~transformers.PreTrainedModel`] or `PeftModel`):
             A causal language model.
         ref_model ([`~transformers.PreTrainedModel`] or `PeftModel`, *optional*):
-            Its reference, with the same tokenizer. If `None`, `model` without its adapter: one base model in memory
-            serves as both.
+            Its reference, with the same tokenizer. If `None`, `model` without its adapter or, where DPO went on with an
+            adapter, with the copy of it that TRL names `"ref"`: one base model in memory serves as both.
         beta (`float`, *optional*, defaults to `0.1`):
             The factor, that of DPO.
 
     Raises:
         TypeError: If one of the models is no causal language model.
-        ValueError: If the reference is missing or is the model itself, the vocabularies differ, or `beta` is not
-            positive and finite.
+        ValueError: If the reference is missing or is the model itself, the vocabularies differ, several adapters are
+            active beside an adapter `"ref"`, or `beta` is not positive and finite.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class ImplicitReward(nn.Module):
             _check_language_model(ref_model, "ref_model")
             _check_reference(model, ref_model)
         self.model, self.ref_model, self.beta = model, ref_model, float(beta)
+        self._adapters = _trained_and_reference(model) if ref_model is None else None
         self.requires_grad_(False).eval()
 
     @property
@@ -111,7 +116,9 @@ class ImplicitReward(nn.Module):
         return packed.new_zeros(input_ids.shape).scatter(1, columns, packed)
 
     def _reference(self) -> AbstractContextManager[nn.Module]:
-        return nullcontext(self.ref_model) if self.ref_model is not None else reference_adapter(self.model)
+        if self._adapters is None:
+            return nullcontext(self.ref_model)
+        return reference_adapter(self.model, *self._adapters)
 
 
 def _check_language_model(model: nn.Module, argument: str) -> None:
@@ -124,6 +131,18 @@ def _check_language_model(model: nn.Module, argument: str) -> None:
         )
     check_adapter(model, argument)
     check_own_forward(model, argument)
+
+
+def _trained_and_reference(model: nn.Module) -> tuple[str, str] | tuple[()]:
+    """The names of the adapter that DPO has trained and of its reference; none where DPO began without an adapter."""
+    if _REFERENCE not in model.peft_config:
+        return ()
+    if len(model.active_adapters) != 1 or model.active_adapters == [_REFERENCE]:
+        raise ValueError(
+            f"`model` has an adapter {_REFERENCE!r}, the reference of DPO, and {model.active_adapters} active: "
+            "activate the one that was trained with `model.set_adapter`, or pass a `ref_model`."
+        )
+    return model.active_adapters[0], _REFERENCE
 
 
 def _check_reference(model: nn.Module, ref_model: nn.Module) -> None:

@@ -23,7 +23,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, is_peft_available, logging
 
 from ..data.tokens import TextTokenizer
-from ..nn.modules import backbone_of, make_trainable
+from ..nn.modules import backbone_of, make_trainable, max_positions
 from ..utils.text import unicode_problem
 from ..utils.validation import check_least
 from .configuration import TokenRewardModelConfig
@@ -418,7 +418,7 @@ class TokenRewardModel(PreTrainedModel):
                 f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."
             )
         if max_length is None:
-            max_length = self.config.max_position_embeddings
+            max_length = max_positions(self)
 
         eos = tokenizer.eos_token or ""
         tokenize, encodings = TextTokenizer(tokenizer), []

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.formats import SIDES, check_row, plain_rows, row_format, row_sides, template_columns
 from ..data.preprocessing import RowPreparer, prepared_sides
-from ..nn.modules import without_peft
+from ..nn.modules import max_positions, without_peft
 from ..utils.loading import load_tokenizer, loading
 from ..utils.text import distinct, unicode_problem
 from ..utils.validation import check_least
@@ -137,12 +137,6 @@ class TokenScorer:
         Raises:
             ValueError: If an id is none of the model's, or a score is not a finite number.
         """
-        known = without_peft(self.model).get_input_embeddings().num_embeddings
-        if (highest := max((max(ids) for ids in sequences), default=0)) >= known:
-            raise ValueError(
-                f"The tokenizer gives the id {highest}, but {self.name} knows {known} tokens: this is not its "
-                "tokenizer."
-            )
         results = []
         scores = scores_of_ids(self.model, sequences, batch_size, self.name, numbers)
         for start, of_ids in zip(starts, scores, strict=True):
@@ -267,8 +261,7 @@ class _Reader:
 
     def __init__(self, scorer: TokenScorer, max_length: int | None):
         self.tokenizer = scorer.tokenizer
-        most = without_peft(scorer.model).config.max_position_embeddings
-        self.max_length = min((n for n in (max_length, most) if n is not None), default=math.inf)
+        self.max_length = min(n or math.inf for n in (max_length, max_positions(scorer.model)))
         self.prepare: RowPreparer | None = None
 
     def __call__(self, row: Mapping[str, Any], index: int) -> _Row | None:

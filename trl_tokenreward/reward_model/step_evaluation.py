@@ -28,7 +28,7 @@ from ..data.formats import (
 from ..data.preprocessing import completion_tokens
 from ..data.steps import read_steps
 from ..data.tokens import TextTokenizer
-from ..nn.modules import without_peft
+from ..nn.modules import max_positions, without_peft
 from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
@@ -61,8 +61,8 @@ class ScoredSolution(NamedTuple):
     Args:
         row (`int`):
             The row that it is from.
-        prompt (`str`):
-            The question, as the model reads it.
+        prompt (`str` or `None`):
+            The question, as the model reads it; `None` if the row has none.
         places (`range`):
             Where the T tokens of the completion's own text are among all tokens.
         token_scores (`list[float]`), token_spans (`list[tuple[int, int]]`):
@@ -72,7 +72,7 @@ class ScoredSolution(NamedTuple):
     """
 
     row: int
-    prompt: str
+    prompt: str | None
     places: range
     token_scores: list[float]
     token_spans: list[tuple[int, int]]
@@ -87,7 +87,7 @@ class ScoredSteps(NamedTuple):
         solution, score, right (`np.ndarray`):
             Of each step, the index of its solution, its score, and whether it is right. Shape (N,).
         problem (`np.ndarray`):
-            Of each solution, the index of its prompt. Shape (R,).
+            Of each solution, the index of its prompt; one without a prompt is a problem of its own. Shape (R,).
         intervals (`np.ndarray`):
             Of each solution, [`~reward_model.step_metrics.threshold_interval`]. Shape (R, 2).
         dropped (`dict[str, int]`):
@@ -257,7 +257,7 @@ def score_solutions(
             f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."
         )
     check_least(batch_size=(batch_size, 1))
-    limit = base.config.max_position_embeddings if max_length is None else max_length
+    limit = max_positions(base) if max_length is None else max_length
     tokenize = TextTokenizer(tokenizer)
     counts, rows, sequences = Counter(rows=0, kept=0, too_long=0), [], []
     for index, row in enumerate(plain_rows(dataset)):
@@ -299,7 +299,8 @@ def _read(
     steps, right = read_steps(row, words)
     tokens = tokenize(text.text, rendered=is_rendered)
     _, places, own = completion_tokens(tokens, text)
-    return ScoredSolution(index, text.text[: text.prompt_end], places, [], own.offsets, steps, right), tokens.ids
+    prompt = text.text[: text.prompt_end] if row.get("prompt") else None
+    return ScoredSolution(index, prompt, places, [], own.offsets, steps, right), tokens.ids
 
 
 def scored_steps(
@@ -319,13 +320,14 @@ def scored_steps(
         labels = np.array(solution.right, dtype=bool)
         parts.append((np.full(len(labels), place), scores, labels))
         intervals.append(threshold_interval(scores, labels))
-    problems = {prompt: number for number, prompt in enumerate(dict.fromkeys(one.prompt for one in solutions))}
+    names = [one.row if one.prompt is None else one.prompt for one in solutions]
+    problems = {name: number for number, name in enumerate(dict.fromkeys(names))}
     places, values, right = map(np.concatenate, zip(*parts, strict=True))
     return ScoredSteps(
         solution=places,
         score=values,
         right=right,
-        problem=np.array([problems[one.prompt] for one in solutions]),
+        problem=np.array([problems[name] for name in names]),
         intervals=np.array(intervals),
         dropped=dict(dropped),
     )

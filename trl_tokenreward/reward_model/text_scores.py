@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..data.vocabulary import check_sequences
 from ..edits.alignment import blank_start
 from ..nn.finite import not_finite
-from ..nn.modules import evaluation_mode
+from ..nn.modules import evaluation_mode, max_positions, vocab_size
 from ..nn.unpadding import padded_groups
 from ..views.page import notebook_html
 from ..views.scored_rows import ScoredRows
@@ -107,8 +108,9 @@ def scores_of_ids(
             The rows that errors say the sequences are from. If `None`, they are counted from 0.
 
     Raises:
-        ValueError: If a score is not a finite number.
+        ValueError: If the model cannot read a sequence, or a score is not a finite number.
     """
+    check_sequences(sequences, vocab_size(model), max_positions(model), name, numbers)
     results: dict[int, IdsScores] = {}
     with evaluation_mode(model):
         for rows, ids, mask in padded_groups(sequences, batch_size, next(model.parameters()).device):

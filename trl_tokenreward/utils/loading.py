@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# In CSV, a text is a text: "42" is no number, and "NA" and "None" are not nothing.
+_CSV = {
+    "converters": dict.fromkeys(("prompt", "chosen", "rejected", "completion", "text"), str),
+    "keep_default_na": False,
+    "na_values": [""],
+}
 _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
 
 
@@ -123,7 +129,9 @@ def _load_split(name: str | Path, split: str, config: str | None, streaming: boo
         if not suffixes or suffixes[-1] not in _FORMATS:
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")
         with _reading(name):
-            return load_dataset(_FORMATS[suffixes[-1]], data_files=str(path), split="train", streaming=streaming)
+            format = _FORMATS[suffixes[-1]]
+            options = _CSV if format == "csv" else {}
+            return load_dataset(format, data_files=str(path), split="train", streaming=streaming, **options)
     check_source(name, "data set")
     with _reading(name):
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
@@ -142,6 +150,8 @@ def _load_split(name: str | Path, split: str, config: str | None, streaming: boo
 def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
     if config is not None and config not in get_dataset_config_names(name):
         return load_dataset(name, data_dir=config, streaming=streaming)
+    if config is None and any(Path(name).glob("*.csv")):
+        return load_dataset("csv", data_dir=name, streaming=streaming, **_CSV)
     return load_dataset(name, config, streaming=streaming)
 
 
