@@ -135,6 +135,14 @@ def test_paradetox(tmp_path):
     assert imported.counts == {"rows": 3, "kept": 3, **dict.fromkeys(reasons, 1)}
 
 
+def test_quotation_marks_in_files_of_tabs(tmp_path):
+    """Those of CSV where all are, else parts of the texts."""
+    quoted = 'toxic\tneutral1\n"he said ""you\tfool"""\tHe spoke.\n"two\nlines"\ta "b"\n'
+    [first, second] = import_dataset("paradetox", write(tmp_path / "q.tsv", quoted)).dataset
+    assert (first["rejected"], first["chosen"]) == ('he said "you\tfool"', "He spoke.")
+    assert (second["rejected"], second["chosen"]) == ("two\nlines", 'a "b"')
+
+
 def test_paradetox_of_the_hub(tmp_path):
     rows = [{"en_toxic_comment": "you fool", "en_neutral_comment": "you"}]
     imported = import_dataset("paradetox", write(tmp_path / "p.jsonl", rows))
@@ -259,9 +267,10 @@ def test_real_qa_feedback():
 def test_real_paradetox():
     imported = import_dataset("paradetox", shared_file("paradetox-8000.tsv"))
     counts = imported.counts
-    assert counts["rows"] == 7999 and counts["a sentence without a rewrite"] == 5
+    assert counts == {"rows": 7992, "kept": 12347, "the edit is the original": 121, "a rewrite given twice": 269}
     row = {"prompt": "", "chosen": "he was brave too!", "rejected": "he had steel balls too !"}
-    assert imported.dataset[0] == row and len(imported.dataset) == counts["kept"] == 12347
+    assert imported.dataset[0] == row and len(imported.dataset) == counts["kept"]
+    assert not [text for pair in imported.dataset for text in pair.values() if '""' in text]
 
 
 class TestToxicSpans:

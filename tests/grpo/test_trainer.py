@@ -544,6 +544,21 @@ class TestRefused:
         with pytest.raises((TypeError, ValueError), match=message):
             trainer_for(tmp_path, lambda completion_ids, **_: change(by_token(completion_ids))).train()
 
+    @pytest.mark.parametrize("value", [math.inf, -math.inf])
+    def test_an_infinite_reward_of_a_completion(self, tmp_path, value):
+        def reward(completions, **_):
+            return [0.0, value, *[1.0] * (len(completions) - 2)]
+
+        with pytest.raises(ValueError, match=f"The reward 'reward' of completion 1 is {value}, not a finite number"):
+            trainer_for(tmp_path, [reward_model(), reward]).train()
+
+    def test_weights_that_are_not_finite_are_not_saved(self, tmp_path):
+        trainer = trainer_for(tmp_path, reward_model(), max_steps=1, learning_rate=1e38)
+        with pytest.raises(ValueError, match="After optimizer step 1: the weight .* has NaN or infinite numbers"):
+            trainer.train()
+        with pytest.raises(ValueError, match="has NaN or infinite numbers"):
+            trainer.save_model(str(tmp_path / "saved"))
+
     def test_choices(self, tmp_path):
         with pytest.raises(ValueError, match="`advantage_estimator` must be one of"):
             FineGrainedGRPOConfig(**settings(tmp_path, advantage_estimator="gae"))

@@ -200,7 +200,7 @@ class TestPeft:
     def peft(self):
         return pytest.importorskip("peft")
 
-    @pytest.mark.parametrize("task_type", [None, "SEQ_CLS", "TOKEN_CLS"])
+    @pytest.mark.parametrize("task_type", [None, "SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"])
     @pytest.mark.parametrize("target_modules", [None, ["q_proj", "v_proj"], "all-linear"])
     def test_adapter_and_heads_are_trained(self, task_type, target_modules, peft, make_trainer, tmp_path, caplog):
         config = peft.LoraConfig(r=4, target_modules=target_modules, task_type=task_type)
@@ -247,9 +247,8 @@ class TestPeft:
     def test_a_peft_model_around_another_model(self, family, layer, head, peft, make_trainer, tmp_path):
         """Its adapter goes on training, and the two heads learn with it."""
         make = causal_lm if head == "causal" else sequence_classifier
-        config = peft.LoraConfig(target_modules=[layer], init_lora_weights=False)
-        if head == "classifier":
-            config.task_type = "SEQ_CLS"
+        task_type = "SEQ_CLS" if head == "classifier" else "CAUSAL_LM"
+        config = peft.LoraConfig(target_modules=[layer], init_lora_weights=False, task_type=task_type)
         model = peft.get_peft_model(make(family), config)
         for name, parameter in model.named_parameters():
             parameter.data += 0.1 * ("modules_to_save" in name)  # a head that was trained

@@ -304,8 +304,10 @@ def _named(rows: Iterable[Row], source: str | Path) -> Iterator[Row]:
 
 def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
     opened = gzip.open if path.suffix == ".gz" else open
+    dialect: dict[str, Any] = {"strict": True, "delimiter": "\t" if tabs else ","}
+    if tabs and not _is_quoted(path, opened, dialect):
+        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
         index = -1
         try:
             for index, row in enumerate(csv.DictReader(file, **dialect)):
@@ -314,6 +316,19 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
+
+
+def _is_quoted(path: Path, opened: Callable[..., Any], dialect: dict[str, Any]) -> bool:
+    """Whether quotation marks in a file of tabs are those of CSV. Many such files have none, but as parts of texts."""
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        try:
+            for _ in csv.reader(file, **dialect):
+                pass
+        except csv.Error:
+            return False
+        except UnicodeDecodeError:  # an error of the reading to come, which names the row
+            return True
+    return True
 
 
 # One function for each format: it returns pairs or rows of one side, or the reason to drop the row.

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import GRPOConfig, GRPOTrainer
 
 from .._trl import get_config_model_id, get_dataset_column_names
+from ..nn.finite import check_weights
 from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores, worst_of
@@ -209,6 +210,12 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
+        for name, rewards in zip(self.reward_func_names, self._rewards_per_func.unbind(1), strict=True):
+            if rewards.isinf().any():  # NaN stands for no opinion
+                row = int(rewards.isinf().nonzero()[0])
+                raise ValueError(
+                    f"The reward '{name}' of completion {row} is {float(rewards[row])}, not a finite number."
+                )
         return self._rewards_per_func
 
     def _token_advantages(self, width: int) -> Tensor:
@@ -330,7 +337,13 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """[`~transformers.Trainer.train`]. `resume_from_checkpoint=True` selects the last checkpoint that is whole."""
-        return super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+        output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+        check_weights(self)
+        return output
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        check_weights(self)
+        super().save_model(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         begin_checkpoint(self, trial)

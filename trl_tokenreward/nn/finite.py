@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import Trainer
 
 
 # Losses and variances take squares, and float32 ends at 3e38.
@@ -61,6 +62,13 @@ def weights_not_finite(model: nn.Module, where: str) -> str | None:
             if not values.isfinite().all():
                 return _with_advice(f"{where}: the weight {name} has NaN or infinite numbers")
     return None
+
+
+def check_weights(trainer: Trainer) -> None:
+    """Raise a `ValueError` on every process where trained weights are NaN or infinite: a gradient may be, although the
+    loss is not. Every process has to call it."""
+    where = f"After optimizer step {trainer.state.global_step}"
+    raise_together(weights_not_finite(trainer.model, where), trainer.accelerator)
 
 
 def raise_together(problem: str | None, accelerator: Accelerator) -> None:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
 from ..data.dropped import DroppedRows
 from ..data.vocabulary import check_ids
-from ..nn.finite import not_finite, raise_together, weights_not_finite
+from ..nn.finite import check_weights, not_finite
 from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
@@ -427,13 +427,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self._reset_state(self.args)
         checkpoint = checkpoint_to_resume(self, resume_from_checkpoint, needed=[ADAPTIVE_STATE_FILE])
         output = BaseTrainer.train(self, checkpoint, *args, **kwargs)
-        self._check_weights()
+        check_weights(self)
         return output
-
-    def _check_weights(self) -> None:
-        """Raise where weights are NaN or infinite: a gradient may be, although the loss is not."""
-        where = f"After optimizer step {self.state.global_step}"
-        raise_together(weights_not_finite(self.model, where), self.accelerator)
 
     def _reset_state(self, args: FineGrainedPPOConfig) -> None:
         """Discard the state of an earlier or interrupted run."""
@@ -444,7 +439,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
-        self._check_weights()
+        check_weights(self)
         if not is_fsdp2(self.accelerator):
             BaseTrainer.save_model(self, output_dir, _internal_call)
             return

@@ -107,6 +107,11 @@ def with_trained_heads(peft_config: "PeftConfig", model: TokenRewardModel) -> "P
     backbone's own type."""
     _require_modules_to_save(peft_config)
     peft_config = copy.deepcopy(peft_config)
+    if peft_config.task_type not in (None, "SEQ_CLS", "TOKEN_CLS"):
+        logger.warning(
+            f"PEFT's `task_type` is 'SEQ_CLS' here, not {peft_config.task_type!r}: the model generates nothing."
+        )
+        peft_config.task_type = "SEQ_CLS"
     given = list(peft_config.modules_to_save or [])
     missing = [head for head in HEADS if head not in given]
     if missing:

@@ -413,6 +413,8 @@ class TokenRewardModel(PreTrainedModel):
         if len(prompts) != len(texts):
             raise ValueError(f"There are {len(texts)} texts, but {len(prompts)} prompts.")
         check_least(batch_size=(batch_size, 1))
+        if not self.token_head_is_trained:
+            logger.warning("The token head is untrained, so every token scores 0.")
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."

@@ -28,7 +28,7 @@ from ..data.dropped import DroppedRows, count_pairs
 from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset
 from ..data.vocabulary import check_ids
 from ..nn.adapters import require_something_to_train
-from ..nn.finite import not_finite, raise_together, weights_not_finite
+from ..nn.finite import check_weights, not_finite
 from ..nn.masked import masked_mean
 from ..nn.modules import max_positions, vocab_size, without_peft
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
@@ -327,7 +327,7 @@ class TokenRewardTrainer(RewardTrainer):
         output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
         if self._has_pairs and self.args.sequence_loss_weight > 0:
             without_peft(self.model)._random_score = None  # also where the head is frozen, or adapted by layers
-        self._check_weights()  # a gradient may be NaN although the loss is not
+        check_weights(self)
         if "train" in self._streams:
             self._dropped["train"].require_rows("train")
             self._report_dropped("train")
@@ -510,10 +510,6 @@ class TokenRewardTrainer(RewardTrainer):
         }.items():
             means.add(name, of_pairs.mean().item(), len(of_pairs))
 
-    def _check_weights(self) -> None:
-        where = f"After optimizer step {self.state.global_step}"
-        raise_together(weights_not_finite(self.model, where), self.accelerator)
-
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         begin_checkpoint(self, trial)
         super()._save_checkpoint(model, trial)
@@ -523,7 +519,7 @@ class TokenRewardTrainer(RewardTrainer):
         self.accelerator.wait_for_everyone()  # The state, which makes the checkpoint count as whole, comes next.
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        self._check_weights()
+        check_weights(self)
         super().save_model(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
