@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from density import make_examiner, point_of, prepare
 from density_report import differences, interval, machine, paired, win_rate_at_kl, win_rates_at
 from density_settings import BATCH_SIZE, EVALUATE_EVERY, RESPONSE_LENGTH, UPDATES
-from provenance import commit
+from provenance import commit, stored_runs
 from trl_tokenreward.utils.files import write_text
 
 
@@ -238,7 +238,7 @@ def _setting(result: dict[str, Any]) -> tuple[str, float, float]:
 
 
 def write_report(corpus: str, output: Path) -> None:
-    results = [json.loads(path.read_text()) for path in sorted((output / "grpo").glob("*.json"))]
+    results = stored_runs(output / "grpo")
     tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
     # Settings that were not chosen may have been run by hand.
     groups: dict[tuple[str, float, float], list[dict[str, Any]]] = {}

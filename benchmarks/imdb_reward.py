@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jobs
 
-from provenance import commit
+from provenance import commit, stored_runs
 from trl_tokenreward.utils.files import write_text
 
 
@@ -138,7 +138,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def write_report(output: Path) -> None:
     order = {(kind, rate, epochs): place for place, (kind, rate, epochs) in enumerate(SETTINGS)}
-    results = [json.loads(path.read_text()) for path in output.glob("*.json")]
+    results = stored_runs(output)
     results.sort(key=lambda r: (order[r["kind"], r["rate"], r["epochs"]], r["seed"]))
     text = f"""# Both heads on a pretrained model
 

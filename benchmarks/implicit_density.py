@@ -34,7 +34,7 @@ from density_settings import (
     allowed,
     final,
 )
-from provenance import commit
+from provenance import commit, stored_runs
 
 
 RESULTS = Path(__file__).resolve().parent / "results" / "implicit_density.md"
@@ -148,7 +148,7 @@ def tuning_jobs(arm: str) -> list[Job]:
 
 
 def write_report(output: Path) -> None:
-    results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
+    results = stored_runs(output / "results")
     settings = {job._replace(seed=0).name for arm in SETTINGS for job in tuning_jobs(arm)}
     results = [r for r in results if Job(**r["job"])._replace(seed=0).name in settings]
     known = json.loads((output / "prepared.json").read_text())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from density_report import interval, machine, win_rate_at_kl
+from provenance import stored_runs
 from real_density import ARMS, BATCH_SIZE, KL_COEF, LEARNING_RATE, MAX_KL, STAGES, Corpus
 
 
@@ -26,23 +27,24 @@ def of_seeds(values: list[float], digits: int) -> str:
     return interval(values, digits) if values else "–"
 
 
-def outcomes_at_kl(curve: list[dict[str, Any]], level: float) -> np.ndarray | None:
-    """The outcome of each prompt where the KL first reaches a level, interpolated; `None` if it never does."""
+def outcomes_at(curve: list[dict[str, Any]], axis: str, level: float) -> np.ndarray | None:
+    """The outcome of each prompt where the KL, or the number of updates, first reaches a level, interpolated; `None` if
+    it never does."""
     for before, after in pairwise(curve):
-        if before["kl"] < level <= after["kl"]:
-            share = (level - before["kl"]) / (after["kl"] - before["kl"])
+        if before[axis] < level <= after[axis]:
+            share = (level - before[axis]) / (after[axis] - before[axis])
             first, last = np.array(before["outcomes"]), np.array(after["outcomes"])
             return first + share * (last - first)
     return None
 
 
-def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], level: float) -> str:
+def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], axis: str, level: float) -> str:
     """The mean difference to the baseline's runs with the same seeds, with a 95 % bootstrap interval over prompts and
     seeds."""
-    of_seed = {run["job"]["seed"]: outcomes_at_kl(run["curve"], level) for run in baseline}
+    of_seed = {run["job"]["seed"]: outcomes_at(run["curve"], axis, level) for run in baseline}
     rows = []
     for run in runs:
-        ours, theirs = outcomes_at_kl(run["curve"], level), of_seed.get(run["job"]["seed"])
+        ours, theirs = outcomes_at(run["curve"], axis, level), of_seed.get(run["job"]["seed"])
         if ours is not None and theirs is not None:
             rows.append(ours - theirs)
     if not rows:
@@ -59,7 +61,7 @@ def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], level: floa
 
 def write_report(corpus: Corpus, output: Path) -> None:
     known = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
-    results = [json.loads(path.read_text()) for path in sorted((output / "results").glob("*.json"))]
+    results = stored_runs(output / "results")
     of_arm = {arm: [result for result in results if result["job"]["arm"] == arm] for arm in ARMS}
     of_arm = {arm: runs for arm, runs in of_arm.items() if runs}
     models = {name: {k: v for k, v in of.items() if k not in ("seconds", "commit")} for name, of in known.items()}
@@ -103,18 +105,28 @@ def write_report(corpus: Corpus, output: Path) -> None:
         cells += [f"{np.mean([run['processor_seconds'] for run in runs]) / 60:.0f}"]
         cells += [", ".join(sorted({run["commit"] for run in runs}))]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += [
-        "",
-        "Gains at equal KL over the arm with the same trainer and the same reward model's sequence score on the last "
-        "token (TRL's PPO: over ours), the same seeds and prompts; intervals by bootstrap over seeds and prompts.",
-        "",
-        f"| arm | {' | '.join(f'at {level} nats' for level in KL_LEVELS)} |\n|{' --- |' * (1 + len(KL_LEVELS))}",
-    ]
-    for arm, runs in of_arm.items():
-        baseline = next(name for prefix, name in BASELINES.items() if arm.startswith(prefix))
-        if arm != baseline and baseline in of_arm:
-            cells = [gain(runs, of_arm[baseline], level) for level in KL_LEVELS]
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    shared = "the same trainer and the same reward model's sequence score on the last token (TRL's PPO: over ours)"
+    updates = range(2 * corpus.evaluate_every, corpus.updates + 1, 2 * corpus.evaluate_every)
+    at_equal = {
+        f"Gains at equal KL over the arm with {shared}, the same seeds and prompts; intervals by bootstrap over both.": (
+            "kl",
+            "nats",
+            KL_LEVELS,
+        ),
+        f"The same at equal data, after as many updates, until the KL is {MAX_KL:g} nats.": (
+            "update",
+            "updates",
+            updates,
+        ),
+    }
+    for about, (axis, unit, levels) in at_equal.items():
+        heads = [f"at {level} {unit}" for level in levels]
+        lines += ["", about, "", f"| arm | {' | '.join(heads)} |\n|{' --- |' * (1 + len(heads))}"]
+        for arm, runs in of_arm.items():
+            baseline = next(name for prefix, name in BASELINES.items() if arm.startswith(prefix))
+            if arm != baseline and baseline in of_arm:
+                cells = [gain(runs, of_arm[baseline], axis, level) for level in levels]
+                lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "## Texts", ""]
     for arm, runs in of_arm.items():
         lines += [f"{arm}, seed {runs[0]['job']['seed']}:", ""]
