@@ -108,7 +108,7 @@ def write_report(corpus: Corpus, output: Path) -> None:
     shared = "the same trainer and the same reward model's sequence score on the last token (TRL's PPO: over ours)"
     updates = range(2 * corpus.evaluate_every, corpus.updates + 1, 2 * corpus.evaluate_every)
     at_equal = {
-        f"Gains at equal KL over the arm with {shared}, the same seeds and prompts; intervals by bootstrap over both.": (
+        f"Gains at equal KL over the arm with {shared}, same seeds and prompts; intervals by bootstrap over both.": (
             "kl",
             "nats",
             KL_LEVELS,
