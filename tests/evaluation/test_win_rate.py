@@ -106,6 +106,16 @@ def test_sampling_is_seeded_and_messages_are_taken():
     assert answers(p_eos=1e-9, stop_token_id=B) == ["b"] * 6
 
 
+def test_a_win_rate_on_messages_is_saved(tmp_path):
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"x": 1}}] * 2)
+    result = evaluate_win_rate(ender(1e-9), ["b", ""], tokenizer, rows, LONGER, response_length=2)
+    result.save(tmp_path)
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [[{"role": "user", "content": "a"}]] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -1,9 +1,10 @@
 """The formats of rows, and the texts that are tokenized: of pairs for the reward model, of prompts for PPO."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from os.path import commonprefix
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -253,11 +254,11 @@ class Messages(list):
     Args:
         messages (`list[dict[str, Any]]`):
             The messages.
-        row (`dict[str, Any]`):
-            The row.
+        row (`dict[str, Any]`, *optional*):
+            The row. A copy that is made as one of a list is, such as that of `dataclasses.asdict`, has none.
     """
 
-    def __init__(self, messages: list[Row], row: Row):
+    def __init__(self, messages: Iterable[Row] = (), row: Mapping[str, Any] = MappingProxyType({})):
         super().__init__(messages)
         self.template = template_columns(row)
 
