@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .options import (
     add_checks,
@@ -91,6 +91,7 @@ def _config(args: argparse.Namespace) -> "RoundConfig":
     from ..ppo.config import FineGrainedPPOConfig
     from ..reward_model.config import TokenRewardConfig
     from ..rounds.settings import RoundConfig
+    from ..utils.config_file import read_config
 
     checks, criteria = read_checks(args)
     options = {"criteria": criteria, "checks": checks, **read_template(args)}
@@ -101,22 +102,10 @@ def _config(args: argparse.Namespace) -> "RoundConfig":
     else:
         options["retries"] = editor_option(args, "retries")
     return RoundConfig(
-        _read(args.reward_config, TokenRewardConfig),
-        _read(args.ppo_config, FineGrainedPPOConfig),
+        TokenRewardConfig() if args.reward_config is None else read_config(args.reward_config, TokenRewardConfig),
+        FineGrainedPPOConfig() if args.ppo_config is None else read_config(args.ppo_config, FineGrainedPPOConfig),
         num_prompts=args.num_prompts,
         replay=args.replay,
         reference=args.reference,
         edit_options=options,
     )
-
-
-def _read(path: Path | None, config: type) -> Any:
-    """A configuration from a YAML file, or its defaults."""
-    from transformers import HfArgumentParser
-
-    if path is None:
-        return config()
-    try:
-        return HfArgumentParser(config).parse_yaml_file(str(path))[0]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no {config.__name__}: {error}") from error
