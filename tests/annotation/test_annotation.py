@@ -66,22 +66,25 @@ def test_messages_dialogues_and_rows_without_one_answer(tmp_path):
             {"prompt": [user], "chosen": said[:1], "rejected": said[1:]},
             {"prompt": [user], "chosen": said[:1], "rejected": [said[1], user, said[1]]},
             {"prompt": [], "chosen": said[:1], "rejected": [{"role": "assistant", "content": " "}]},
+            {"prompt": [user], "chosen": said[:1], "rejected": [{**said[1], "tool_calls": ["look_up"]}]},
         ]
     )
     with opened(chat, tmp_path / "chat") as store:
-        assert store.about()["unfit"] == {"several turns differ": 1, "the rejected answer is empty": 1}
+        unfit = {"several turns differ": 1, "the rejected answer is empty": 1}
+        unfit["the rejected answer is more than a text, such as a call of a tool"] = 1
+        assert store.about()["unfit"] == unfit
         shown = store.show("ada", "t")
         assert (shown["turns"], shown["preferred"], shown["text"]) == ([("user", "hi")], "good", "it is bad")
         store.save("ada", "t", 0, "it is good")
         assert store.show("ada", "t")["row"] is None
     annotations = read_annotations(tmp_path / "chat")
-    assert annotations.counts() == {"edited": 1, "several_turns": 1, "empty": 1}
+    assert annotations.counts() == {"edited": 1, "several_turns": 1, "more_than_text": 1, "empty": 1}
     with opened(chat, tmp_path / "chat"):
         pass
     assert read_annotations(tmp_path / "chat").counts() == annotations.counts()  # noted once
     [row] = annotations.save(tmp_path / "chat-edits").to_list()
-    assert row["prompt"] == [user] and row["rejected"] == said[1:]
-    assert row["chosen"] == [{"role": "assistant", "content": "it is good"}]
+    assert row["prompt"] == [user] and row["rejected"] == [{**said[1], "tool_calls": None}]
+    assert row["chosen"] == [{"role": "assistant", "content": "it is good", "tool_calls": None}]
 
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     rows = [{"chosen": f"{dialogue} fine", "rejected": f"{dialogue} it is bad"}]

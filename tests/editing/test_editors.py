@@ -251,6 +251,16 @@ def test_formats(server, tmp_path):
     kept = {"prompt": [user("hi")], "chosen": [model("it is good")], "rejected": [model("it is bad")], "row": 0}
     assert result.dataset.to_list() == [kept] and texts(server) == ["be nice|user: hi|it is bad|<edited></edited>"]
 
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "it"}}}
+    more = [
+        {"prompt": [user("hi")], "chosen": [model("ok")], "rejected": [{**model("it is bad"), **fields}]}
+        for fields in ({"tool_calls": None}, {"tool_calls": [call]}, {"reasoning_content": "Is it bad?"}, {"content": None})
+    ]
+    result = edit(server, Dataset.from_list(more), tmp_path / "more")
+    assert result.counts == {"edited": 1, "more_than_text": 2, "empty": 1}
+    assert result.dataset[0]["chosen"][0] == {**model("it is good"), "tool_calls": None, "reasoning_content": None}
+    server.bodies.clear()
+
     implicit = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows[:2]]
     assert edit(server, Dataset.from_list(implicit), tmp_path / "implicit").dataset.to_list() == [kept]
 

@@ -44,7 +44,11 @@ SKIP_REASONS = {
     "broken": "The text is broken or cut off",
     "other": "Another reason",
 }
-UNFIT = {"several_turns": "several turns differ", "empty": "the rejected answer is empty"}
+UNFIT = {
+    "several_turns": "several turns differ",
+    "more_than_text": "the rejected answer is more than a text, such as a call of a tool",
+    "empty": "the rejected answer is empty",
+}
 
 LOG = "annotations.jsonl"
 LOG_NAMES = ("row", "hash", "annotator", "reason", "detail", "edited", "edit_ratio", "time", "prompt", "answer", "more")

@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedTokenizerBase
 
+from ..utils.messages import without_none
 from ..utils.text import shorten, unicode_problem
 
 
@@ -199,18 +200,12 @@ def preference_prompt(row: Row) -> str | list[Row]:
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list):
         # A column of Arrow has every field in every message, `None` where the message has none.
-        pairs = zip(_without_none(chosen), _without_none(rejected), strict=False)
+        pairs = zip(without_none(chosen), without_none(rejected), strict=False)
         shared = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
         # If one side begins with the other, the last message is the completion.
         return chosen[: min(len(chosen), len(rejected)) - 1 if shared is None else shared]
     common = commonprefix([chosen, rejected])
     return common[: common.rfind(ASSISTANT) + len(ASSISTANT)] if ASSISTANT in common else ""
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(part) for key, part in value.items() if part is not None}
-    return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
 def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:

@@ -26,7 +26,8 @@ from .tasks import Task, as_pairs, read_tasks
 # Failures that do not depend on the row: the next run tries these rows again.
 FAILURES = ("request_failed", "not_scored")
 REASONS = (
-    *("several_turns", "empty", "unparsed", "not_unicode", "identical", "length", "edit_ratio", "hunks", "not_better"),
+    *("several_turns", "more_than_text", "empty", "unparsed", "not_unicode"),
+    *("identical", "length", "edit_ratio", "hunks", "not_better"),
     *FAILURES,
 )
 # After this many failures in a row, the cause is not the rows.
@@ -126,7 +127,8 @@ def edit_dataset(
 
     - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
     - `"not_unicode"`: it has half of a character in it;
-    - `"several_turns"` or `"empty"`: the row has no single answer to edit, so nothing was requested;
+    - `"several_turns"`, `"more_than_text"` (calls of tools, a reasoning, an image) or `"empty"`: the row has no single
+      text to edit, so nothing was requested;
     - `"request_failed"` or `"not_scored"`: the next run tries these rows again.
 
     The folder `output` gets:
