@@ -135,6 +135,9 @@ def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, 
     monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(OSError("one\n  two")))
     assert cli.main(["inspect", "x"]) == 2
     assert capsys.readouterr().err == "trl-tokenreward inspect: error: one two\n"
+    monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(KeyboardInterrupt()))
+    assert cli.main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "trl-tokenreward inspect: interrupted\n"
     monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(KeyError("bug")))
     with pytest.raises(KeyError):
         cli.main(["inspect", "x"])

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -232,6 +233,23 @@ def test_a_refused_edit_is_asked_for_again_with_the_reason_and_hotter(server, tm
     assert all(other.startswith(first) and "The length went from 12 to 2 characters" in other for other in others)
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])
     assert record["attempts"] == 3 and record["used"]["requests"] == 3
+
+
+def test_it_ends_at_once_where_it_is_interrupted(server, tmp_path):
+    def interrupt(text, number):
+        if number == 3:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return good_for_bad(text, number) if number == 1 else (503, "busy")
+
+    server.respond, start = interrupt, time.monotonic()
+    editor = make_editor(server, backoff=20.0, retries=5, concurrency=2)
+    dataset = pairs(*["it is bad"] * 9)
+    with pytest.raises(KeyboardInterrupt):
+        edit(server, dataset, tmp_path, editor)
+    assert time.monotonic() - start < 5 and len(server.bodies) == 3
+    server.respond = good_for_bad
+    assert edit(server, dataset, tmp_path, editor).counts == {"edited": 9}
+    assert len(server.bodies) == 3 + 8
 
 
 def test_formats(server, tmp_path):

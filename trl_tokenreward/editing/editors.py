@@ -1,5 +1,6 @@
 """Editors: language models, or functions, that minimally edit answers."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,8 @@ class Editor:
             Of a million prompt tokens and of a million completion tokens.
         settings (`dict`):
             Settings that determine the answers, as JSON-compatible values.
+        stopped (`threading.Event`):
+            Set once a run has failed or was interrupted, so that what it has asked for is no longer wanted.
     """
 
     batch_size: int = 1
@@ -62,6 +65,7 @@ class Editor:
 
     def __init__(self, settings: dict[str, Any]):
         self.settings, self.usage = settings, EndpointUsage()
+        self.stopped = threading.Event()
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
         """Returns the answer to each request, or an [`Unanswered`] with the reason. `attempt` is 0 at first; it is
@@ -154,6 +158,7 @@ class EndpointEditor(Editor):
         temperatures = {"temperature": temperature, "retry_temperature": retry_temperature}
         super().__init__({"endpoint": base_url, "model": model, **self.client.settings, **temperatures})
         self.concurrency, self.usage, self.prices = concurrency, self.client.usage, self.client.prices
+        self.stopped = self.client.stopped
         self._temperatures = temperature, retry_temperature
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:

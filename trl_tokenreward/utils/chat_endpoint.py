@@ -5,7 +5,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .validation import check_least
 Prompt = str | list[dict[str, Any]]
 
 _LONGEST_WAIT = 60.0
+_STOP_AFTER = 0.1  # seconds, at most, until a request ends that is no longer wanted
 _MOST_BYTES = 16 * 2**20  # of an answer: more than a hundred thousand tokens, with their log-probabilities
 _LEAST_SECRET = 8  # characters; a shorter key, such as "none", is a placeholder that answers may well have in them
 
@@ -51,6 +51,10 @@ class Unanswered(Exception):
     def __init__(self, problem: str, wait: float | None = 0.0):
         super().__init__(problem)
         self.wait = wait
+
+
+class Stopped(Exception):
+    """A request was given up, because the run that it belonged to has failed or was interrupted."""
 
 
 class EndpointError(ConnectionError, RuntimeError):
@@ -92,6 +96,10 @@ class EndpointClient:
         usage ([`EndpointUsage`], *optional*):
             What to count in.
 
+    Attributes:
+        stopped (`threading.Event`):
+            While it is set, requests end at once, those under way too.
+
     Raises:
         `ValueError`: for a bad argument.
     """
@@ -121,6 +129,7 @@ class EndpointClient:
         self._api_key = _checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
         self._ssl = httpx2.create_ssl_context()
         self._lock = threading.Lock()
+        self.stopped = threading.Event()
 
     @property
     def cost(self) -> float | None:
@@ -143,8 +152,11 @@ class EndpointClient:
         Raises:
             `Unanswered`: if there is no such answer after all repetitions, or the request is refused.
             `EndpointError`: if the endpoint refuses us.
+            `Stopped`: if `stopped` is set.
         """
         for attempt in range(self.retries + 1):
+            if self.stopped.is_set():
+                raise Stopped
             try:
                 answer = self._post(body)
                 check(answer)
@@ -152,7 +164,7 @@ class EndpointClient:
             except Unanswered as problem:
                 if problem.wait is None or attempt == self.retries:
                     raise
-                time.sleep(min(max(problem.wait, self.backoff * 2**attempt), _LONGEST_WAIT))
+                self.stopped.wait(min(max(problem.wait, self.backoff * 2**attempt), _LONGEST_WAIT))
         raise AssertionError("the last attempt returns or raises")
 
     def _post(self, body: dict[str, Any]) -> str:
@@ -182,6 +194,13 @@ class EndpointClient:
         return text
 
     async def _exchange(self, data: bytes) -> _Response:
+        request = asyncio.create_task(self._send(data))
+        while not (await asyncio.wait({request}, timeout=_STOP_AFTER))[0]:
+            if self.stopped.is_set():
+                raise Stopped
+        return request.result()
+
+    async def _send(self, data: bytes) -> _Response:
         """Sends a request. All of it has to happen within `timeout`: an endpoint that sends a byte now and then, or
         nothing but `100 Continue`, is never silent for long."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
