@@ -314,6 +314,7 @@ def test_a_folder_is_one_servers_and_one_data_sets(tmp_path):
         ({"overlap": 0.5}, "`overlap` has no effect where `per_row` is 1"),
         ({"overlap": 1.5, "per_row": 2}, "`overlap` must be above 0 and at most 1"),
         ({"free_after": 0}, "`free_after` must be at least 1"),
+        ({"free_after": float("nan")}, "`free_after` must be a finite number and at least 1"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"criteria": " "}, "`criteria` is empty"),
         ({"checks": EditChecks(score=lambda prompts, answers: [0.0])}, "`checks` has a `score`"),

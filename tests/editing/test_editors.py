@@ -3,6 +3,7 @@ process, and on `transformers serve`."""
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -423,12 +424,21 @@ def test_other_bad_arguments_are_named(server, tmp_path):
         ({"max_edit_ratio": 0}, "`max_edit_ratio` must be above 0"),
         ({"max_hunks": 0}, "`max_hunks` must be at least 1"),
         ({"max_length_change": -1}, "`max_length_change` must be at least 0"),
+        ({"max_length_change": math.inf}, "`max_length_change` must be a finite number and at least 0, got inf"),
+        ({"max_length_change": math.nan}, "`max_length_change` must be a finite number"),
     ):
         with pytest.raises(ValueError, match=message):
             EditChecks(**kwargs)
     with pytest.raises(ValueError, match="`settings` cannot have `temperature`"):
         make_editor(server, settings={"temperature": 1})
-    with pytest.raises(ValueError, match="`retry_temperature` must be above 0"):
+    for kwargs, message in (
+        ({"prices": (-1.0, 0.0)}, "`prices` must be at least 0"),
+        ({"prices": (0.0, math.nan)}, "`prices` must be a finite number"),
+        ({"temperature": math.nan}, "`temperature` must be a finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_editor(server, **kwargs)
+    with pytest.raises(ValueError, match="`retry_temperature` must be a finite number above 0"):
         LocalEditor(tiny.causal_lm(), tiny.tokenizer(), retry_temperature=0)
 
 

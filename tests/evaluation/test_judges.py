@@ -219,7 +219,8 @@ def test_cost_and_concurrency(server):
         ({"base_url": "file:///etc/passwd"}, "`base_url` must begin with http"),
         ({"settings": {"model": "x"}}, "`settings` cannot have `model`"),
         ({"concurrency": 0}, "`concurrency` must be at least 1"),
-        ({"timeout": 0}, "`timeout` must be above 0"),
+        ({"timeout": 0}, "`timeout` must be a finite number above 0"),
+        ({"timeout": math.nan}, "`timeout` must be a finite number above 0"),
         ({"max_failed": 5}, "`max_failed` is a share"),
     ],
 )

@@ -132,7 +132,8 @@ def test_a_win_rate_on_messages_is_saved(tmp_path):
         ({"judge": lambda *_: [1.0]}, ValueError, "`judge` must return 2 numbers from 0 to 1"),
         ({"judge": lambda *_: [2.0, 0.0]}, ValueError, "`judge` must return 2 numbers from 0 to 1"),
         ({"judge": lambda *_: [math.nan] * 2}, ValueError, "no verdict on any pair"),
-        ({"response_length": 0}, ValueError, "`response_length` and `batch_size` must be at least 1"),
+        ({"response_length": 0}, ValueError, "`response_length` must be at least 1"),
+        ({"temperature": math.nan}, ValueError, "`temperature` must be a finite number"),
         ({"level": 95}, ValueError, "level must lie between 0 and 1"),
     ],
 )

@@ -108,6 +108,11 @@ class TestFigures:
         with pytest.raises(ValueError, match=message):
             inspect_dataset(dataset)
 
+    @pytest.mark.parametrize("ratio", [50, 0, float("nan")])
+    def test_a_limit_that_is_no_share_is_refused(self, ratio):
+        with pytest.raises(ValueError, match="`max_edit_ratio` must be above 0 and at most 1"):
+            inspect_dataset(pair(), max_edit_ratio=ratio)
+
 
 class TestDiff:
     def test_pieces_are_cut_at_marks(self):

@@ -33,7 +33,7 @@ from ..utils.files import check_own_folder, lock_folder, write_text
 from ..utils.jsonl import parse_json
 from ..utils.loading import fingerprint
 from ..utils.text import unicode_problem, visible
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_share
 
 
 NOTHING_WRONG = "nothing_wrong"
@@ -128,8 +128,7 @@ class AnnotationStore:
         check_least(per_row=(per_row, 1), free_after=(free_after, 1))
         if overlap is not None and per_row == 1:
             raise ValueError("`overlap` has no effect where `per_row` is 1: set how many annotators those rows get.")
-        if overlap is not None and not 0 < overlap <= 1:
-            raise ValueError(f"`overlap` must be above 0 and at most 1, got {overlap}.")
+        check_share(overlap=overlap)
         for name, value in (("criteria", criteria), ("about", about)):
             if problem := unicode_problem(value):
                 raise ValueError(f"`{name}` {problem}")

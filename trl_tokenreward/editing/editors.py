@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..nn.modules import evaluation_mode, max_positions, without_peft
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered
 from ..utils.text import shorten
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_positive
 
 
 DEFAULT_TEMPLATE = """\
@@ -156,6 +156,7 @@ class EndpointEditor(Editor):
                 "`settings` cannot have `temperature`: give `temperature` and `retry_temperature` instead."
             )
         temperatures = {"temperature": temperature, "retry_temperature": retry_temperature}
+        check_least(**{name: (value, 0) for name, value in temperatures.items() if value is not None})
         super().__init__({"endpoint": base_url, "model": model, **self.client.settings, **temperatures})
         self.concurrency, self.usage, self.prices = concurrency, self.client.usage, self.client.prices
         self.stopped = self.client.stopped
@@ -202,8 +203,7 @@ class LocalEditor(Editor):
         retry_temperature: float = 0.7,
     ):
         check_least(batch_size=(batch_size, 1), max_new_tokens=(max_new_tokens, 1))
-        if retry_temperature <= 0:
-            raise ValueError(f"`retry_temperature` must be above 0, got {retry_temperature}.")
+        check_positive(retry_temperature=retry_temperature)
         pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         if pad_token_id is None:
             raise ValueError("`tokenizer` has neither a pad token nor an EOS token.")

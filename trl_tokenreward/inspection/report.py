@@ -20,6 +20,7 @@ from ..data.spans import read_spans
 from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit_ratio
 from ..edits.diff import Piece, diff_pieces
 from ..utils.text import visible
+from ..utils.validation import check_least, check_share
 
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "greatest": 1.0}
@@ -136,6 +137,8 @@ def inspect_dataset(
         ValueError: If there are no rows, a row is malformed (the error names it), or `max_length` comes without a
             tokenizer.
     """
+    check_share(max_edit_ratio=max_edit_ratio)
+    check_least(max_length=(1 if max_length is None else max_length, 1))
     if max_length is not None and tokenizer is None:
         raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
     dataset = plain_rows(dataset)

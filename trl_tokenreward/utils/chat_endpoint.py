@@ -15,7 +15,7 @@ import httpx2
 
 from .jsonl import parse_json
 from .text import quoted_start, unicode_problem
-from .validation import check_least
+from .validation import check_least, check_positive
 
 
 Prompt = str | list[dict[str, Any]]
@@ -121,8 +121,9 @@ class EndpointClient:
         if {"model", "messages", "stream"} & set(settings or {}):
             raise ValueError("`settings` cannot have `model`, `messages` or `stream`: these are set or read here.")
         check_least(retries=(retries, 0), backoff=(backoff, 0))
-        if timeout <= 0:
-            raise ValueError(f"`timeout` must be above 0 seconds, got {timeout}.")
+        check_positive(timeout=timeout)
+        for price in prices or ():
+            check_least(prices=(price, 0))
         self.url, self.model, self.settings = base_url.rstrip("/") + "/chat/completions", model, dict(settings or {})
         self.timeout, self.retries, self.backoff, self.prices = timeout, retries, backoff, prices
         self.usage = EndpointUsage() if usage is None else usage
