@@ -32,6 +32,7 @@ from ..edits.diff import diff_pieces
 from ..utils.files import check_own_folder, lock_folder, write_text
 from ..utils.jsonl import parse_json
 from ..utils.loading import fingerprint
+from ..utils.messages import message_text
 from ..utils.text import unicode_problem, visible
 from ..utils.validation import check_least, check_share
 
@@ -467,23 +468,22 @@ def annotator_name(text: str) -> str:
 def prompt_turns(prompt: str | list[dict[str, Any]]) -> list[tuple[str, str]]:
     """A prompt as turns, each with its role (`""` where there is none) and its text, to be shown."""
     if not isinstance(prompt, str):
-        return [(visible(str(message["role"])), _content(message)) for message in prompt]
+        return [(visible(str(message["role"])), _read(message)) for message in prompt]
     parts = re.split(f"({HUMAN}|{ASSISTANT})", prompt)
     roles = ["", *(mark.strip().rstrip(":") for mark in parts[1::2])]
     turns = zip(roles, parts[::2], strict=True)
     return [(role, visible(text.strip())) for role, text in turns if text.strip()]
 
 
-def _content(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return visible(content.strip() if isinstance(content, str) else json.dumps(content, ensure_ascii=False))
+def _read(message: dict[str, Any]) -> str:
+    return visible(message_text(message).strip())
 
 
 def _preferred(row: dict[str, Any], task: Task) -> str:
     if isinstance(task.prompt, str):
         return visible(row["chosen"].removeprefix("" if "prompt" in row else task.prompt).strip())
     messages = row["chosen"][0 if "prompt" in row else len(task.prompt) :]
-    return "\n\n".join(map(_content, messages))
+    return "\n\n".join(map(_read, messages))
 
 
 def _shown(answer: str) -> str:

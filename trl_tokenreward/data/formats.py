@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.messages import without_none
+from ..utils.messages import is_message, without_none
 from ..utils.text import shorten, unicode_problem
 
 
@@ -225,7 +225,7 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     """
     if "prompt" not in row and row_format(row) == "conversational":
         for side in row_sides(row):
-            _messages(row, side)
+            get_messages(row, side)
     prompt = preference_prompt(row)
     column = "prompt" if "prompt" in row else row_sides(row)[0]
     if not isinstance(prompt, (str, list)) or not prompt:
@@ -233,7 +233,7 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     if isinstance(prompt, str):
         return prompt, False
     if column == "prompt":
-        _messages(row, column)
+        get_messages(row, column)
     return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
 
 
@@ -311,9 +311,9 @@ def _with_eos(prompt: str, completion: str, eos_token: str) -> RenderedText:
 
 
 def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[str, RenderedText]:
-    sides = {side: _messages(row, side) for side in row_sides(row)}
+    sides = {side: get_messages(row, side) for side in row_sides(row)}
     if "prompt" in row:
-        sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
+        sides = {side: get_messages(row, "prompt") + messages for side, messages in sides.items()}
     prompt = preference_prompt(row)
     # Some templates open the answer in another way when there is one to come, so the prompt ends where its rendering
     # and the whole ones part.
@@ -357,12 +357,13 @@ def _tools(row: Row) -> list[Any] | None:
         raise ColumnError("tools", f"is no JSON: {error}") from error
 
 
-def _messages(row: Row, column: str) -> list[Row]:
+def get_messages(row: Row, column: str) -> list[Row]:
+    """The messages in a column of a row. A [`ColumnError`] says if there are none, or one has no role."""
     messages = get_column(row, column, list, "a list of messages")
     if not messages:
         raise ColumnError(column, "has no messages.")
     for message in messages:
-        if not isinstance(message, dict) or "role" not in message:
+        if not is_message(message):
             raise ColumnError(column, f"messages need `role` and `content`, but one is {shorten(message)}.")
     return messages
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from .jsonl import parse_json
+from .messages import messages_text
 from .text import quoted_start, unicode_problem
 from .validation import check_least, check_positive
 
@@ -282,7 +283,7 @@ def check_template(template: str, needed: Sequence[str]) -> None:
 def fill_template(template: str, prompt: Prompt, **fields: str) -> str:
     """The template with `{prompt}` and the other fields filled in; messages are written one after the other."""
     if not isinstance(prompt, str):
-        prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        prompt = messages_text(prompt)
     fields["prompt"] = prompt
     # In one pass, so that braces in a text stay what they are.
     return re.sub(rf"\{{({'|'.join(fields)})\}}", lambda match: fields[match[1]], template)
