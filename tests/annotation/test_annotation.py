@@ -319,6 +319,8 @@ def test_a_folder_is_one_servers_and_one_data_sets(tmp_path):
         ({"criteria": " "}, "`criteria` is empty"),
         ({"checks": EditChecks(score=lambda prompts, answers: [0.0])}, "`checks` has a `score`"),
         ({"host": "0.0.0.0"}, "0.0.0.0 can be reached from other machines, so a password is needed: set TRL_"),
+        ({"port": 99_999}, "`port` must be from 0 to 65535, got 99999"),
+        ({"port": -1}, "`port` must be from 0 to 65535, got -1"),
         ({"host": "192.168.0.7", "password": "short"}, "must have at least 8 characters"),
         ({"dataset": pairs("a").select([])}, "`dataset` must be a Dataset with rows"),
     ],

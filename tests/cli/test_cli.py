@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_tokenreward import __version__
+import tiny
+from trl_tokenreward import TokenRewardModel, __version__
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.utils.loading import load_tokenizer
 
@@ -165,6 +166,14 @@ def test_what_is_not_there_is_named_at_once(arguments, message, tmp_path, monkey
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_weights_that_were_cut_short_are_named(tmp_path, capsys):
+    TokenRewardModel.from_backbone(tiny.sequence_classifier()).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert cli.main(["score", str(tmp_path), "--text", "a"]) == 2
+    assert f"error: No model could be loaded from {tmp_path}: Error while" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

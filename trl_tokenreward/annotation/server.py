@@ -46,6 +46,8 @@ _HEADERS = {
 def serve(dataset: Dataset, output: str | Path, *, host: str, port: int, password: str | None, **kwargs: Any) -> None:
     """Runs the server until it is interrupted, see [`annotate_dataset`]."""
     check_password(host, password)
+    if not 0 <= port < 2**16:
+        raise ValueError(f"`port` must be from 0 to {2**16 - 1}, got {port}.")
     store = AnnotationStore(dataset, output, on_decision=_say, **kwargs)
     try:
         with listen(host, port) as listener:

@@ -18,6 +18,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from safetensors import SafetensorError
 
 from .files import new_path
 
@@ -68,7 +69,7 @@ def loading(name: str | os.PathLike, what: str, errors: tuple[type[Exception], .
     check_source(name, what)
     try:
         yield
-    except errors as error:
+    except (*errors, SafetensorError) as error:  # the latter of a file that was cut short
         raise ValueError(f"No {what} could be loaded from {name}: {error}") from error
 
 
