@@ -234,6 +234,26 @@ def test_the_reference_of_an_adapter_is_the_policy_without_it(tmp_path):
     assert log["eval_kl"] == pytest.approx(result.kl, abs=1e-5) and result.kl != 0
 
 
+def test_the_policy_answers_in_the_trainers_precision_and_the_judge_judges_in_its_own(tmp_path):
+    seen = {"policy": set(), "judge": set()}
+
+    def judge(prompts, a, b):
+        seen["judge"].add(torch.is_autocast_enabled("cpu"))
+        return LONGER(prompts, a, b)
+
+    model = tiny.causal_lm(vocab_size=16)
+    model.register_forward_hook(lambda *_: seen["policy"].add(torch.is_autocast_enabled("cpu")))
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, bf16=True, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    rows = [{"input_ids": [A, B, C], "labels": [A, B, C]}] * 8
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tiny.word_tokenizer())
+    trainer.add_callback(WinRateCallback(trainer, judge, ["a"], response_length=4))
+    trainer.train()
+    # In training, the model's own forward pass has the autocast, which the hook comes after.
+    assert seen == {"policy": {False, True}, "judge": {False}}
+
+
 def test_the_callback_on_a_trainer_of_transformers(tmp_path):
     model = tiny.causal_lm(vocab_size=16, attention_dropout=0.5)
     start = copy.deepcopy(model)
