@@ -68,6 +68,7 @@ def test_the_script_and_the_subpackage_are_installed():
     [
         (["inspect", "{tmp}/no.txt"], "a file must end in one of"),
         (["inspect", "{tmp}/no.jsonl", "--limit", "0"], "--limit must be at least 1, but is 0."),
+        (["inspect", "{tmp}/pairs.jsonl", "--limit", "3"], "--limit has no effect without --output"),
         (["inspect", "{tmp}/pairs.jsonl", "--max-length", "3"], "`max_length` counts tokens"),
         (["inspect", "{tmp}/broken.jsonl"], "broken.jsonl cannot be read: "),
         (["import", "columns", "{tmp}/pairs.jsonl", "{tmp}/out"], "needs the columns `chosen` and `rejected`"),
