@@ -1,5 +1,6 @@
 """What annotators decide: whose turn a row is, that nothing is lost, who may ask, and the data set that comes of it."""
 
+import json
 import time
 
 import pytest
@@ -244,6 +245,20 @@ def test_a_draft_is_on_the_disk_or_is_the_one_before(tmp_path, monkeypatch):
         assert len([*(tmp_path / "drafts").iterdir()]) == 1
     with opened(pairs(*ANSWERS), tmp_path) as store:
         assert store.show("ada", "t")["text"] == "the answer number 0 is good"
+
+
+def test_one_work_is_told_from_another_of_the_same_rows(tmp_path):
+    ids = []
+    for folder in ("one", "two", "one"):
+        with opened(pairs(*ANSWERS), tmp_path / folder) as store:
+            ids.append(store.about()["id"])
+    assert ids[0] == ids[2] != ids[1]
+    log = tmp_path / "one/annotations.jsonl"  # as an earlier version began it
+    head = json.loads(log.read_text())
+    del head["id"]
+    log.write_text(json.dumps(head) + "\n")
+    with opened(pairs(*ANSWERS), tmp_path / "one") as store:
+        assert store.about()["id"] == store.fingerprint
 
 
 def test_a_start_that_was_killed_early_is_no_other_thing(tmp_path):

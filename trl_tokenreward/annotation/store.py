@@ -11,6 +11,7 @@
 import hashlib
 import json
 import re
+import secrets
 import statistics
 import threading
 import time
@@ -160,7 +161,10 @@ class AnnotationStore:
     def _open_log(self, tasks: list[Task], about: dict[str, Any]) -> None:
         settings = {"data set": self.fingerprint, "checks": self.checks.settings(), "criteria": self.criteria}
         features = {column: kind for column, kind in self._dataset.features.items() if column in _COLUMNS}
-        self._log = EditLog(self.output / LOG, settings, LOG_NAMES, about=about, features=Features(features).to_dict())
+        more = {"id": secrets.token_hex(8), "about": about, "features": Features(features).to_dict()}
+        self._log = EditLog(self.output / LOG, settings, LOG_NAMES, **more)
+        # Tells this work from another in one browser. Earlier versions gave none.
+        self.id: str = self._log.head.get("id", self.fingerprint)
         # In the order in which a row was first decided.
         self._decisions: dict[tuple[int, str], dict[str, Any]] = {}
         self._deciders: dict[int, set[str]] = defaultdict(set)
@@ -201,7 +205,7 @@ class AnnotationStore:
         unfit = {UNFIT[reason]: count for reason, count in self.unfit.items()}
         names = sorted({name for _, name in self._decisions})
         return {
-            "fingerprint": self.fingerprint,
+            "id": self.id,
             "criteria": visible(self.criteria.strip()),
             "limits": limits,
             "skip_reasons": SKIP_REASONS,
