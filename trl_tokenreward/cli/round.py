@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
 
     config = _config(args)
     prompts = load_split(args.prompts, args.split, args.config)
-    pairs, eval_pairs = (name and load_split(name, "train") for name in (args.pairs, args.eval_pairs))
+    names = args.pairs, args.eval_pairs
+    pairs, eval_pairs = (None if name is None else load_split(name, "train") for name in names)
     editor: RoundEditor = PEOPLE if args.people else read_editor(args)
     try:
         rounds = run_rounds(
@@ -96,7 +97,7 @@ def _config(args: argparse.Namespace) -> "RoundConfig":
     checks, criteria = read_checks(args)
     options = {"criteria": criteria, "checks": checks, **read_template(args)}
     if args.people:
-        if args.model or options != {"criteria": DEFAULT_CRITERIA, "checks": EditChecks()}:
+        if args.model is not None or options != {"criteria": DEFAULT_CRITERIA, "checks": EditChecks()}:
             raise ValueError("--people: --model and the options of edits have no effect; give those to `annotate`.")
         options = {}
     else:

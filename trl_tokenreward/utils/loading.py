@@ -51,6 +51,8 @@ def check_source(name: str | os.PathLike, what: str) -> None:
             parts than those two, or lies in a folder that is there.
     """
     path = Path(name)
+    if not str(name):  # such as an empty variable of a shell; as a path it is the folder that one is in
+        raise ValueError(f"The name of the {what} is empty.")
     if path.exists():
         return
     is_file = path.suffix in {*_FORMATS, *_COMPRESSION, ".tsv", ".txt"}
