@@ -49,11 +49,21 @@ class Task(NamedTuple):
 
 def as_pairs(dataset: Dataset) -> Dataset:
     """A data set of `prompt` and `completion` as pairs: `rejected` is the completion, and `chosen` is empty, for
-    nothing is known to be better. Any other data set is returned as it is."""
+    nothing is known to be better. Any other data set is returned as it is.
+
+    Raises:
+        `ValueError`: if the completions are marked already.
+    """
     if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
         return dataset
     if {"chosen", "rejected"} & set(dataset.column_names):
         return dataset
+    if marks := sorted({"completion_spans", "completion_judged"} & set(dataset.column_names)):
+        raise ValueError(
+            f"`dataset` has {' and '.join(f'`{column}`' for column in marks)}: its completions are marked already, and "
+            "TokenRewardTrainer takes them as they are. To have them edited all the same, remove the marks: "
+            f"`dataset.remove_columns({marks})`."
+        )
     _check_format(dataset)
     dataset = dataset.with_format(None)
     features = Features({**dataset.features, "chosen": dataset.features["completion"]})
