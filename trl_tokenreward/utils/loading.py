@@ -20,7 +20,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 from safetensors import SafetensorError
 
-from .files import new_path
+from .files import check_writable, new_path
 
 
 if TYPE_CHECKING:
@@ -187,12 +187,14 @@ def check_output(path: str | Path) -> None:
     """Checks before the work that [`save_dataset`] can save to `path`.
 
     Raises:
-        ValueError: If something is there already, or the name has another ending than `.jsonl` or `.parquet`.
+        ValueError: If something is there already, the name has another ending than `.jsonl` or `.parquet`, or nothing
+            can be written there.
     """
     if Path(path).suffix not in ("", ".jsonl", ".parquet"):
         raise ValueError(f"{path}: a file must end in .jsonl or .parquet, and a folder has no ending.")
     if Path(path).exists():
         raise ValueError(f"{path} exists already: remove it, or give another name.")
+    check_writable(Path(path))
 
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:
