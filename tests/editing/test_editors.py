@@ -273,7 +273,12 @@ def test_formats(server, tmp_path):
     call = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "it"}}}
     more = [
         {"prompt": [user("hi")], "chosen": [model("ok")], "rejected": [{**model("it is bad"), **fields}]}
-        for fields in ({"tool_calls": None}, {"tool_calls": [call]}, {"reasoning_content": "Is it bad?"}, {"content": None})
+        for fields in (
+            {"tool_calls": None},
+            {"tool_calls": [call]},
+            {"reasoning_content": "Is it bad?"},
+            {"content": None},
+        )
     ]
     result = edit(server, Dataset.from_list(more), tmp_path / "more")
     assert result.counts == {"edited": 1, "more_than_text": 2, "empty": 1}

@@ -116,7 +116,9 @@ class TestFigures:
         shown = 'assistant: {"tool_calls": [{"name": "look_up", "arguments": {"what": "a"}}]}\n\ntool: b\n{"name": "look_up"}'
         lead = [Piece("keep", "a "), Piece("delete", "c"), Piece("insert", "b")]
         assert inspection.diff(0) == (shown, lead)
-        assert "".join(p.text for p in inspection.diff(1)[1] if p.kind != "delete") == json.dumps({"tool_calls": [call]})
+        assert "".join(p.text for p in inspection.diff(1)[1] if p.kind != "delete") == json.dumps(
+            {"tool_calls": [call]}
+        )
         rows = Dataset.from_list([{**row, "prompt": prompt[:1]} for row in rows])
         assert inspect_dataset(rows).diff(0)[0] == 'user: [{"type": "text", "text": "hi"}, {"type": "image"}]'
 
@@ -129,7 +131,10 @@ class TestFigures:
             (pair(rejected_spans=[[0, 9]]), r"Row 0 .*: the span \[0, 9\)"),
             (pair(chosen_ids=[1], rejected_ids=[2]), "Row 0 .*: has token ids"),
             (pair(prompt=["hi"], chosen=["a"], rejected=["b"]), "Row 0 .*: column `prompt`: messages need `role`"),
-            (pair(prompt=[{"content": "hi"}], chosen=[SAID], rejected=[SAID]), "Row 0 .*`prompt`: messages need `role`"),
+            (
+                pair(prompt=[{"content": "hi"}], chosen=[SAID], rejected=[SAID]),
+                "Row 0 .*`prompt`: messages need `role`",
+            ),
             (pair(prompt=[SAID], chosen=[{"content": "a"}], rejected=[SAID]), "Row 0 .*`chosen`: messages need `role`"),
             (pair(prompt=[SAID], chosen=[SAID], rejected=[SAID | {"content": None}]), "Row 0 .*: a completion needs"),
             (pair(prompt=[SAID], chosen=[SAID], rejected=[]), "Row 0 .*`rejected`: has no messages"),

@@ -496,7 +496,10 @@ def test_the_command_names_what_is_wrong(models, tmp_path, capsys, options, mess
         ("whiten_rewards: 'no'", "`whiten_rewards` must be of the type bool, but is 'no'."),
         ("total_episodes: 10.5", "`total_episodes` must be of the type int | None, but is 10.5."),
         ("kl_estimator: k2", "`kl_estimator` must be of the type Literal['k1', 'k3'], but is 'k2'."),
-        ("eval_strategy: no", "`eval_strategy` must be of the type transformers.trainer_utils.IntervalStrategy | str, but is False. Write"),
+        (
+            "eval_strategy: no",
+            "`eval_strategy` must be of the type transformers.trainer_utils.IntervalStrategy | str, but is False. Write",
+        ),
         ("learning_rate: [", "while parsing a flow node"),
         ("- learning_rate", "it must have fields and values, but is ['learning_rate']."),
         ("", "it must have fields and values, but is None."),

@@ -62,7 +62,11 @@ def check_source(name: str | os.PathLike, what: str) -> None:
 
 
 @contextmanager
-def loading(name: str | os.PathLike, what: str, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+def loading(
+    name: str | os.PathLike,
+    what: str,
+    errors: tuple[type[Exception], ...] = (OSError, SafetensorError),  # the latter of weights that were cut short
+) -> Iterator[None]:
     """Within it, `name` is loaded. What goes wrong may be about a connection, or a package, and name nothing.
 
     Raises:
@@ -71,7 +75,7 @@ def loading(name: str | os.PathLike, what: str, errors: tuple[type[Exception], .
     check_source(name, what)
     try:
         yield
-    except (*errors, SafetensorError) as error:  # the latter of a file that was cut short
+    except errors as error:
         raise ValueError(f"No {what} could be loaded from {name}: {error}") from error
 
 
