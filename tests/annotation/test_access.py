@@ -142,13 +142,22 @@ def test_a_header_does_not_lift_the_limit_on_guesses(tmp_path):
     assert statuses == [401] * 5 + [429] * 2
 
 
+def test_two_servers_of_one_host_have_cookies_of_their_own(tmp_path):
+    names = []
+    for folder in ("one", "two"):
+        with opened(pairs(*ANSWERS), tmp_path / folder) as store, serving(store, "correct horse") as url:
+            _, _, headers = ask(f"{url}/api/login", {"password": "correct horse"})
+            names.append(headers["Set-Cookie"].partition("=")[0])
+    assert names[0] != names[1]
+
+
 def test_a_password(tmp_path):
     with opened(pairs(*ANSWERS), tmp_path) as store, serving(store, "correct horse") as url:
         assert ask(f"{url}/page.js")[0] == 401
         assert "Password" in ask(url)[1]  # sent on to /login
         assert ask(f"{url}/page.css")[0] == ask(f"{url}/edit_colours.css")[0] == 200
         assert ask(f"{url}/api/about", {})[0] == 401
-        assert ask(f"{url}/api/about", {}, {"Cookie": "trl-tokenreward-session=guess"})[0] == 401
+        assert ask(f"{url}/api/about", {}, {"Cookie": f"trl-tokenreward-session-{store.id}=guess"})[0] == 401
         status, _, headers = ask(f"{url}/api/login", {"password": "correct horse"}, {"Host": "notes.example"})
         cookie = headers["Set-Cookie"]
         assert status == 200 and "HttpOnly" in cookie and "samesite=strict" in cookie.lower()

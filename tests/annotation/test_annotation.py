@@ -1,5 +1,6 @@
 """What annotators decide: whose turn a row is, that nothing is lost, who may ask, and the data set that comes of it."""
 
+import json
 import time
 
 import pytest
@@ -66,22 +67,25 @@ def test_messages_dialogues_and_rows_without_one_answer(tmp_path):
             {"prompt": [user], "chosen": said[:1], "rejected": said[1:]},
             {"prompt": [user], "chosen": said[:1], "rejected": [said[1], user, said[1]]},
             {"prompt": [], "chosen": said[:1], "rejected": [{"role": "assistant", "content": " "}]},
+            {"prompt": [user], "chosen": said[:1], "rejected": [{**said[1], "tool_calls": ["look_up"]}]},
         ]
     )
     with opened(chat, tmp_path / "chat") as store:
-        assert store.about()["unfit"] == {"several turns differ": 1, "the rejected answer is empty": 1}
+        unfit = {"several turns differ": 1, "the rejected answer is empty": 1}
+        unfit["the rejected answer is more than a text, such as a call of a tool"] = 1
+        assert store.about()["unfit"] == unfit
         shown = store.show("ada", "t")
         assert (shown["turns"], shown["preferred"], shown["text"]) == ([("user", "hi")], "good", "it is bad")
         store.save("ada", "t", 0, "it is good")
         assert store.show("ada", "t")["row"] is None
     annotations = read_annotations(tmp_path / "chat")
-    assert annotations.counts() == {"edited": 1, "several_turns": 1, "empty": 1}
+    assert annotations.counts() == {"edited": 1, "several_turns": 1, "more_than_text": 1, "empty": 1}
     with opened(chat, tmp_path / "chat"):
         pass
     assert read_annotations(tmp_path / "chat").counts() == annotations.counts()  # noted once
     [row] = annotations.save(tmp_path / "chat-edits").to_list()
-    assert row["prompt"] == [user] and row["rejected"] == said[1:]
-    assert row["chosen"] == [{"role": "assistant", "content": "it is good"}]
+    assert row["prompt"] == [user] and row["rejected"] == [{**said[1], "tool_calls": None}]
+    assert row["chosen"] == [{"role": "assistant", "content": "it is good", "tool_calls": None}]
 
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     rows = [{"chosen": f"{dialogue} fine", "rejected": f"{dialogue} it is bad"}]
@@ -243,6 +247,20 @@ def test_a_draft_is_on_the_disk_or_is_the_one_before(tmp_path, monkeypatch):
         assert store.show("ada", "t")["text"] == "the answer number 0 is good"
 
 
+def test_one_work_is_told_from_another_of_the_same_rows(tmp_path):
+    ids = []
+    for folder in ("one", "two", "one"):
+        with opened(pairs(*ANSWERS), tmp_path / folder) as store:
+            ids.append(store.about()["id"])
+    assert ids[0] == ids[2] != ids[1]
+    log = tmp_path / "one/annotations.jsonl"  # as an earlier version began it
+    head = json.loads(log.read_text())
+    del head["id"]
+    log.write_text(json.dumps(head) + "\n")
+    with opened(pairs(*ANSWERS), tmp_path / "one") as store:
+        assert store.about()["id"] == store.fingerprint
+
+
 def test_a_start_that_was_killed_early_is_no_other_thing(tmp_path):
     (tmp_path / ".lock").touch()  # all that there is before the log
     with opened(pairs(*ANSWERS), tmp_path) as store:
@@ -311,10 +329,13 @@ def test_a_folder_is_one_servers_and_one_data_sets(tmp_path):
         ({"overlap": 0.5}, "`overlap` has no effect where `per_row` is 1"),
         ({"overlap": 1.5, "per_row": 2}, "`overlap` must be above 0 and at most 1"),
         ({"free_after": 0}, "`free_after` must be at least 1"),
+        ({"free_after": float("nan")}, "`free_after` must be a finite number and at least 1"),
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"criteria": " "}, "`criteria` is empty"),
         ({"checks": EditChecks(score=lambda prompts, answers: [0.0])}, "`checks` has a `score`"),
         ({"host": "0.0.0.0"}, "0.0.0.0 can be reached from other machines, so a password is needed: set TRL_"),
+        ({"port": 99_999}, "`port` must be from 0 to 65535, got 99999"),
+        ({"port": -1}, "`port` must be from 0 to 65535, got -1"),
         ({"host": "192.168.0.7", "password": "short"}, "must have at least 8 characters"),
         ({"dataset": pairs("a").select([])}, "`dataset` must be a Dataset with rows"),
     ],

@@ -154,6 +154,22 @@ def test_a_reload_in_mid_typing_loses_nothing(site, open_page):
     expect(other.locator("#editor")).to_have_value("the answer number 0 is half")
 
 
+def test_what_was_not_sent_is_not_shown_in_another_work_on_the_same_rows(tmp_path, open_page, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    with opened(pairs(*ANSWERS), tmp_path / "one") as store, serving(store) as url:
+        page = open_page(url)
+        enter(page, "Ada")
+        monkeypatch.setattr(store, "check", fail)
+        replace(page, "the answer number 0 is half")
+        expect(gate(page)).to_contain_text("could not be written down")
+    port = int(url.rpartition(":")[2])  # an origin, to a browser, with a store of its own
+    with opened(pairs(*ANSWERS), tmp_path / "two") as store, serving(store, port=port) as url:
+        page.reload()
+        expect(page.locator("#editor")).to_have_value(ANSWERS[0])
+
+
 def test_two_tabs_do_not_overwrite_each_other(site, open_page):
     url, store = site
     one = open_page(url)

@@ -102,7 +102,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     source = ["annotate", str(tmp_path / "pairs.jsonl"), str(tmp_path / "out")]
     assert cli.main([*source, "--host", "0.0.0.0"]) == 2
     assert "set TRL_TOKENREWARD_PASSWORD" in capsys.readouterr().err
-    with serving(None) as url:
+    with opened(pairs("a"), tmp_path / "other") as store, serving(store) as url:
         assert cli.main([*source, "--port", url.rpartition(":")[2]]) == 2
     assert "cannot be listened on" in capsys.readouterr().err
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_tokenreward import __version__
+import tiny
+from trl_tokenreward import TokenRewardModel, __version__
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.utils.loading import load_tokenizer
 
@@ -67,6 +68,7 @@ def test_the_script_and_the_subpackage_are_installed():
     [
         (["inspect", "{tmp}/no.txt"], "a file must end in one of"),
         (["inspect", "{tmp}/no.jsonl", "--limit", "0"], "--limit must be at least 1, but is 0."),
+        (["inspect", "{tmp}/pairs.jsonl", "--limit", "3"], "--limit has no effect without --output"),
         (["inspect", "{tmp}/pairs.jsonl", "--max-length", "3"], "`max_length` counts tokens"),
         (["inspect", "{tmp}/broken.jsonl"], "broken.jsonl cannot be read: "),
         (["import", "columns", "{tmp}/pairs.jsonl", "{tmp}/out"], "needs the columns `chosen` and `rejected`"),
@@ -135,6 +137,9 @@ def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, 
     monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(OSError("one\n  two")))
     assert cli.main(["inspect", "x"]) == 2
     assert capsys.readouterr().err == "trl-tokenreward inspect: error: one two\n"
+    monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(KeyboardInterrupt()))
+    assert cli.main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "trl-tokenreward inspect: interrupted\n"
     monkeypatch.setattr("trl_tokenreward.cli.inspect.run", fail(KeyError("bug")))
     with pytest.raises(KeyError):
         cli.main(["inspect", "x"])
@@ -151,6 +156,10 @@ def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, 
         (["score", "here/nosuch", "--text", "a"], "There is no model at here/nosuch."),
         (["score", "here", "--file", "nofile.csv"], "There is no data set at nofile.csv."),
         (["score", "here", "--text", "a", "--output", "a.txt"], "a.txt: a page's name must end in .html."),
+        (["score", "here", "--text", "a", "--output", "here/rows.jsonl/a/b.html"], "here/rows.jsonl is no folder."),
+        (["inspect", "here/rows.jsonl", "--output", "here/rows.jsonl/b.html"], "here/rows.jsonl is no folder."),
+        (["score", "here", "--text", "a", "--output", "page.html"], "page.html is a folder: name a file."),
+        (["import", "columns", "here/rows.jsonl", "here/rows.jsonl/out"], "here/rows.jsonl is no folder."),
         (["edit", "here/rows.jsonl", "out", "--local", "./no/model"], "There is no model at ./no/model."),
         (["import", "columns", "here/rows.jsonl", "out"], "--chosen COLUMN --rejected COLUMN"),
     ],
@@ -158,10 +167,25 @@ def test_an_error_has_no_line_breaks_and_a_bug_keeps_its_traceback(monkeypatch, 
 def test_what_is_not_there_is_named_at_once(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
+    (tmp_path / "page.html").mkdir()
     (tmp_path / "here/rows.jsonl").write_text('{"good": "a b", "bad": "a c"}\n', encoding="utf-8")
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_page_in_a_folder_that_may_not_be_written_to_is_an_error_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    assert cli.main(["score", str(tmp_path / "none"), "--text", "a", "--output", str(tmp_path / "new/a.html")]) == 2
+    assert f"new/a.html cannot be written: {tmp_path} may not be written to." in capsys.readouterr().err
+
+
+def test_weights_that_were_cut_short_are_named(tmp_path, capsys):
+    TokenRewardModel.from_backbone(tiny.sequence_classifier()).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert cli.main(["score", str(tmp_path), "--text", "a"]) == 2
+    assert f"error: No model could be loaded from {tmp_path}: Error while" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

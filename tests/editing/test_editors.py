@@ -3,12 +3,14 @@ process, and on `transformers serve`."""
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -234,6 +236,23 @@ def test_a_refused_edit_is_asked_for_again_with_the_reason_and_hotter(server, tm
     assert record["attempts"] == 3 and record["used"]["requests"] == 3
 
 
+def test_it_ends_at_once_where_it_is_interrupted(server, tmp_path):
+    def interrupt(text, number):
+        if number == 3:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return good_for_bad(text, number) if number == 1 else (503, "busy")
+
+    server.respond, start = interrupt, time.monotonic()
+    editor = make_editor(server, backoff=20.0, retries=5, concurrency=2)
+    dataset = pairs(*["it is bad"] * 9)
+    with pytest.raises(KeyboardInterrupt):
+        edit(server, dataset, tmp_path, editor)
+    assert time.monotonic() - start < 5 and len(server.bodies) == 3
+    server.respond = good_for_bad
+    assert edit(server, dataset, tmp_path, editor).counts == {"edited": 9}
+    assert len(server.bodies) == 3 + 8
+
+
 def test_formats(server, tmp_path):
     def user(text):
         return {"role": "user", "content": text}
@@ -250,6 +269,21 @@ def test_formats(server, tmp_path):
     assert result.counts == {"edited": 1, "several_turns": 1, "empty": 1}
     kept = {"prompt": [user("hi")], "chosen": [model("it is good")], "rejected": [model("it is bad")], "row": 0}
     assert result.dataset.to_list() == [kept] and texts(server) == ["be nice|user: hi|it is bad|<edited></edited>"]
+
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "it"}}}
+    more = [
+        {"prompt": [user("hi")], "chosen": [model("ok")], "rejected": [{**model("it is bad"), **fields}]}
+        for fields in (
+            {"tool_calls": None},
+            {"tool_calls": [call]},
+            {"reasoning_content": "Is it bad?"},
+            {"content": None},
+        )
+    ]
+    result = edit(server, Dataset.from_list(more), tmp_path / "more")
+    assert result.counts == {"edited": 1, "more_than_text": 2, "empty": 1}
+    assert result.dataset[0]["chosen"][0] == {**model("it is good"), "tool_calls": None, "reasoning_content": None}
+    server.bodies.clear()
 
     implicit = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows[:2]]
     assert edit(server, Dataset.from_list(implicit), tmp_path / "implicit").dataset.to_list() == [kept]
@@ -395,12 +429,21 @@ def test_other_bad_arguments_are_named(server, tmp_path):
         ({"max_edit_ratio": 0}, "`max_edit_ratio` must be above 0"),
         ({"max_hunks": 0}, "`max_hunks` must be at least 1"),
         ({"max_length_change": -1}, "`max_length_change` must be at least 0"),
+        ({"max_length_change": math.inf}, "`max_length_change` must be a finite number and at least 0, got inf"),
+        ({"max_length_change": math.nan}, "`max_length_change` must be a finite number"),
     ):
         with pytest.raises(ValueError, match=message):
             EditChecks(**kwargs)
     with pytest.raises(ValueError, match="`settings` cannot have `temperature`"):
         make_editor(server, settings={"temperature": 1})
-    with pytest.raises(ValueError, match="`retry_temperature` must be above 0"):
+    for kwargs, message in (
+        ({"prices": (-1.0, 0.0)}, "`prices` must be at least 0"),
+        ({"prices": (0.0, math.nan)}, "`prices` must be a finite number"),
+        ({"temperature": math.nan}, "`temperature` must be a finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_editor(server, **kwargs)
+    with pytest.raises(ValueError, match="`retry_temperature` must be a finite number above 0"):
         LocalEditor(tiny.causal_lm(), tiny.tokenizer(), retry_temperature=0)
 
 

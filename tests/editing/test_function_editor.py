@@ -44,6 +44,14 @@ def test_what_a_function_returns_is_checked(tmp_path, returned):
         edit(tmp_path, lambda prompts, answers: returned)
 
 
+def test_completions_that_are_marked_already_are_refused():
+    rows = Dataset.from_list([{"prompt": "p", "completion": "a b", "completion_spans": [[0, 1]]}])
+    with pytest.raises(ValueError, match=r"has `completion_spans`: its completions are marked already.*remove_columns"):
+        as_pairs(rows)
+    [task] = read_tasks(as_pairs(rows.remove_columns(["completion_spans"])))
+    assert task.answer == "a b"
+
+
 def test_messages_and_other_data_sets():
     question, answer = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a b"}]
     rows = as_pairs(Dataset.from_list([{"prompt": question, "completion": answer}]))

@@ -1,6 +1,8 @@
 """Judges; the endpoint's on a local HTTP server that answers as it is told to."""
 
 import math
+import signal
+import threading
 import time
 
 import pytest
@@ -95,18 +97,52 @@ def test_a_silent_endpoint_and_a_closed_port_are_asked_again(server):
     assert nobody.usage.requests == 2
 
 
-def test_waits_grow_and_obey_the_endpoint(server, monkeypatch):
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
+class NotStopped(threading.Event):
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def wait(self, timeout=None):
+        self.waits.append(timeout)
+
+
+def test_waits_grow_and_obey_the_endpoint(server):
     server.respond = lambda text, number: (429, "", {"Retry-After": "7" if number == 3 else "soon"})
     judge = make_judge(server, backoff=2.0, retries=7, max_failed=1.0)
+    judge.client.stopped = NotStopped()
     assert math.isnan(judge(["p"], ["a"], ["b"])[0])
-    assert waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
-    waits.clear()
+    assert judge.client.stopped.waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     server.bodies.clear()
     judge = make_judge(server, backoff=0.5, retries=3, max_failed=1.0)
+    judge.client.stopped = NotStopped()
     judge(["p"], ["a"], ["b"])
-    assert waits == [0.5, 1.0, 7.0]
+    assert judge.client.stopped.waits == [0.5, 1.0, 7.0]
+
+
+@pytest.mark.parametrize("at_work", ["waiting to ask again", "waiting for the answer"])
+def test_it_ends_at_once_where_it_is_interrupted(server, at_work):
+    def interrupt(text, number):
+        if number == 2:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if at_work == "waiting for the answer":
+            time.sleep(20)
+        return 503, "busy"
+
+    server.respond, start = interrupt, time.monotonic()
+    judge = make_judge(server, backoff=20.0, concurrency=2)
+    with pytest.raises(KeyboardInterrupt):
+        judge(["p"] * 20, [f"a{i}" for i in range(20)], ["b"] * 20)
+    assert time.monotonic() - start < 5 and len(server.bodies) == 2
+    server.respond = longer_wins
+    assert judge(["p"], ["long"], ["b"]) == [1.0]  # the next call is another run
+
+
+def test_an_error_of_one_pair_ends_what_the_others_wait_for(server):
+    server.respond = lambda text, number: (401, "") if "bad" in text else (503, "busy")
+    judge, start = make_judge(server, backoff=20.0, concurrency=4), time.monotonic()
+    with pytest.raises(RuntimeError, match="status 401"):
+        judge(["p"] * 4, ["a", "c", "d", "bad"], ["b"] * 4)
+    assert time.monotonic() - start < 5 and len(server.bodies) <= 4
 
 
 def test_failed_pairs_are_counted_and_too_many_are_an_error(server):
@@ -183,7 +219,8 @@ def test_cost_and_concurrency(server):
         ({"base_url": "file:///etc/passwd"}, "`base_url` must begin with http"),
         ({"settings": {"model": "x"}}, "`settings` cannot have `model`"),
         ({"concurrency": 0}, "`concurrency` must be at least 1"),
-        ({"timeout": 0}, "`timeout` must be above 0"),
+        ({"timeout": 0}, "`timeout` must be a finite number above 0"),
+        ({"timeout": math.nan}, "`timeout` must be a finite number above 0"),
         ({"max_failed": 5}, "`max_failed` is a share"),
     ],
 )

@@ -106,6 +106,16 @@ def test_sampling_is_seeded_and_messages_are_taken():
     assert answers(p_eos=1e-9, stop_token_id=B) == ["b"] * 6
 
 
+def test_a_win_rate_on_messages_is_saved(tmp_path):
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"x": 1}}] * 2)
+    result = evaluate_win_rate(ender(1e-9), ["b", ""], tokenizer, rows, LONGER, response_length=2)
+    result.save(tmp_path)
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [[{"role": "user", "content": "a"}]] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -122,7 +132,8 @@ def test_sampling_is_seeded_and_messages_are_taken():
         ({"judge": lambda *_: [1.0]}, ValueError, "`judge` must return 2 numbers from 0 to 1"),
         ({"judge": lambda *_: [2.0, 0.0]}, ValueError, "`judge` must return 2 numbers from 0 to 1"),
         ({"judge": lambda *_: [math.nan] * 2}, ValueError, "no verdict on any pair"),
-        ({"response_length": 0}, ValueError, "`response_length` and `batch_size` must be at least 1"),
+        ({"response_length": 0}, ValueError, "`response_length` must be at least 1"),
+        ({"temperature": math.nan}, ValueError, "`temperature` must be a finite number"),
         ({"level": 95}, ValueError, "level must lie between 0 and 1"),
     ],
 )
@@ -221,6 +232,26 @@ def test_the_reference_of_an_adapter_is_the_policy_without_it(tmp_path):
     assert judged[0] == judged[1]
     [log] = [entry for entry in trainer.state.log_history if "eval_win_rate" in entry]
     assert log["eval_kl"] == pytest.approx(result.kl, abs=1e-5) and result.kl != 0
+
+
+def test_the_policy_answers_in_the_trainers_precision_and_the_judge_judges_in_its_own(tmp_path):
+    seen = {"policy": set(), "judge": set()}
+
+    def judge(prompts, a, b):
+        seen["judge"].add(torch.is_autocast_enabled("cpu"))
+        return LONGER(prompts, a, b)
+
+    model = tiny.causal_lm(vocab_size=16)
+    model.register_forward_hook(lambda *_: seen["policy"].add(torch.is_autocast_enabled("cpu")))
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, bf16=True, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    rows = [{"input_ids": [A, B, C], "labels": [A, B, C]}] * 8
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tiny.word_tokenizer())
+    trainer.add_callback(WinRateCallback(trainer, judge, ["a"], response_length=4))
+    trainer.train()
+    # In training, the model's own forward pass has the autocast, which the hook comes after.
+    assert seen == {"policy": {False, True}, "judge": {False}}
 
 
 def test_the_callback_on_a_trainer_of_transformers(tmp_path):

@@ -562,6 +562,8 @@ class TestRefused:
     def test_choices(self, tmp_path):
         with pytest.raises(ValueError, match="`advantage_estimator` must be one of"):
             FineGrainedGRPOConfig(**settings(tmp_path, advantage_estimator="gae"))
+        with pytest.raises(ValueError, match="`target_length` is NaN"):
+            FineGrainedGRPOConfig(**settings(tmp_path, target_length=float("nan")))
 
 
 class TestCheckpoints:

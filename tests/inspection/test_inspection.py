@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -33,6 +34,9 @@ ROWS = [
     {"prompt": "", "chosen": "a  b", "rejected": "a b"},  # white space
     {"prompt": "", "chosen": "a b c", "rejected": "a b"},  # 1 of 5
 ]
+
+
+SAID = {"role": "assistant", "content": "a"}
 
 
 def pair(**columns):
@@ -94,6 +98,30 @@ class TestFigures:
             inspection = inspect_dataset(Dataset.from_list([row]))
             assert inspection.diff(0) == (prompt, [Piece("keep", lead), Piece("delete", "c"), Piece("insert", "b")])
 
+    def test_what_is_no_text_is_shown_as_json(self):
+        def said(content, **more):
+            return {"role": "assistant", "content": content, **more}
+
+        call = {"name": "look_up", "arguments": {"what": "a"}}
+        prompt = [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image"}]},
+            said(None, tool_calls=[call]),
+            {"role": "tool", "content": "b", "name": "look_up"},
+        ]
+        rows = [
+            {"prompt": prompt, "chosen": [said("a b")], "rejected": [said("a c")]},
+            {"prompt": prompt, "chosen": [said(None, tool_calls=[call])], "rejected": [said("a c")]},
+        ]
+        inspection = inspect_dataset(Dataset.from_list([{**row, "prompt": prompt[1:]} for row in rows]))
+        shown = 'assistant: {"tool_calls": [{"name": "look_up", "arguments": {"what": "a"}}]}\n\ntool: b\n{"name": "look_up"}'
+        lead = [Piece("keep", "a "), Piece("delete", "c"), Piece("insert", "b")]
+        assert inspection.diff(0) == (shown, lead)
+        assert "".join(p.text for p in inspection.diff(1)[1] if p.kind != "delete") == json.dumps(
+            {"tool_calls": [call]}
+        )
+        rows = Dataset.from_list([{**row, "prompt": prompt[:1]} for row in rows])
+        assert inspect_dataset(rows).diff(0)[0] == 'user: [{"type": "text", "text": "hi"}, {"type": "image"}]'
+
     @pytest.mark.parametrize(
         ("dataset", "message"),
         [
@@ -102,11 +130,24 @@ class TestFigures:
             (pair(prompt=[{"role": "user", "content": "x"}]), "Row 0 .*: the columns must all be texts"),
             (pair(rejected_spans=[[0, 9]]), r"Row 0 .*: the span \[0, 9\)"),
             (pair(chosen_ids=[1], rejected_ids=[2]), "Row 0 .*: has token ids"),
+            (pair(prompt=["hi"], chosen=["a"], rejected=["b"]), "Row 0 .*: column `prompt`: messages need `role`"),
+            (
+                pair(prompt=[{"content": "hi"}], chosen=[SAID], rejected=[SAID]),
+                "Row 0 .*`prompt`: messages need `role`",
+            ),
+            (pair(prompt=[SAID], chosen=[{"content": "a"}], rejected=[SAID]), "Row 0 .*`chosen`: messages need `role`"),
+            (pair(prompt=[SAID], chosen=[SAID], rejected=[SAID | {"content": None}]), "Row 0 .*: a completion needs"),
+            (pair(prompt=[SAID], chosen=[SAID], rejected=[]), "Row 0 .*`rejected`: has no messages"),
         ],
     )
     def test_what_cannot_be_inspected(self, dataset, message):
         with pytest.raises(ValueError, match=message):
             inspect_dataset(dataset)
+
+    @pytest.mark.parametrize("ratio", [50, 0, float("nan")])
+    def test_a_limit_that_is_no_share_is_refused(self, ratio):
+        with pytest.raises(ValueError, match="`max_edit_ratio` must be above 0 and at most 1"):
+            inspect_dataset(pair(), max_edit_ratio=ratio)
 
 
 class TestDiff:

@@ -29,6 +29,7 @@ from trl_tokenreward.editing.checks import EditChecks
 from trl_tokenreward.editing.editors import FunctionEditor
 from trl_tokenreward.rounds import run as rounds_run
 from trl_tokenreward.rounds.stages import prepare_pairs, prompts_of_round
+from trl_tokenreward.utils.config_file import read_config
 from trl_tokenreward.utils.loading import load_split
 
 
@@ -473,8 +474,12 @@ def test_the_command_with_people(models, tmp_path, capsys):
         (["--people", "--max-hunks", "3"], "--people: --model and the options of edits have no effect"),
         (["--people", "--retries", "3", "--prices", "1", "2"], "--people: --retries, --prices has no effect"),
         (["--local", "{tmp}", "--concurrency", "3"], "--local: --concurrency has no effect"),
+        (["--local", "{tmp}", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, but is 0."),
+        (["--endpoint", "", "--model", "a"], "`base_url` must begin with http:// or https://"),
+        (["--people", "--pairs", ""], "The name of the data set is empty."),
+        (["--local", ""], "The name of the model is empty."),
         (["--endpoint", "http://a", "--model", "a", "--batch-size", "3"], "--endpoint: --batch-size has no effect"),
-        (["--people", "--reward-config", "{tmp}/ppo.yaml"], "ppo.yaml is no TokenRewardConfig"),
+        (["--people", "--reward-config", "{tmp}/ppo.yaml"], "ppo.yaml is no TokenRewardConfig: it has no field 'num_"),
         (["--people", "--ppo-config", "{tmp}/no.yaml"], "no.yaml"),
         (["--people", "--pairs", "{tmp}/no.jsonl"], "There is no data set at"),
     ],
@@ -482,3 +487,35 @@ def test_the_command_with_people(models, tmp_path, capsys):
 def test_the_command_names_what_is_wrong(models, tmp_path, capsys, options, message):
     assert command(models, tmp_path, *(option.format(tmp=tmp_path) for option in options)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: '1e-5'", "`learning_rate` must be of the type float, but is '1e-5'."),
+        ("whiten_rewards: 'no'", "`whiten_rewards` must be of the type bool, but is 'no'."),
+        ("total_episodes: 10.5", "`total_episodes` must be of the type int | None, but is 10.5."),
+        ("kl_estimator: k2", "`kl_estimator` must be of the type Literal['k1', 'k3'], but is 'k2'."),
+        (
+            "eval_strategy: no",
+            "`eval_strategy` must be of the type transformers.trainer_utils.IntervalStrategy | str, but is False. Write",
+        ),
+        ("learning_rate: [", "while parsing a flow node"),
+        ("- learning_rate", "it must have fields and values, but is ['learning_rate']."),
+        ("", "it must have fields and values, but is None."),
+    ],
+)
+def test_a_file_with_other_values_is_named_before_the_work(tmp_path, text, message):
+    (tmp_path / "ppo.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"ppo.yaml is no FineGrainedPPOConfig: {message}")):
+        read_config(tmp_path / "ppo.yaml", FineGrainedPPOConfig)
+
+
+def test_numbers_of_a_file_are_those_of_yaml_1_2(tmp_path):
+    (tmp_path / "ppo.yaml").write_text(
+        "{learning_rate: 1e-5, total_episodes: 1e4, temperature: 1, report_to: none, use_cpu: yes, "
+        "lr_scheduler_kwargs: {min_lr: 1e-7}, eval_strategy: 'no', stop_token: eos}"
+    )
+    args = read_config(tmp_path / "ppo.yaml", FineGrainedPPOConfig)
+    assert (args.learning_rate, args.total_episodes, args.temperature, args.use_cpu) == (1e-5, 10_000, 1, True)
+    assert isinstance(args.total_episodes, int) and args.lr_scheduler_kwargs == {"min_lr": 1e-7}

@@ -25,12 +25,12 @@ def opened(dataset, output, **kwargs):
 
 
 @contextmanager
-def serving(store, password=None):
+def serving(store, password=None, port=0):
     """Gives the server's address."""
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra: annotate)")
     from trl_tokenreward.annotation.server import listen, make_server
 
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", port) as listener:
         server = make_server(store, password)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

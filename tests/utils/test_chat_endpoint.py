@@ -64,6 +64,10 @@ def test_templates():
     assert fill_template("{prompt}|{answer}|{other}", messages, answer="{prompt}\\1") == (
         "user: {answer}\n\nassistant: b|{prompt}\\1|{other}"
     )
+    call = [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "x": None}, {"role": "tool"}]
+    assert fill_template("{prompt}", call) == 'assistant: {"tool_calls": [{"name": "f"}]}\n\ntool: null'
+    with pytest.raises(ValueError, match="messages need `role` and `content`, but one is {'content': 'a'}"):
+        fill_template("{prompt}", [{"content": "a"}])
     with pytest.raises(ValueError, match=r"`template` lacks \{answer\}, <x>\."):
         check_template("{prompt}", ("{prompt}", "{answer}", "<x>"))
 

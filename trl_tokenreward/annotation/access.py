@@ -22,9 +22,6 @@ def is_loopback(host: str) -> bool:
 LEAST_PASSWORD = 8
 
 
-COOKIE = "trl-tokenreward-session"
-
-
 _MOST_GUESSES, _GUESS_SECONDS = 5, 60.0
 
 
@@ -52,10 +49,17 @@ class HttpError(Exception):
 
 
 class Guard:
-    """Checks requests by password and session. Without a password, only requests to this machine's own names pass."""
+    """Checks requests by password and session. Without a password, only requests to this machine's own names pass.
 
-    def __init__(self, password: str | None):
-        self._password = password
+    Args:
+        password (`str`, *optional*):
+            The password.
+        name (`str`):
+            Tells the servers of one host apart, of whose ports browsers send each the cookies of all.
+    """
+
+    def __init__(self, password: str | None, name: str):
+        self._password, self.cookie = password, f"trl-tokenreward-session-{name}"
         self._sessions: set[str] = set()
         self._guesses: dict[str, deque[float]] = defaultdict(deque)
 
@@ -71,7 +75,7 @@ class Guard:
             raise HttpError(403, "The request comes from another site.")
 
     def knows(self, request: Request) -> bool:
-        return self._password is None or request.cookies.get(COOKIE) in self._sessions
+        return self._password is None or request.cookies.get(self.cookie) in self._sessions
 
     def log_in(self, request: Request, guess: Any) -> str:
         """Checks a password and returns the id of a new session. Five wrong guesses a minute are allowed per client."""

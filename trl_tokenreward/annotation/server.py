@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..utils.jsonl import parse_json
 from ..utils.text import unicode_problem
 from ..views.html import EDIT_COLOURS
-from .access import COOKIE, Guard, HttpError, check_password
+from .access import Guard, HttpError, check_password
 from .store import AnnotationStore, OtherTab, Refused, annotator_name
 
 
@@ -46,6 +46,8 @@ _HEADERS = {
 def serve(dataset: Dataset, output: str | Path, *, host: str, port: int, password: str | None, **kwargs: Any) -> None:
     """Runs the server until it is interrupted, see [`annotate_dataset`]."""
     check_password(host, password)
+    if not 0 <= port < 2**16:
+        raise ValueError(f"`port` must be from 0 to {2**16 - 1}, got {port}.")
     store = AnnotationStore(dataset, output, on_decision=_say, **kwargs)
     try:
         with listen(host, port) as listener:
@@ -122,7 +124,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> ASGIApp:
         password (`str`, *optional*):
             Without one, only requests to this machine's own names are answered.
     """
-    guard = Guard(password)
+    guard = Guard(password, store.id)
 
     def answer(handle: Callable[[Request], Awaitable[Response]], public: bool = False) -> Callable[..., Any]:
         async def endpoint(request: Request) -> Response:
@@ -158,7 +160,7 @@ def make_app(store: AnnotationStore, password: str | None = None) -> ASGIApp:
     async def log_in(request: Request) -> Response:
         session = guard.log_in(request, (await _body(request, _MOST_BYTES_BEFORE_LOGIN)).get("password"))
         response = JSONResponse({})
-        response.set_cookie(COOKIE, session, httponly=True, samesite="strict")
+        response.set_cookie(guard.cookie, session, httponly=True, samesite="strict")
         return response
 
     def act(action: str) -> Callable[[Request], Awaitable[Response]]:

@@ -11,6 +11,7 @@
 import hashlib
 import json
 import re
+import secrets
 import statistics
 import threading
 import time
@@ -32,8 +33,9 @@ from ..edits.diff import diff_pieces
 from ..utils.files import check_own_folder, lock_folder, write_text
 from ..utils.jsonl import parse_json
 from ..utils.loading import fingerprint
+from ..utils.messages import message_text
 from ..utils.text import unicode_problem, visible
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_share
 
 
 NOTHING_WRONG = "nothing_wrong"
@@ -44,7 +46,11 @@ SKIP_REASONS = {
     "broken": "The text is broken or cut off",
     "other": "Another reason",
 }
-UNFIT = {"several_turns": "several turns differ", "empty": "the rejected answer is empty"}
+UNFIT = {
+    "several_turns": "several turns differ",
+    "more_than_text": "the rejected answer is more than a text, such as a call of a tool",
+    "empty": "the rejected answer is empty",
+}
 
 LOG = "annotations.jsonl"
 LOG_NAMES = ("row", "hash", "annotator", "reason", "detail", "edited", "edit_ratio", "time", "prompt", "answer", "more")
@@ -124,8 +130,7 @@ class AnnotationStore:
         check_least(per_row=(per_row, 1), free_after=(free_after, 1))
         if overlap is not None and per_row == 1:
             raise ValueError("`overlap` has no effect where `per_row` is 1: set how many annotators those rows get.")
-        if overlap is not None and not 0 < overlap <= 1:
-            raise ValueError(f"`overlap` must be above 0 and at most 1, got {overlap}.")
+        check_share(overlap=overlap)
         for name, value in (("criteria", criteria), ("about", about)):
             if problem := unicode_problem(value):
                 raise ValueError(f"`{name}` {problem}")
@@ -156,7 +161,10 @@ class AnnotationStore:
     def _open_log(self, tasks: list[Task], about: dict[str, Any]) -> None:
         settings = {"data set": self.fingerprint, "checks": self.checks.settings(), "criteria": self.criteria}
         features = {column: kind for column, kind in self._dataset.features.items() if column in _COLUMNS}
-        self._log = EditLog(self.output / LOG, settings, LOG_NAMES, about=about, features=Features(features).to_dict())
+        more = {"id": secrets.token_hex(8), "about": about, "features": Features(features).to_dict()}
+        self._log = EditLog(self.output / LOG, settings, LOG_NAMES, **more)
+        # Tells this work from another in one browser. Earlier versions gave none.
+        self.id: str = self._log.head.get("id", self.fingerprint)
         # In the order in which a row was first decided.
         self._decisions: dict[tuple[int, str], dict[str, Any]] = {}
         self._deciders: dict[int, set[str]] = defaultdict(set)
@@ -197,7 +205,7 @@ class AnnotationStore:
         unfit = {UNFIT[reason]: count for reason, count in self.unfit.items()}
         names = sorted({name for _, name in self._decisions})
         return {
-            "fingerprint": self.fingerprint,
+            "id": self.id,
             "criteria": visible(self.criteria.strip()),
             "limits": limits,
             "skip_reasons": SKIP_REASONS,
@@ -464,23 +472,22 @@ def annotator_name(text: str) -> str:
 def prompt_turns(prompt: str | list[dict[str, Any]]) -> list[tuple[str, str]]:
     """A prompt as turns, each with its role (`""` where there is none) and its text, to be shown."""
     if not isinstance(prompt, str):
-        return [(visible(str(message["role"])), _content(message)) for message in prompt]
+        return [(visible(str(message["role"])), _read(message)) for message in prompt]
     parts = re.split(f"({HUMAN}|{ASSISTANT})", prompt)
     roles = ["", *(mark.strip().rstrip(":") for mark in parts[1::2])]
     turns = zip(roles, parts[::2], strict=True)
     return [(role, visible(text.strip())) for role, text in turns if text.strip()]
 
 
-def _content(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return visible(content.strip() if isinstance(content, str) else json.dumps(content, ensure_ascii=False))
+def _read(message: dict[str, Any]) -> str:
+    return visible(message_text(message).strip())
 
 
 def _preferred(row: dict[str, Any], task: Task) -> str:
     if isinstance(task.prompt, str):
         return visible(row["chosen"].removeprefix("" if "prompt" in row else task.prompt).strip())
     messages = row["chosen"][0 if "prompt" in row else len(task.prompt) :]
-    return "\n\n".join(map(_content, messages))
+    return "\n\n".join(map(_read, messages))
 
 
 def _shown(answer: str) -> str:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     checks, criteria = read_checks(args)
     dataset = load_split(args.dataset, args.split, args.config)
     editor = read_editor(args)
-    if args.reward_model:
+    if args.reward_model is not None:
         checks.score = _score(args.reward_model)
     result = edit_dataset(
         dataset,

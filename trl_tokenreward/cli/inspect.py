@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--max-length", type=int, help="count the rows that this drops; needs a tokenizer")
     parser.add_argument("--max-edit-ratio", type=float, help="count the rows that this drops")
     parser.add_argument("--output", metavar="PAGE", help="page to write, .html")
-    parser.add_argument("--limit", type=int, default=1000, help="most rows on the page, else a sample (default: 1000)")
+    parser.add_argument("--limit", type=int, help="most rows on the page, else a sample (default: 1000)")
     parser.set_defaults(run=run)
 
 
@@ -28,10 +28,13 @@ def run(arguments: argparse.Namespace) -> None:
     from ..utils.loading import load_split, load_tokenizer
     from ..views.html import check_page
 
-    if arguments.limit < 1:
-        raise ValueError(f"--limit must be at least 1, but is {arguments.limit}.")
+    limit = 1000 if arguments.limit is None else arguments.limit
+    if limit < 1:
+        raise ValueError(f"--limit must be at least 1, but is {limit}.")
     if arguments.output is not None:
         check_page(arguments.output)
+    elif arguments.limit is not None:
+        raise ValueError("--limit has no effect without --output: all rows are counted.")
     tokenizer = None
     if arguments.tokenizer is not None:
         tokenizer = load_tokenizer(arguments.tokenizer)
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_edit_ratio=arguments.max_edit_ratio,
     )
     if arguments.output is not None:  # first, because `| head` ends the process early
-        write_page(inspection, arguments.output, title=arguments.dataset, limit=arguments.limit)
+        write_page(inspection, arguments.output, title=arguments.dataset, limit=limit)
     print_inspection(inspection, title=arguments.dataset)
     if arguments.output is not None:
         say(f"The rows to look through: {arguments.output}")

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             What follows the program's name; `sys.argv[1:]` by default.
 
     Returns:
-        `int`: the exit status: 0, or 2 after one line on stderr if the input is wrong. Any other error is a bug and
-        keeps its traceback.
+        `int`: the exit status: 0, 2 after one line on stderr if the input is wrong, or 130 after Ctrl+C. Any other
+        error is a bug and keeps its traceback.
     """
     parser = build_parser()
     parsed = parser.parse_args(arguments)
@@ -52,4 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = visible(" ".join(str(error).split()))
         print(f"{parser.prog} {parsed.command}: error: {line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog} {parsed.command}: interrupted", file=sys.stderr)
+        return 130
     return 0

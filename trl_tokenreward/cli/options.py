@@ -36,7 +36,7 @@ def read_checks(args: argparse.Namespace) -> "tuple[EditChecks, str]":
     """The checks, and the criteria."""
     from ..editing.checks import DEFAULT_CRITERIA, EditChecks
 
-    criteria = read_text(args.criteria) if args.criteria else DEFAULT_CRITERIA
+    criteria = DEFAULT_CRITERIA if args.criteria is None else read_text(args.criteria)
     return EditChecks(args.max_edit_ratio, args.max_hunks, args.max_length_change), criteria
 
 
@@ -67,28 +67,30 @@ def add_editor(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
 
 def check_editor(args: argparse.Namespace) -> None:
     """Raises a `ValueError` for options of [`add_editor`] that do not go together."""
-    if args.endpoint and not args.model:
+    if args.endpoint is not None and not args.model:
         raise ValueError("--endpoint needs --model, the endpoint's name of the model.")
-    if args.local and args.model:
+    if args.local is not None and args.model is not None:
         raise ValueError("--model goes with --endpoint; --local names its model itself.")
     without_effect = {
-        "--endpoint": ("batch_size",) if args.endpoint else (),
-        "--local": ("concurrency", "prices") if args.local else (),
+        "--endpoint": ("batch_size",) if args.endpoint is not None else (),
+        "--local": ("concurrency", "prices") if args.local is not None else (),
         "--people": EDITOR_OPTIONS if getattr(args, "people", False) else (),
     }
     for editor, names in without_effect.items():
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
         if given:
             raise ValueError(f"{editor}: {', '.join(given)} has no effect.")
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, but is {args.max_new_tokens}.")
 
 
 def read_editor(args: argparse.Namespace) -> "Editor":
     """The editor of the options of [`add_editor`]."""
     from ..editing.editors import EndpointEditor, LocalEditor
 
-    if args.endpoint:
-        settings = {"max_tokens": args.max_new_tokens} if args.max_new_tokens else None
-        prices = tuple(args.prices) if args.prices else None
+    if args.endpoint is not None:
+        settings = None if args.max_new_tokens is None else {"max_tokens": args.max_new_tokens}
+        prices = None if args.prices is None else tuple(args.prices)
         concurrency = editor_option(args, "concurrency")
         return EndpointEditor(args.endpoint, args.model, settings=settings, concurrency=concurrency, prices=prices)
     from transformers import AutoModelForCausalLM
@@ -100,9 +102,8 @@ def read_editor(args: argparse.Namespace) -> "Editor":
             args.local, dtype="auto", device_map="auto", use_safetensors=True, trust_remote_code=False
         )
     batch_size = editor_option(args, "batch_size")
-    return LocalEditor(
-        model, load_tokenizer(args.local), batch_size=batch_size, max_new_tokens=args.max_new_tokens or 1024
-    )
+    most = 1024 if args.max_new_tokens is None else args.max_new_tokens
+    return LocalEditor(model, load_tokenizer(args.local), batch_size=batch_size, max_new_tokens=most)
 
 
 def editor_option(args: argparse.Namespace, name: str) -> int:
@@ -113,7 +114,7 @@ def editor_option(args: argparse.Namespace, name: str) -> int:
 
 def read_template(args: argparse.Namespace) -> dict[str, Any]:
     """The argument `template` of [`~editing.edit_dataset.edit_dataset`], if it is given."""
-    return {"template": read_text(args.prompt_template)} if args.prompt_template else {}
+    return {} if args.prompt_template is None else {"template": read_text(args.prompt_template)}
 
 
 def say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .options import (
     add_checks,
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
 
     config = _config(args)
     prompts = load_split(args.prompts, args.split, args.config)
-    pairs, eval_pairs = (name and load_split(name, "train") for name in (args.pairs, args.eval_pairs))
+    names = args.pairs, args.eval_pairs
+    pairs, eval_pairs = (None if name is None else load_split(name, "train") for name in names)
     editor: RoundEditor = PEOPLE if args.people else read_editor(args)
     try:
         rounds = run_rounds(
@@ -91,32 +92,21 @@ def _config(args: argparse.Namespace) -> "RoundConfig":
     from ..ppo.config import FineGrainedPPOConfig
     from ..reward_model.config import TokenRewardConfig
     from ..rounds.settings import RoundConfig
+    from ..utils.config_file import read_config
 
     checks, criteria = read_checks(args)
     options = {"criteria": criteria, "checks": checks, **read_template(args)}
     if args.people:
-        if args.model or options != {"criteria": DEFAULT_CRITERIA, "checks": EditChecks()}:
+        if args.model is not None or options != {"criteria": DEFAULT_CRITERIA, "checks": EditChecks()}:
             raise ValueError("--people: --model and the options of edits have no effect; give those to `annotate`.")
         options = {}
     else:
         options["retries"] = editor_option(args, "retries")
     return RoundConfig(
-        _read(args.reward_config, TokenRewardConfig),
-        _read(args.ppo_config, FineGrainedPPOConfig),
+        TokenRewardConfig() if args.reward_config is None else read_config(args.reward_config, TokenRewardConfig),
+        FineGrainedPPOConfig() if args.ppo_config is None else read_config(args.ppo_config, FineGrainedPPOConfig),
         num_prompts=args.num_prompts,
         replay=args.replay,
         reference=args.reference,
         edit_options=options,
     )
-
-
-def _read(path: Path | None, config: type) -> Any:
-    """A configuration from a YAML file, or its defaults."""
-    from transformers import HfArgumentParser
-
-    if path is None:
-        return config()
-    try:
-        return HfArgumentParser(config).parse_yaml_file(str(path))[0]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no {config.__name__}: {error}") from error

@@ -1,9 +1,10 @@
 """The formats of rows, and the texts that are tokenized: of pairs for the reward model, of prompts for PPO."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from os.path import commonprefix
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -11,6 +12,7 @@ from jinja2 import TemplateError
 from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedTokenizerBase
 
+from ..utils.messages import is_message, without_none
 from ..utils.text import shorten, unicode_problem
 
 
@@ -198,18 +200,12 @@ def preference_prompt(row: Row) -> str | list[Row]:
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list):
         # A column of Arrow has every field in every message, `None` where the message has none.
-        pairs = zip(_without_none(chosen), _without_none(rejected), strict=False)
+        pairs = zip(without_none(chosen), without_none(rejected), strict=False)
         shared = next((n for n, (one, other) in enumerate(pairs) if one != other), None)
         # If one side begins with the other, the last message is the completion.
         return chosen[: min(len(chosen), len(rejected)) - 1 if shared is None else shared]
     common = commonprefix([chosen, rejected])
     return common[: common.rfind(ASSISTANT) + len(ASSISTANT)] if ASSISTANT in common else ""
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(part) for key, part in value.items() if part is not None}
-    return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
 def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
@@ -229,7 +225,7 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     """
     if "prompt" not in row and row_format(row) == "conversational":
         for side in row_sides(row):
-            _messages(row, side)
+            get_messages(row, side)
     prompt = preference_prompt(row)
     column = "prompt" if "prompt" in row else row_sides(row)[0]
     if not isinstance(prompt, (str, list)) or not prompt:
@@ -237,7 +233,7 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     if isinstance(prompt, str):
         return prompt, False
     if column == "prompt":
-        _messages(row, column)
+        get_messages(row, column)
     return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
 
 
@@ -253,11 +249,11 @@ class Messages(list):
     Args:
         messages (`list[dict[str, Any]]`):
             The messages.
-        row (`dict[str, Any]`):
-            The row.
+        row (`dict[str, Any]`, *optional*):
+            The row. A copy that is made as one of a list is, such as that of `dataclasses.asdict`, has none.
     """
 
-    def __init__(self, messages: list[Row], row: Row):
+    def __init__(self, messages: Iterable[Row] = (), row: Mapping[str, Any] = MappingProxyType({})):
         super().__init__(messages)
         self.template = template_columns(row)
 
@@ -315,9 +311,9 @@ def _with_eos(prompt: str, completion: str, eos_token: str) -> RenderedText:
 
 
 def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[str, RenderedText]:
-    sides = {side: _messages(row, side) for side in row_sides(row)}
+    sides = {side: get_messages(row, side) for side in row_sides(row)}
     if "prompt" in row:
-        sides = {side: _messages(row, "prompt") + messages for side, messages in sides.items()}
+        sides = {side: get_messages(row, "prompt") + messages for side, messages in sides.items()}
     prompt = preference_prompt(row)
     # Some templates open the answer in another way when there is one to come, so the prompt ends where its rendering
     # and the whole ones part.
@@ -361,12 +357,13 @@ def _tools(row: Row) -> list[Any] | None:
         raise ColumnError("tools", f"is no JSON: {error}") from error
 
 
-def _messages(row: Row, column: str) -> list[Row]:
+def get_messages(row: Row, column: str) -> list[Row]:
+    """The messages in a column of a row. A [`ColumnError`] says if there are none, or one has no role."""
     messages = get_column(row, column, list, "a list of messages")
     if not messages:
         raise ColumnError(column, "has no messages.")
     for message in messages:
-        if not isinstance(message, dict) or "role" not in message:
+        if not is_message(message):
             raise ColumnError(column, f"messages need `role` and `content`, but one is {shorten(message)}.")
     return messages
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..utils.messages import other_fields
 from ..utils.text import shorten, visible
 from ..utils.validation import get_value
 from .foreign_rows import convert_rows
@@ -364,8 +365,7 @@ def _messages(row: Row, column: str) -> list[Row]:
 
 def _has_more(row: Row, *columns: str) -> bool:
     """Whether messages have more than a role and a text, such as calls of tools, without which they are others."""
-    messages = (message for column in columns for message in row[column])
-    return any(value for message in messages for name, value in message.items() if name not in ("role", "content"))
+    return any(other_fields(message) for column in columns for message in row[column])
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..edits.alignment import EditAlignment, align_words
 from ..utils.chat_endpoint import Prompt
-from ..utils.validation import check_least, check_list
+from ..utils.validation import check_least, check_list, check_share
 
 
 Score = Callable[[list[Prompt], list[str]], list[float]]
@@ -41,8 +41,7 @@ class EditChecks:
     score: Score | None = None
 
     def __post_init__(self):
-        if not 0 < self.max_edit_ratio <= 1:
-            raise ValueError(f"`max_edit_ratio` must be above 0 and at most 1, got {self.max_edit_ratio}.")
+        check_share(max_edit_ratio=self.max_edit_ratio)
         check_least(max_hunks=(self.max_hunks, 1), max_length_change=(self.max_length_change, 0))
 
     def __call__(self, prompt: Prompt, original: str, edited: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..utils.chat_endpoint import EndpointError, EndpointUsage, Unanswered, check_template, fill_template
 from ..utils.files import check_own_folder, lock_folder, write_text
 from ..utils.text import quoted_start, unicode_problem, visible
+from ..utils.threads import stopping_threads
 from ..utils.validation import check_least
 from .checks import DEFAULT_CRITERIA, EDITED, EditChecks
 from .editors import _RETRY, DEFAULT_TEMPLATE, Editor
@@ -26,7 +27,8 @@ from .tasks import Task, as_pairs, read_tasks
 # Failures that do not depend on the row: the next run tries these rows again.
 FAILURES = ("request_failed", "not_scored")
 REASONS = (
-    *("several_turns", "empty", "unparsed", "not_unicode", "identical", "length", "edit_ratio", "hunks", "not_better"),
+    *("several_turns", "more_than_text", "empty", "unparsed", "not_unicode"),
+    *("identical", "length", "edit_ratio", "hunks", "not_better"),
     *FAILURES,
 )
 # After this many failures in a row, the cause is not the rows.
@@ -126,7 +128,8 @@ def edit_dataset(
 
     - `"unparsed"`: the editor's answer has nothing between `<edited>` and `</edited>`;
     - `"not_unicode"`: it has half of a character in it;
-    - `"several_turns"` or `"empty"`: the row has no single answer to edit, so nothing was requested;
+    - `"several_turns"`, `"more_than_text"` (calls of tools, a reasoning, an image) or `"empty"`: the row has no single
+      text to edit, so nothing was requested;
     - `"request_failed"` or `"not_scored"`: the next run tries these rows again.
 
     The folder `output` gets:
@@ -209,26 +212,19 @@ def _edit_tasks(
     left = sorted((task for task in tasks if not log.done(task)), key=lambda task: task.key in log.failed_before)
     chunks = [left[start : start + editor.batch_size] for start in range(0, len(left), editor.batch_size)]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="Editing answers", disable=not progress)
-    failed = threading.Event()
 
-    def edit_unless_failed(chunk: list[Task]) -> None:
-        if failed.is_set():  # a full disk, for example: what is asked for now would be paid for and lost
-            return
+    def edit_or_stop(chunk: list[Task]) -> None:
         try:
             edit(chunk)
-        except BaseException:
-            failed.set()
+        except BaseException:  # a full disk, for example: what the others ask for now would be paid for and lost
+            editor.stopped.set()
             raise
 
-    executor = ThreadPoolExecutor(editor.concurrency)
-    try:
-        with bar:
-            futures = {executor.submit(edit_unless_failed, chunk): len(chunk) for chunk in chunks}
-            for future in as_completed(futures):
-                future.result()
-                bar.update(futures[future])
-    finally:  # also after an error: requests that still wait are cancelled
-        executor.shutdown(cancel_futures=True)
+    with bar, stopping_threads(editor.concurrency, editor.stopped) as executor:
+        futures = {executor.submit(edit_or_stop, chunk): len(chunk) for chunk in chunks}
+        for future in as_completed(futures):
+            future.result()
+            bar.update(futures[future])
 
 
 def _edit_rows(
@@ -245,6 +241,8 @@ def _edit_rows(
     """Edits rows and logs each as soon as it is edited, or dropped."""
     problems = [""] * len(tasks)
     for attempt in range(retries + 1):
+        if editor.stopped.is_set():
+            return
         requests = [
             fill_template(template, task.prompt, answer=task.answer, criteria=criteria)
             + (_RETRY.format(problem=problem) if problem else "")

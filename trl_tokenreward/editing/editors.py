@@ -1,5 +1,6 @@
 """Editors: language models, or functions, that minimally edit answers."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..nn.modules import evaluation_mode, max_positions, without_peft
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered
 from ..utils.text import shorten
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_positive
 
 
 DEFAULT_TEMPLATE = """\
@@ -54,6 +55,8 @@ class Editor:
             Of a million prompt tokens and of a million completion tokens.
         settings (`dict`):
             Settings that determine the answers, as JSON-compatible values.
+        stopped (`threading.Event`):
+            Set once a run has failed or was interrupted, so that what it has asked for is no longer wanted.
     """
 
     batch_size: int = 1
@@ -62,6 +65,7 @@ class Editor:
 
     def __init__(self, settings: dict[str, Any]):
         self.settings, self.usage = settings, EndpointUsage()
+        self.stopped = threading.Event()
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
         """Returns the answer to each request, or an [`Unanswered`] with the reason. `attempt` is 0 at first; it is
@@ -152,8 +156,10 @@ class EndpointEditor(Editor):
                 "`settings` cannot have `temperature`: give `temperature` and `retry_temperature` instead."
             )
         temperatures = {"temperature": temperature, "retry_temperature": retry_temperature}
+        check_least(**{name: (value, 0) for name, value in temperatures.items() if value is not None})
         super().__init__({"endpoint": base_url, "model": model, **self.client.settings, **temperatures})
         self.concurrency, self.usage, self.prices = concurrency, self.client.usage, self.client.prices
+        self.stopped = self.client.stopped
         self._temperatures = temperature, retry_temperature
 
     def __call__(self, requests: list[str], attempt: int) -> list[str | Unanswered]:
@@ -197,8 +203,7 @@ class LocalEditor(Editor):
         retry_temperature: float = 0.7,
     ):
         check_least(batch_size=(batch_size, 1), max_new_tokens=(max_new_tokens, 1))
-        if retry_temperature <= 0:
-            raise ValueError(f"`retry_temperature` must be above 0, got {retry_temperature}.")
+        check_positive(retry_temperature=retry_temperature)
         pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         if pad_token_id is None:
             raise ValueError("`tokenizer` has neither a pad token nor an EOS token.")

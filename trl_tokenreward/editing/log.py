@@ -23,6 +23,8 @@ class EditLog:
             More for the first line, which may change.
 
     Attributes:
+        head (`dict`):
+            The first line.
         lines (`list[dict]`):
             The lines that were there, but the first.
 
@@ -35,7 +37,8 @@ class EditLog:
         lines = read_log(path, names)
         settings = json.loads(json.dumps(settings))
         if not lines:
-            self.append({"settings": settings, **more})
+            lines = [{"settings": settings, **more}]
+            self.append(*lines)
         else:
             before = lines[0]["settings"]
             changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
@@ -44,7 +47,7 @@ class EditLog:
                     f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another "
                     "output."
                 )
-        self.lines = lines[1:]
+        self.head, self.lines = lines[0], lines[1:]
 
     def append(self, *lines: dict[str, Any]) -> None:
         """Writes lines. When this returns, they are on the disk; when it raises, none of them is in the file."""

@@ -8,6 +8,7 @@ from datasets import Dataset, Features, Value
 
 from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides, template_columns
 from ..utils.chat_endpoint import Prompt
+from ..utils.messages import other_fields
 from ..utils.validation import check_least
 
 
@@ -24,7 +25,7 @@ class Task(NamedTuple):
         answer (`str`):
             The rejected answer.
         unfit (`str`):
-            Why there is nothing to edit (`"several_turns"`, `"empty"`), or `""`.
+            Why there is nothing to edit (`"several_turns"`, `"more_than_text"`, `"empty"`), or `""`.
         more (`dict`):
             Other columns that go along.
     """
@@ -48,11 +49,21 @@ class Task(NamedTuple):
 
 def as_pairs(dataset: Dataset) -> Dataset:
     """A data set of `prompt` and `completion` as pairs: `rejected` is the completion, and `chosen` is empty, for
-    nothing is known to be better. Any other data set is returned as it is."""
+    nothing is known to be better. Any other data set is returned as it is.
+
+    Raises:
+        `ValueError`: if the completions are marked already.
+    """
     if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
         return dataset
     if {"chosen", "rejected"} & set(dataset.column_names):
         return dataset
+    if marks := sorted({"completion_spans", "completion_judged"} & set(dataset.column_names)):
+        raise ValueError(
+            f"`dataset` has {' and '.join(f'`{column}`' for column in marks)}: its completions are marked already, and "
+            "TokenRewardTrainer takes them as they are. To have them edited all the same, remove the marks: "
+            f"`dataset.remove_columns({marks})`."
+        )
     _check_format(dataset)
     dataset = dataset.with_format(None)
     features = Features({**dataset.features, "chosen": dataset.features["completion"]})
@@ -108,8 +119,12 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
         if any(not isinstance(m, dict) or not {"role", "content"} <= m.keys() for side in sides for m in side):
             raise ValueError(f"Row {index} of the data set: messages need `role` and `content`.")
         messages = answer if "prompt" in row else answer[len(prompt) :]
-        answer = messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "assistant" else None
-        unfit = "" if isinstance(answer, str) else "several_turns"
+        if len(messages) != 1 or messages[0]["role"] != "assistant":
+            answer, unfit = "", "several_turns"
+        else:
+            answer = messages[0]["content"] or ""
+            # What calls a tool or has a reasoning is not judged, and not edited, by its text alone.
+            unfit = "more_than_text" if other_fields(messages[0]) or not isinstance(answer, str) else ""
     elif own == "dialogue":
         if not prompt:
             raise ValueError(f"Row {index} of the data set: the two dialogues share no {ASSISTANT!r}.")

@@ -7,7 +7,7 @@ import math
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswe
 from ..utils.jsonl import append_jsonl, read_jsonl
 from ..utils.statistics import pairwise_outcomes
 from ..utils.text import quoted_start
+from ..utils.threads import stopping_threads
 from ..utils.validation import check_least, check_list
 
 
@@ -240,14 +241,11 @@ class EndpointJudge:
 
     def __call__(self, prompts: list[Prompt], answers_a: list[str], answers_b: list[str]) -> list[float]:
         pairs = list(zip(prompts, answers_a, answers_b, strict=True))
-        executor = ThreadPoolExecutor(self.concurrency)
-        try:
+        with stopping_threads(self.concurrency, self.client.stopped) as executor:
             futures = [executor.submit(self._compare, *pair) for pair in pairs]
             bar = tqdm(as_completed(futures), total=len(futures), desc="Judging pairs", disable=not self.progress)
             for future in bar:
                 future.result()
-        finally:  # also after an error: requests that still wait are cancelled
-            executor.shutdown(cancel_futures=True)
         results = [future.result() for future in futures]
         outcomes, problems = [outcome for outcome, _ in results], [problem for _, problem in results if problem]
         self.usage.failed_pairs += len(problems)

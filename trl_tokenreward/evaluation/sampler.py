@@ -16,6 +16,7 @@ from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
 from ..ppo.sampling import generate, uniforms
+from ..utils.validation import check_least
 
 
 if TYPE_CHECKING:
@@ -69,11 +70,7 @@ class AnswerSampler:
         seed: int = 0,
         progress: bool = False,
     ):
-        if response_length < 1 or batch_size < 1 or temperature < 0:
-            raise ValueError(
-                "`response_length` and `batch_size` must be at least 1 and `temperature` not below 0, got "
-                f"{response_length}, {batch_size} and {temperature}."
-            )
+        check_least(response_length=(response_length, 1), batch_size=(batch_size, 1), temperature=(temperature, 0))
         if stop_token_id == "eos":
             stop_token_id = tokenizer.eos_token_id
             if stop_token_id is None:

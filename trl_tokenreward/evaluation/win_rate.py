@@ -308,7 +308,7 @@ class WinRateCallback(TrainerCallback):
                     "WinRateCallback."
                 )
             self.reference = independent_copy(model).requires_grad_(False)
-        with self._undisturbed(), self._reference_model() as reference:
+        with self._undisturbed(), self.trainer.accelerator.autocast(), self._reference_model() as reference:
             is_model = isinstance(reference, nn.Module)
             self._answers = (
                 self.sampler(reference, "reference") if is_model else self.sampler.given(reference, "reference")
@@ -319,12 +319,13 @@ class WinRateCallback(TrainerCallback):
             return
         policy = model.policy if isinstance(model, PolicyAndValue) else model
         with self._undisturbed():
-            answers, kl = self.sampler(policy, "policy"), None
-            logps = self.sampler.log_probabilities(policy, answers, "policy")
-            with self._reference_model() as reference:  # it may be the policy itself, without its adapter
-                if isinstance(reference, nn.Module):
-                    reference_logps = self.sampler.log_probabilities(reference, answers, "reference")
-                    kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
+            with self.trainer.accelerator.autocast():  # the trainer's precision, but not the judge's
+                answers, kl = self.sampler(policy, "policy"), None
+                logps = self.sampler.log_probabilities(policy, answers, "policy")
+                with self._reference_model() as reference:  # it may be the policy itself, without its adapter
+                    if isinstance(reference, nn.Module):
+                        reference_logps = self.sampler.log_probabilities(reference, answers, "reference")
+                        kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
             result = _compare(self.sampler, answers, self._answers, kl, self.judge, self.level, self.resamples)
         result.save(Path(args.output_dir) / "win_rate" / f"step-{state.global_step}")
         metrics = {
@@ -348,11 +349,11 @@ class WinRateCallback(TrainerCallback):
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """The trainer's precision, and whatever random numbers a judge draws, not those of the training."""
+        """Whatever random numbers a judge draws, they are not those of the training."""
         states = random.getstate(), np.random.get_state()  # noqa: NPY002
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         try:
-            with torch.random.fork_rng(devices), self.trainer.accelerator.autocast():
+            with torch.random.fork_rng(devices):
                 yield
         finally:
             random.setstate(states[0])

@@ -6,6 +6,7 @@ from typing import Literal
 from trl import GRPOConfig, GRPOTrainer
 
 from ..ppo.reward_settings import OF_ONE_REWARD, RewardSettings, check_choice
+from ..utils.validation import check_no_nan
 
 
 # What spreads and shapes token rewards, and has no effect on one reward for each completion.
@@ -78,6 +79,7 @@ class FineGrainedGRPOConfig(RewardSettings, GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_no_nan(self)
         check_choice("advantage_estimator", self.advantage_estimator, ("process", "leave_one_out"))
         self.check_rewards()
         if self.target_length is not None and self.hold_length is False:

@@ -14,12 +14,14 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..data.dropped import DroppedRows
-from ..data.formats import SIDES, plain_rows, preference_prompt, row_format, row_sides
+from ..data.formats import SIDES, get_messages, plain_rows, preference_prompt, row_format, row_sides
 from ..data.preprocessing import RowPreparer, row_outcome
 from ..data.spans import read_spans
 from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit_ratio
 from ..edits.diff import Piece, diff_pieces
-from ..utils.text import visible
+from ..utils.messages import message_text, messages_text, other_fields
+from ..utils.text import shorten, visible
+from ..utils.validation import check_least, check_share
 
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "greatest": 1.0}
@@ -136,6 +138,8 @@ def inspect_dataset(
         ValueError: If there are no rows, a row is malformed (the error names it), or `max_length` comes without a
             tokenizer.
     """
+    check_share(max_edit_ratio=max_edit_ratio)
+    check_least(max_length=(1 if max_length is None else max_length, 1))
     if max_length is not None and tokenizer is None:
         raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
     dataset = plain_rows(dataset)
@@ -181,8 +185,10 @@ def _texts(row: dict[str, Any], index: int) -> _Texts:
         skip = 0 if "prompt" in row else len(prompt)
         chosen, rejected = (row[side][skip:] for side in SIDES)
         if isinstance(prompt, list):
-            prompt = _message_text(prompt, with_roles=True)
-            chosen, rejected = (_message_text(side, with_roles=len(side) > 1) for side in (chosen, rejected))
+            for name in names:
+                get_messages(row, name)
+            prompt = messages_text(prompt)
+            chosen, rejected = (_completion_text(side) for side in (chosen, rejected))
         spans = {
             side: read_spans(row[f"{side}_spans"], text, name) if f"{side}_spans" in row else None
             for side, text, name in (("rejected", rejected, "original"), ("chosen", chosen, "edit"))
@@ -192,14 +198,13 @@ def _texts(row: dict[str, Any], index: int) -> _Texts:
         raise ValueError(f"Row {index} of the inspected data set: {error}") from error
 
 
-def _message_text(messages: Sequence[Any], with_roles: bool) -> str:
-    texts = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else message
-        if not isinstance(content, str):
-            raise ValueError(f"messages need `role` and a text as `content`, but one is {message!r:.80}.")
-        texts.append(f"{message['role']}: {content}" if with_roles else content)
-    return "\n\n".join(texts)
+def _completion_text(messages: list[dict[str, Any]]) -> str:
+    if len(messages) != 1:
+        return messages_text(messages)
+    [message] = messages
+    if message.get("content") is None and not other_fields(message):
+        raise ValueError(f"a completion needs `content`, but one is {shorten(message)}.")
+    return message_text(message)
 
 
 def _align(texts: _Texts, tokenizer: PreTrainedTokenizerBase | None) -> EditAlignment:

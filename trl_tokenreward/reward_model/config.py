@@ -6,7 +6,7 @@ from typing import Literal
 
 from trl import RewardConfig
 
-from ..utils.validation import check_no_nan
+from ..utils.validation import check_no_nan, check_share
 
 
 # What `unchanged_token_weight=None` stands for.
@@ -147,8 +147,7 @@ class TokenRewardConfig(RewardConfig):
     def __post_init__(self):
         super().__post_init__()
         check_no_nan(self)
-        if self.max_edit_ratio is not None and not 0 < self.max_edit_ratio <= 1:
-            raise ValueError(f"`max_edit_ratio` is a share of words, above 0 and at most 1, not {self.max_edit_ratio}.")
+        check_share(max_edit_ratio=self.max_edit_ratio)
         optional = ("unchanged_token_weight", "head_learning_rate")
         for name in ("sequence_loss_weight", "token_loss_weight", *optional):
             value = getattr(self, name)

@@ -19,7 +19,7 @@ from ..data.annotation_tools.predictions import (
     low_spans,
 )
 from ..data.formats import plain_rows
-from ..utils.files import new_path, write_text
+from ..utils.files import check_writable, new_path, write_text
 from ..utils.validation import check_least
 from .implicit import ImplicitReward
 from .scoring import TokenScorer, as_pair
@@ -95,6 +95,7 @@ def export_scores(
         raise ValueError(f"`tool` must be 'label-studio' or 'argilla', but is {tool!r}.")
     if output.exists():
         raise ValueError(f"{output} exists already: remove it, or give another name.")
+    check_writable(output)
     if not math.isfinite(threshold):
         raise ValueError(f"`threshold` must be a number, but is {threshold}.")
     if not label.strip():

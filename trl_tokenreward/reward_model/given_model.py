@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..nn.adapters import check_adapter
 from ..nn.modules import backbone_of
+from ..utils.loading import loading
 from .config import TokenRewardConfig
 from .modeling import TokenRewardModel
 
@@ -40,7 +41,8 @@ def load_model(
     kwargs.setdefault("device_map", None if args.device.type in ("cpu", "mps") else "auto")
     kwargs.setdefault("dtype", "float32")
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    return TokenRewardModel.from_pretrained(name, **kwargs)
+    with loading(name, "model"):
+        return TokenRewardModel.from_pretrained(name, **kwargs)
 
 
 def as_token_reward_model(model: "PreTrainedModel | PeftModel") -> "TokenRewardModel | PeftModel":

@@ -29,7 +29,7 @@ from ..reward_model.config import TokenRewardConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.trainer import TokenRewardTrainer
 from ..utils.files import write_text
-from ..utils.loading import load_split, load_tokenizer
+from ..utils.loading import load_split, load_tokenizer, loading
 from .folder import RoundFolder
 
 
@@ -40,7 +40,8 @@ _REWARD_METRICS = ("accuracy", "token_accuracy", "token_auroc")
 def load_policy(name: str | Path, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
     """A causal language model, in `float32` if the arguments say nothing else."""
     kwargs = {"dtype": "float32", "use_safetensors": True, "trust_remote_code": False, **(init_kwargs or {})}
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    with loading(name, "policy"):
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------

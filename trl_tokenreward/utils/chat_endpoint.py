@@ -5,7 +5,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +14,15 @@ from urllib.parse import urlsplit
 import httpx2
 
 from .jsonl import parse_json
+from .messages import messages_text
 from .text import quoted_start, unicode_problem
-from .validation import check_least
+from .validation import check_least, check_positive
 
 
 Prompt = str | list[dict[str, Any]]
 
 _LONGEST_WAIT = 60.0
+_STOP_AFTER = 0.1  # seconds, at most, until a request ends that is no longer wanted
 _MOST_BYTES = 16 * 2**20  # of an answer: more than a hundred thousand tokens, with their log-probabilities
 _LEAST_SECRET = 8  # characters; a shorter key, such as "none", is a placeholder that answers may well have in them
 
@@ -51,6 +52,10 @@ class Unanswered(Exception):
     def __init__(self, problem: str, wait: float | None = 0.0):
         super().__init__(problem)
         self.wait = wait
+
+
+class Stopped(Exception):
+    """A request was given up, because the run that it belonged to has failed or was interrupted."""
 
 
 class EndpointError(ConnectionError, RuntimeError):
@@ -92,6 +97,10 @@ class EndpointClient:
         usage ([`EndpointUsage`], *optional*):
             What to count in.
 
+    Attributes:
+        stopped (`threading.Event`):
+            While it is set, requests end at once, those under way too.
+
     Raises:
         `ValueError`: for a bad argument.
     """
@@ -113,14 +122,16 @@ class EndpointClient:
         if {"model", "messages", "stream"} & set(settings or {}):
             raise ValueError("`settings` cannot have `model`, `messages` or `stream`: these are set or read here.")
         check_least(retries=(retries, 0), backoff=(backoff, 0))
-        if timeout <= 0:
-            raise ValueError(f"`timeout` must be above 0 seconds, got {timeout}.")
+        check_positive(timeout=timeout)
+        for price in prices or ():
+            check_least(prices=(price, 0))
         self.url, self.model, self.settings = base_url.rstrip("/") + "/chat/completions", model, dict(settings or {})
         self.timeout, self.retries, self.backoff, self.prices = timeout, retries, backoff, prices
         self.usage = EndpointUsage() if usage is None else usage
         self._api_key = _checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
         self._ssl = httpx2.create_ssl_context()
         self._lock = threading.Lock()
+        self.stopped = threading.Event()
 
     @property
     def cost(self) -> float | None:
@@ -143,8 +154,11 @@ class EndpointClient:
         Raises:
             `Unanswered`: if there is no such answer after all repetitions, or the request is refused.
             `EndpointError`: if the endpoint refuses us.
+            `Stopped`: if `stopped` is set.
         """
         for attempt in range(self.retries + 1):
+            if self.stopped.is_set():
+                raise Stopped
             try:
                 answer = self._post(body)
                 check(answer)
@@ -152,7 +166,7 @@ class EndpointClient:
             except Unanswered as problem:
                 if problem.wait is None or attempt == self.retries:
                     raise
-                time.sleep(min(max(problem.wait, self.backoff * 2**attempt), _LONGEST_WAIT))
+                self.stopped.wait(min(max(problem.wait, self.backoff * 2**attempt), _LONGEST_WAIT))
         raise AssertionError("the last attempt returns or raises")
 
     def _post(self, body: dict[str, Any]) -> str:
@@ -182,6 +196,13 @@ class EndpointClient:
         return text
 
     async def _exchange(self, data: bytes) -> _Response:
+        request = asyncio.create_task(self._send(data))
+        while not (await asyncio.wait({request}, timeout=_STOP_AFTER))[0]:
+            if self.stopped.is_set():
+                raise Stopped
+        return request.result()
+
+    async def _send(self, data: bytes) -> _Response:
         """Sends a request. All of it has to happen within `timeout`: an endpoint that sends a byte now and then, or
         nothing but `100 Continue`, is never silent for long."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -262,7 +283,7 @@ def check_template(template: str, needed: Sequence[str]) -> None:
 def fill_template(template: str, prompt: Prompt, **fields: str) -> str:
     """The template with `{prompt}` and the other fields filled in; messages are written one after the other."""
     if not isinstance(prompt, str):
-        prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        prompt = messages_text(prompt)
     fields["prompt"] = prompt
     # In one pass, so that braces in a text stay what they are.
     return re.sub(rf"\{{({'|'.join(fields)})\}}", lambda match: fields[match[1]], template)

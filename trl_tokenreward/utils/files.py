@@ -38,6 +38,20 @@ def check_own_folder(folder: Path, *names: str) -> None:
         raise ValueError(f"`output` is a folder with other things in it, {folder}: name a new one.")
 
 
+def check_writable(path: Path) -> None:
+    """Checks before the work that something can be written to `path`, whose folder may yet have to be made.
+
+    Raises:
+        `ValueError`: if it cannot.
+    """
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "may not be written to" if folder.is_dir() else "is no folder"
+        raise ValueError(f"{path} cannot be written: {folder} {problem}.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8. After a crash, or if the disk is full, it is the old one or the new one, and nothing in
     between. When this returns, it is on the disk."""

@@ -18,8 +18,9 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from safetensors import SafetensorError
 
-from .files import new_path
+from .files import check_writable, new_path
 
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def check_source(name: str | os.PathLike, what: str) -> None:
             parts than those two, or lies in a folder that is there.
     """
     path = Path(name)
+    if not str(name):  # such as an empty variable of a shell; as a path it is the folder that one is in
+        raise ValueError(f"The name of the {what} is empty.")
     if path.exists():
         return
     is_file = path.suffix in {*_FORMATS, *_COMPRESSION, ".tsv", ".txt"}
@@ -59,7 +62,11 @@ def check_source(name: str | os.PathLike, what: str) -> None:
 
 
 @contextmanager
-def loading(name: str | os.PathLike, what: str, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+def loading(
+    name: str | os.PathLike,
+    what: str,
+    errors: tuple[type[Exception], ...] = (OSError, SafetensorError),  # the latter of weights that were cut short
+) -> Iterator[None]:
     """Within it, `name` is loaded. What goes wrong may be about a connection, or a package, and name nothing.
 
     Raises:
@@ -184,12 +191,14 @@ def check_output(path: str | Path) -> None:
     """Checks before the work that [`save_dataset`] can save to `path`.
 
     Raises:
-        ValueError: If something is there already, or the name has another ending than `.jsonl` or `.parquet`.
+        ValueError: If something is there already, the name has another ending than `.jsonl` or `.parquet`, or nothing
+            can be written there.
     """
     if Path(path).suffix not in ("", ".jsonl", ".parquet"):
         raise ValueError(f"{path}: a file must end in .jsonl or .parquet, and a folder has no ending.")
     if Path(path).exists():
         raise ValueError(f"{path} exists already: remove it, or give another name.")
+    check_writable(Path(path))
 
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:

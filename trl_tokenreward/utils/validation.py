@@ -9,10 +9,26 @@ from .text import shorten
 
 
 def check_least(**arguments: tuple[float, float]) -> None:
-    """Raises a `ValueError` if an argument, given as `name=(value, minimum)`, is below its minimum."""
+    """Raises a `ValueError` if an argument, given as `name=(value, minimum)`, is below its minimum, or no finite
+    number: NaN is neither above nor below any bound, and JSON has neither NaN nor infinity."""
     for name, (value, minimum) in arguments.items():
-        if value < minimum:
-            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+        if not minimum <= value < math.inf:
+            number = "" if math.isfinite(value) else "a finite number and "
+            raise ValueError(f"`{name}` must be {number}at least {minimum}, got {value}.")
+
+
+def check_positive(**arguments: float) -> None:
+    """Raises a `ValueError` if an argument is not above 0, or no finite number."""
+    for name, value in arguments.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
+
+
+def check_share(**arguments: float | None) -> None:
+    """Raises a `ValueError` if an argument is given and not above 0, or above 1."""
+    for name, value in arguments.items():
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"`{name}` must be above 0 and at most 1, got {value}.")
 
 
 def check_no_nan(config: Any) -> None:

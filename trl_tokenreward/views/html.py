@@ -5,7 +5,7 @@ import hashlib
 import html
 from pathlib import Path
 
-from ..utils.files import write_text
+from ..utils.files import check_writable, write_text
 from ..utils.text import visible
 from .colours import BAD_RGB, GOOD_RGB, LOW, STRONGEST, number, rgba
 
@@ -61,9 +61,12 @@ def page(title: str, body: str, *, style: str = "", script: str | None = None, i
 
 
 def check_page(path: str | Path) -> None:
-    """Raises a `ValueError` if a page's name does not end as browsers want it."""
+    """Raises a `ValueError` if a page's name does not end as browsers want it, or no file can be written there."""
     if Path(path).suffix not in (".html", ".htm"):
         raise ValueError(f"{path}: a page's name must end in .html.")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name a file.")
+    check_writable(Path(path))
 
 
 def write(path: str | Path, page: str) -> Path:

@@ -45,7 +45,7 @@ async function ask(action, body = {}) {
 
 // --- what is typed and not yet with the server is kept in the browser ---
 
-const textKey = () => `trl-tokenreward/${about.fingerprint}/${annotator}/${shown.row}`;
+const textKey = () => `trl-tokenreward/${about.id}/${annotator}/${shown.row}`;
 
 function keepHere(text) {
   try {
