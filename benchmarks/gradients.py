@@ -28,24 +28,25 @@ from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.evaluation.sampler import Answer, AnswerSampler
 from trl_tokenreward.nn.masked import zero_masked
 from trl_tokenreward.nn.unpadding import padded
-from trl_tokenreward.ppo.functional import gae, place_at_last, shape_scores
+from trl_tokenreward.ppo.functional import gae, place_at_last, potential_differences, shape_scores
 from trl_tokenreward.reward_model.text_scores import scores_of_ids
 
 
 PARTS, ANSWERS = 4, 768
 ROWS = 48  # of one pass
+LAMBDAS = (1.0, 0.95, 0.7, 0.0)
 LAYERS = 6  # the last ones, whose weights have a gradient
 RESULTS = Path(__file__).parent / "results"
 
 
-def advantages(sequence: Tensor, tokens: Tensor, verdicts: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def advantages(sequence: Tensor, tokens: Tensor, prefixes: Tensor, verdicts: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """The advantage of every token by each reward. A value model that knows no more than a token's place is taken off.
 
     Args:
         sequence, verdicts (`Tensor`):
             Scores of whole answers. Shape (B,).
-        tokens (`Tensor`):
-            Raw token scores. Shape (B, T).
+        tokens, prefixes (`Tensor`):
+            Raw token scores, and the sequence head's scores of what ends with each token. Shape (B, T).
         mask (`Tensor`):
             Shape (B, T).
     """
@@ -63,6 +64,7 @@ def advantages(sequence: Tensor, tokens: Tensor, verdicts: Tensor, mask: Tensor)
 
     # The defaults of token rewards.
     dense = shape_scores(tokens, mask, signal="token_scores", log_sigmoid=True, scale=0.2, center=True, clip=1.0)
+    potential = potential_differences(prefixes, mask)
     both = alike(on_every_token(sequence))
     return {
         "the judge's verdict, on every token": on_every_token(verdicts),
@@ -71,7 +73,8 @@ def advantages(sequence: Tensor, tokens: Tensor, verdicts: Tensor, mask: Tensor)
             place_at_last(sequence - sequence.mean(), mask), 0.95
         ),
         "sum of token scores, on every token": on_every_token(dense.sum(1)),
-        **{f"token scores, lambda {lam:g}": credited(dense, lam) for lam in (1.0, 0.95, 0.7, 0.0)},
+        **{f"potential-based, lambda {lam:g}": credited(potential, lam) for lam in LAMBDAS},
+        **{f"token scores, lambda {lam:g}": credited(dense, lam) for lam in LAMBDAS},
         "token scores, lambda .95, and sequence score on every token": alike(credited(dense, 0.95)) + both,
         "token scores, lambda .7, and sequence score on every token": alike(credited(dense, 0.7)) + both,
     }
@@ -156,14 +159,14 @@ def main() -> None:
             batch_size=64,
         )
     _, mask = padded([answer.ids for answer in answers], torch.device("cpu"))
-    tokens = torch.zeros(mask.shape)
-    for row, (prompt, of_ids) in enumerate(zip(prompts, scores, strict=True)):
-        own = of_ids.token_scores[len(prompt) :]
-        tokens[row, : len(own)] = torch.tensor(own)
+    tokens, prefixes = torch.zeros(mask.shape), torch.zeros(mask.shape)
+    for row, (prompt, answer, of_ids) in enumerate(zip(prompts, answers, scores, strict=True)):
+        tokens[row, : len(answer.ids)] = torch.tensor(of_ids.token_scores[len(prompt) :])
+        prefixes[row, : len(answer.ids)] = torch.tensor(of_ids.prefix_scores[len(prompt) :])
     judged = next(iter(corpus.judges(arguments.data).values()))(sampler.prompts, [answer.text for answer in answers])
     # A win rate goes by ranks.
     verdicts = torch.tensor(np.argsort(np.argsort(judged)) / len(judged), dtype=torch.float32)
-    by_token = advantages(torch.tensor([of_ids.score for of_ids in scores]), tokens, verdicts, mask)
+    by_token = advantages(torch.tensor([of_ids.score for of_ids in scores]), tokens, prefixes, verdicts, mask)
     found: dict[str, list[Tensor]] = {name: [] for name in by_token}
     for part in range(PARTS):
         rows = range(part * len(answers) // PARTS, (part + 1) * len(answers) // PARTS)
