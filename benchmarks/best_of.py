@@ -49,11 +49,11 @@ def density_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: Pr
 
 
 def real_task(corpus: str, data: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Task:
-    from detox import Detox
+    from detox import DETOX
     from imdb import LONG_REVIEWS, REVIEWS
     from real_density import Examiner
 
-    of = {of.name: of for of in (Detox(), REVIEWS, LONG_REVIEWS)}[corpus]
+    of = {of.name: of for of in (DETOX, REVIEWS, LONG_REVIEWS)}[corpus]
     examiner = Examiner(of, data, policy, tokenizer)
     name, judge = next(iter(examiner.judges.items()))
     return Task(examiner.sampler, judge, examiner.start[name], with_eos=of.stop_token is not None, bf16=True)

@@ -8,6 +8,8 @@ The folder holds `paradetox-8000.tsv`. Its parts are those of `density.py`, whic
 sentences that the policy learns to write, edits that the reward models learn from, others for the judge, and held-out
 ones. A prompt is a sentence's first two words, and a completion ends when the policy ends it.
 
+`detox_few.py` asks the same of updates of 16 answers.
+
 Needs TRL 1.12, for its PPOTrainer, and: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
 
@@ -23,14 +25,16 @@ PROMPTS = 400
 
 
 class Detox(Corpus):
-    name = "detox"
     task = (
         "goes on with toxic sentences, and is not to be toxic. A prompt is a sentence's first two words, and a "
         "completion ends when the policy ends it. The judge is a classifier that learned from other edits"
     )
     response_length, stop_token = 24, "eos"
-    updates, evaluate_every = 40, 4
     max_length = 64
+
+    def __init__(self, name: str, batch_size: int, updates: int, evaluate_every: int):
+        self.name, self.batch_size = name, batch_size
+        self.updates, self.evaluate_every = updates, evaluate_every
 
     def policy_texts(self, data: Path) -> list[str]:
         """Toxic sentences."""
@@ -60,5 +64,10 @@ def parts(data: Path) -> Parts:
     return paradetox(data / "paradetox-8000.tsv")
 
 
+DETOX = Detox("detox", batch_size=64, updates=40, evaluate_every=4)
+# A quarter of the data of an update, and as many updates.
+FEW_ANSWERS = Detox("detox_few", batch_size=16, updates=48, evaluate_every=6)
+
+
 if __name__ == "__main__":
-    main(Detox(), __doc__)
+    main(DETOX, __doc__)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from density_report import machine
-from detox import Detox
+from detox import DETOX
 from imdb import REVIEWS
 from provenance import commit
 from real_density import Corpus, load
@@ -130,7 +130,7 @@ def lines_of(found: dict[str, list[Tensor]]) -> Iterator[str]:
 
 
 def main() -> None:
-    corpora: dict[str, Corpus] = {corpus.name: corpus for corpus in (Detox(), REVIEWS)}
+    corpora: dict[str, Corpus] = {corpus.name: corpus for corpus in (DETOX, REVIEWS)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", choices=list(corpora), default="detox")
     parser.add_argument("--data", type=Path, required=True, help="Folder with the data.")

@@ -24,7 +24,7 @@ from trl_tokenreward.utils.files import write_text
 
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH_SIZE, STEPS_PER_UPDATE, NUM_GENERATIONS = 64, 2, 8
+STEPS_PER_UPDATE, NUM_GENERATIONS = 2, 8
 # A run ends at the KL up to which the arms are compared.
 MAX_KL = 4.0
 LEARNING_RATE, KL_COEF = 3e-5, 0.05
@@ -83,6 +83,8 @@ class Corpus(ABC):
     response_length: int
     # Without a stop token, every completion has `response_length` tokens.
     stop_token: str | None
+    # Completions of an update.
+    batch_size: int = 64
     # Of a run, and between examinations.
     updates: int
     evaluate_every: int
@@ -350,7 +352,7 @@ def grpo_trainer(
 
     config = FineGrainedGRPOConfig(
         **settings,
-        per_device_train_batch_size=BATCH_SIZE // STEPS_PER_UPDATE,
+        per_device_train_batch_size=corpus.batch_size // STEPS_PER_UPDATE,
         steps_per_generation=STEPS_PER_UPDATE,
         num_generations=NUM_GENERATIONS,
         max_completion_length=corpus.response_length,
@@ -368,10 +370,10 @@ def grpo_trainer(
 def ppo_settings(corpus: Corpus, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         **settings,
-        "per_device_train_batch_size": BATCH_SIZE,
+        "per_device_train_batch_size": corpus.batch_size,
         "num_ppo_epochs": 1,
         "num_mini_batches": STEPS_PER_UPDATE,
-        "total_episodes": corpus.updates * BATCH_SIZE,
+        "total_episodes": corpus.updates * corpus.batch_size,
         "response_length": corpus.response_length,
         "stop_token": corpus.stop_token,
         "kl_coef": KL_COEF,

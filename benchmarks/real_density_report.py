@@ -10,7 +10,7 @@ import numpy as np
 
 from density_report import interval, machine, win_rate_at_kl
 from provenance import stored_runs
-from real_density import ARMS, BATCH_SIZE, KL_COEF, LEARNING_RATE, MAX_KL, STAGES, Corpus
+from real_density import ARMS, KL_COEF, LEARNING_RATE, MAX_KL, STAGES, Corpus
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -72,7 +72,7 @@ def write_report(corpus: Corpus, output: Path) -> None:
         "each run.",
         "",
         f"SmolLM2-135M-Instruct (from 4-bit weights), after one epoch of supervised fine-tuning, {corpus.task}; the "
-        f"second judge is VADER's lexicon. An update is of {BATCH_SIZE} completions and takes two optimizer steps at "
+        f"second judge is VADER's lexicon. An update is of {corpus.batch_size} completions and takes two optimizer steps at "
         f"a rate of {LEARNING_RATE:g} where an arm names no other; penalty of the KL {KL_COEF}. A run ends at a KL of "
         f"{MAX_KL:g} nats, or after {corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers "
         "held-out prompts, with the random numbers of the start policy.",
