@@ -72,10 +72,12 @@ def write_report(corpus: Corpus, output: Path) -> None:
         "each run.",
         "",
         f"SmolLM2-135M-Instruct (from 4-bit weights), after one epoch of supervised fine-tuning, {corpus.task}; the "
-        f"second judge is VADER's lexicon. An update is of {corpus.batch_size} completions and takes two optimizer "
-        f"steps at a rate of {LEARNING_RATE:g} where an arm names no other; penalty of the KL {KL_COEF}. A run ends at a KL "
-        f"of {MAX_KL:g} nats, or after {corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers "
-        "held-out prompts, with the random numbers of the start policy.",
+        "second judge is VADER's lexicon.",
+        "",
+        f"An update is of {corpus.batch_size} completions and takes two optimizer steps at a rate of {LEARNING_RATE:g} "
+        f"where an arm names no other; penalty of the KL {KL_COEF}. A run ends at a KL of {MAX_KL:g} nats, or after "
+        f"{corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers held-out prompts, with the "
+        "random numbers of the start policy.",
         "",
         f"| model | figures | minutes | commit |\n|{' --- |' * 4}",
     ]
