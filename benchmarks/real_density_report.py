@@ -76,7 +76,7 @@ def write_report(corpus: Corpus, output: Path) -> None:
         "",
         f"An update is of {corpus.batch_size} completions and takes two optimizer steps at a rate of {LEARNING_RATE:g} "
         f"where an arm names no other; penalty of the KL {KL_COEF}. A run ends at a KL of {MAX_KL:g} nats, or after "
-        f"{corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers held-out prompts, with the "
+        f"{corpus.updates} updates. Every {corpus.evaluate_every} updates the policy answers held-out prompts with the "
         "random numbers of the start policy.",
         "",
         f"| model | figures | minutes | commit |\n|{' --- |' * 4}",
