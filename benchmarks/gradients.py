@@ -1,12 +1,13 @@
 """Which rewards point where a judge would? The policy gradient of the start policy by each reward, beside that by the
 judge's own verdicts.
 
-    python benchmarks/gradients.py --corpus detox --data <folder>    # or imdb; what their scripts prepared is needed
+    python benchmarks/gradients.py --corpus detox --data <folder>    # or imdb, or imdb_long
 
-The policy answers prompts once. The answers are cut into four parts, and of each part's gradient by a reward this
-measures the cosine to the gradient by the judge's verdicts on the other three parts. It is small where a reward points
-elsewhere than the judge, and where it is noisy. The cosine to the same reward's gradient on the other parts tells how
-noisy it is, and both together how close the two directions are without noise (Spearman's correction for attenuation).
+What `detox.py`, `imdb.py` or `imdb_long.py` has prepared is needed. The policy answers prompts once. The answers are cut
+into four parts, and of each part's gradient by a reward this measures the cosine to the gradient by the judge's
+verdicts on the other three parts. It is small where a reward points elsewhere than the judge, and where it is noisy.
+The cosine to the same reward's gradient on the other parts tells how noisy it is, and both together how close the two
+directions are without noise (Spearman's correction for attenuation).
 """
 
 import argparse
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from density_report import machine
 from detox import DETOX
-from imdb import REVIEWS
+from imdb import LONG_REVIEWS, REVIEWS
 from provenance import commit
 from real_density import Corpus, load
 from trl_tokenreward import TokenRewardModel
@@ -130,7 +131,7 @@ def lines_of(found: dict[str, list[Tensor]]) -> Iterator[str]:
 
 
 def main() -> None:
-    corpora: dict[str, Corpus] = {corpus.name: corpus for corpus in (DETOX, REVIEWS)}
+    corpora: dict[str, Corpus] = {corpus.name: corpus for corpus in (DETOX, REVIEWS, LONG_REVIEWS)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", choices=list(corpora), default="detox")
     parser.add_argument("--data", type=Path, required=True, help="Folder with the data.")
