@@ -3,7 +3,7 @@ judge's own verdicts.
 
     python benchmarks/gradients.py --corpus detox --data <folder>    # or imdb, or imdb_long
 
-What `detox.py`, `imdb.py` or `imdb_long.py` has prepared is needed. The policy answers prompts once. The answers are cut
+It takes what `detox.py`, `imdb.py` or `imdb_long.py` has prepared. The policy answers prompts once; the answers are cut
 into four parts, and of each part's gradient by a reward this measures the cosine to the gradient by the judge's
 verdicts on the other three parts. It is small where a reward points elsewhere than the judge, and where it is noisy.
 The cosine to the same reward's gradient on the other parts tells how noisy it is, and both together how close the two
