@@ -548,6 +548,20 @@ class TestRefused:
         with pytest.raises(ValueError, match="`advantage_estimator` must be one of"):
             FineGrainedGRPOConfig(**settings(tmp_path, advantage_estimator="gae"))
 
+    @pytest.mark.parametrize(
+        ("name", "value", "error", "message"),
+        [
+            ("temperature", 0.0, ValueError, "`temperature` must be positive, got 0.0"),
+            ("temperature", math.nan, ValueError, "`temperature` is NaN"),
+            ("reward_scale", 0, ValueError, "`reward_scale` must be a finite number and not 0"),
+            ("reward_clip", "1", TypeError, "`reward_clip` must be a number, but is '1'"),
+            ("max_completion_length", "6", TypeError, "`max_completion_length` must be a whole number, but is '6'"),
+        ],
+    )
+    def test_values(self, tmp_path, name, value, error, message):
+        with pytest.raises(error, match=message):
+            FineGrainedGRPOConfig(**settings(tmp_path, **{name: value}))
+
 
 class TestCheckpoints:
     def test_one_that_was_cut_short_is_passed_over(self, tmp_path):

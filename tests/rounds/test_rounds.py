@@ -405,6 +405,8 @@ def test_settings_are_checked(kwargs, message):
         config(**kwargs)
     with pytest.raises(TypeError, match="`ppo` must be a `FineGrainedPPOConfig`"):
         RoundConfig(TokenRewardConfig(**CPU), TokenRewardConfig(**CPU))
+    with pytest.raises(TypeError, match="`num_prompts` must be a whole number, but is '3'"):
+        config(num_prompts="3")
 
 
 def test_the_prompts_of_a_round_begin_again_after_the_last():

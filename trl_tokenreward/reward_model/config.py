@@ -6,7 +6,7 @@ from typing import Literal
 
 from trl import RewardConfig
 
-from ..utils.validation import check_no_nan
+from ..utils.validation import check_fields
 
 
 # What `unchanged_token_weight=None` stands for.
@@ -145,8 +145,8 @@ class TokenRewardConfig(RewardConfig):
     )
 
     def __post_init__(self):
+        check_fields(self)
         super().__post_init__()
-        check_no_nan(self)
         if self.max_edit_ratio is not None and not 0 < self.max_edit_ratio <= 1:
             raise ValueError(f"`max_edit_ratio` is a share of words, above 0 and at most 1, not {self.max_edit_ratio}.")
         optional = ("unchanged_token_weight", "head_learning_rate")
