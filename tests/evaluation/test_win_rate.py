@@ -111,6 +111,8 @@ def test_sampling_is_seeded_and_messages_are_taken():
     [
         ({"prompts": "a"}, TypeError, "`prompts` must be a data set, or a list"),
         ({"prompts": ["a", 3]}, TypeError, "`prompts` must be a data set, or a list"),
+        ({"policy": "a name"}, TypeError, "`policy` must be a model, but is 'a name': load it with"),
+        ({"tokenizer": "a name"}, TypeError, "`tokenizer` must be a tokenizer, but is 'a name': load it with"),
         (
             {"prompts": Dataset.from_dict({"input_ids": [[3], []]})},
             ValueError,

@@ -506,6 +506,12 @@ class TestRefused:
         with pytest.raises(ValueError, match="need a column 'prompt'; they have \\['text'\\]"):
             trainer_for(tmp_path, by_token, dataset=Dataset.from_dict({"text": ["a"]}))
 
+    def test_no_data_set_and_no_tokenizer(self, tmp_path):
+        with pytest.raises(TypeError, match="The train data set must be a `Dataset`.*, but is a list"):
+            trainer_for(tmp_path, by_token, dataset=[{"prompt": "a"}])
+        with pytest.raises(TypeError, match=r"`reward_processing_classes\[0\]` must be a tokenizer, but is 'a name'"):
+            trainer_for(tmp_path, reward_model(), ["a name"])
+
     @pytest.mark.parametrize("empty", ["", []])
     def test_a_prompt_without_a_token(self, tmp_path, empty):
         texts = ["a b", ""] if empty == "" else [[{"role": "user", "content": "a"}], []]

@@ -174,6 +174,8 @@ class TestModels:
             trainer.evaluate()
 
     def test_what_is_refused(self, make_trainer, tmp_path):
+        with pytest.raises(TypeError, match="`processing_class` must be a tokenizer, but is 'a name': load it with"):
+            make_trainer(processing_class="a name")
         with pytest.raises(TypeError, match="`args` must be a `TokenRewardConfig`, got RewardConfig"):
             make_trainer(config_class=RewardConfig)
         with pytest.raises(TypeError, match="PreTrainedModel"):

@@ -30,9 +30,20 @@ class ColumnError(ValueError):
         super().__init__(f"column `{column}`: {problem}")
 
 
-def plain_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The data set with Python values in its rows, and not tensors. A transform (`with_transform`) is kept, since what
-    it gives are the rows."""
+def check_dataset(dataset: Any, name: str) -> None:
+    """Raise a `TypeError` unless the data set that errors call `name` is one of `datasets`."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        remedy = "pass one of its splits" if isinstance(dataset, dict) else "`Dataset.from_list` makes one of a list"
+        raise TypeError(
+            f"The {name} data set must be a `Dataset` or an `IterableDataset`, but is a {type(dataset).__name__}: "
+            f"{remedy}."
+        )
+
+
+def plain_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """The data set, which errors call `name`, with Python values in its rows, and not tensors. A transform
+    (`with_transform`) is kept, since what it gives are the rows."""
+    check_dataset(dataset, name)
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
     return dataset.with_format(None)

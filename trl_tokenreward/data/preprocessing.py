@@ -537,7 +537,7 @@ def prepare_dataset(
     Raises:
         ValueError: If a row does not have the format of the first (naming row and column), or if nothing is left.
     """
-    dataset = plain_rows(dataset)
+    dataset = plain_rows(dataset, name)
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} data set has no rows.")

@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import Messages
 from ..nn.finite import not_finite
-from ..nn.modules import evaluation_mode, max_positions
+from ..nn.modules import check_loaded, evaluation_mode, max_positions
 from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
 from ..ppo.sampling import generate, uniforms
+from ..utils.validation import check_tokenizer
 
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class AnswerSampler:
         seed: int = 0,
         progress: bool = False,
     ):
+        check_tokenizer(tokenizer, "tokenizer")
         if response_length < 1 or batch_size < 1 or temperature < 0:
             raise ValueError(
                 "`response_length` and `batch_size` must be at least 1 and `temperature` not below 0, got "
@@ -97,6 +99,7 @@ class AnswerSampler:
 
     def __call__(self, model: nn.Module, name: str = "model") -> list[Answer]:
         """The model's answers to the prompts, in evaluation mode. Errors call the model `name`."""
+        check_loaded(model, name)
         limit = max_positions(model)
         longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
         if limit is not None and len(self._ids[longest]) + self.response_length > limit:

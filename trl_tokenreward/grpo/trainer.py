@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import GRPOConfig, GRPOTrainer
 
 from .._trl import get_config_model_id, get_dataset_column_names
+from ..data.formats import check_dataset
 from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores, worst_of
@@ -21,7 +22,7 @@ from ..ppo.rewards import check_ensemble
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from ..utils.text import distinct
-from ..utils.validation import check_devices
+from ..utils.validation import check_devices, check_tokenizer
 from .config import FineGrainedGRPOConfig
 from .functional import group_advantages
 from .sources import BatchIds, FunctionSource, ModelSource, RewardSource, load_source
@@ -83,6 +84,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         elif not isinstance(args, FineGrainedGRPOConfig):
             args = FineGrainedGRPOConfig.from_grpo_config(args)
         if train_dataset is not None and kwargs.get("environment_factory") is None:
+            check_dataset(train_dataset, "train")
             columns = get_dataset_column_names(train_dataset)
             if "prompt" not in columns:
                 raise ValueError(f"The training data need a column 'prompt'; they have {sorted(columns)}.")
@@ -96,6 +98,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             args.check_number_of_rewards(len(rewards))
         self.sources: list[RewardSource | None] = []
         for index, (reward, tokenizer) in enumerate(zip(rewards, tokenizers, strict=False)):
+            if tokenizer is not None:
+                check_tokenizer(tokenizer, f"reward_processing_classes[{index}]")
             if not isinstance(model, str):
                 check_not_trained(reward, model, f"reward_funcs[{index}]")
             signal = args.of_reward(index).reward_signal

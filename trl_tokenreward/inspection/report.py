@@ -138,7 +138,7 @@ def inspect_dataset(
     """
     if max_length is not None and tokenizer is None:
         raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
-    dataset = plain_rows(dataset)
+    dataset = plain_rows(dataset, "inspected")
     if not len(dataset):
         raise ValueError("The data set has no rows.")
     dropped, rows, kinds, without_edits, prepare = DroppedRows(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None

@@ -141,7 +141,10 @@ class CompletionScorer:
             if reward_processing_class is not None:
                 raise ValueError("`reward_processing_class` has no effect on a reward function, which reads texts.")
         else:
-            raise TypeError(f"`reward_model` must be a model or a function, got {type(reward).__name__}.")
+            raise TypeError(
+                f"`reward_model` must be a model or a function, got {type(reward).__name__}. A model is loaded by its "
+                "name with `from_pretrained` of its class, such as TokenRewardModel."
+            )
         self.signal = signal  # `None` for a function: each call's `RawScores` say what it returned
         self.density = density
 

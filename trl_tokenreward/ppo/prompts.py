@@ -76,13 +76,14 @@ def prepare_prompts(
             Counts the rows that are kept and dropped; those of a stream as it is read.
 
     Raises:
+        TypeError: If it is none of `datasets`.
         ValueError: Where there is no row or no such column, where a row has no prompt, one that the chat template
             cannot render, or ids that are none of the tokenizer's (the error names row and column), or where nothing is
             left.
     """
+    dataset = plain_rows(dataset, name)
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"The {name} data set is empty.")
-    dataset = plain_rows(dataset)
     is_transformed = isinstance(dataset, Dataset) and dataset.format["type"] is not None
     columns = list(dataset[0]) if is_transformed else get_dataset_column_names(dataset)
     if not ({"input_ids", "prompt"} & set(columns) or {"chosen", "rejected"} <= set(columns)):

@@ -12,6 +12,7 @@ from ..nn.masked import masked_sum
 from ..nn.sharding import gathered
 from ..reward_model.readout import has_sequence_score, require_trained_sequence_head
 from ..utils.text import distinct
+from ..utils.validation import check_tokenizer
 from .completion_scorer import CompletionScorer, RawScores, worst_of
 from .config import FineGrainedPPOConfig
 from .reward_functions import reward_name
@@ -168,6 +169,8 @@ def make_rewards(
     rewards = []
     for index, (reward, tokenizer) in enumerate(zip(entries, tokenizers, strict=True)):
         own, argument = args.of_reward(index), argument_of(index, len(entries))
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, argument_of(index, len(entries), "reward_processing_class"))
         try:
             with gathered(reward):
                 given = reward, processing_class, tokenizer, own.reward_signal, own.reward_density, *sizes

@@ -29,7 +29,7 @@ from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
-from ..utils.validation import check_devices
+from ..utils.validation import check_devices, check_tokenizer
 from .adaptation import FILE as ADAPTIVE_STATE_FILE
 from .adaptation import AdaptiveState
 from .batches import packed_groups
@@ -140,6 +140,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         check_given(model, ref_model, reward_model, value_model)
         if not isinstance(args, FineGrainedPPOConfig):
             args = FineGrainedPPOConfig.from_ppo_config(args)
+        check_tokenizer(processing_class, "processing_class")
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
 

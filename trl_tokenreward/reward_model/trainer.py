@@ -33,7 +33,7 @@ from ..nn.masked import masked_mean
 from ..nn.modules import max_positions, vocab_size, without_peft
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
-from ..utils.validation import check_devices
+from ..utils.validation import check_devices, check_tokenizer
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .given_model import (
     HEADS,
@@ -193,6 +193,8 @@ class TokenRewardTrainer(RewardTrainer):
         self._eval_name: str | None = None
         self._alarm: LearningAlarm | None = None
 
+        if processing_class is not None:
+            check_tokenizer(processing_class, "processing_class")
         set_seed(args.seed)  # heads that the checkpoint does not have are initialised at random
         parent_args = args
         if isinstance(model, str):

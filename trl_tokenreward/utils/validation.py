@@ -56,6 +56,17 @@ def check_fields(config: Any) -> None:
             raise TypeError(f"`{name}` must be {due}, but is {shorten(value)}.{hint}")
 
 
+def check_tokenizer(tokenizer: Any, argument: str) -> None:
+    """Raises a `TypeError` unless an argument is a tokenizer, and not its name."""
+    from transformers import PreTrainedTokenizerBase  # takes seconds, and others here do without
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"`{argument}` must be a tokenizer, but is {shorten(tokenizer)}: load it with "
+            "`AutoTokenizer.from_pretrained`."
+        )
+
+
 def check_devices(args: Any) -> None:
     """Raises a `ValueError` if `Trainer` would split batches over several GPUs in one process (`nn.DataParallel`),
     which cuts rows without regard to how they are packed. `args` are a trainer's own, after its `Trainer.__init__`."""
