@@ -26,7 +26,7 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows, count_pairs
 from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset
-from ..data.vocabulary import check_ids
+from ..data.vocabulary import check_ids, warn_of_other_tokenizer
 from ..nn.adapters import require_something_to_train
 from ..nn.finite import not_finite, raise_together, weights_not_finite
 from ..nn.masked import masked_mean
@@ -264,6 +264,7 @@ class TokenRewardTrainer(RewardTrainer):
         if dataset in self._prepared:  # as the parts of a `dict` are when they are evaluated one by one
             return dataset
         check_pad_token(processing_class, self._vocab_size)
+        warn_of_other_tokenizer(processing_class, self._vocab_size, "`model`")
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
         if name != "eval" and "train" in self._dropped:
