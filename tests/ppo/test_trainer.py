@@ -401,6 +401,33 @@ def test_prompts_that_the_policy_has_no_embedding_for_are_named(stream, scenario
         trainer.evaluate(prompts([16]))
 
 
+def test_a_tokenizer_that_is_not_the_models(scenario, caplog):
+    words = "The tokenizer has 16 tokens and {} {} embeddings, so they do not belong together"
+    sizes = {"value": tiny.sequence_classifier(vocab_size=42), "reward": tiny.sequence_classifier(vocab_size=42)}
+    scenario.make(policy=tiny.causal_lm(vocab_size=41), **sizes)
+    assert (
+        caplog.text.count(words.format("`model`", 41)) == caplog.text.count(words.format("the reward model", 42)) == 1
+    )
+
+
+def test_a_tokenizer_without_a_token_to_pad_with(scenario):
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="neither a pad token nor an EOS token to pad with: set `processing_class.pad"):
+        scenario.make(tokenizer=tokenizer)
+
+
+def test_a_function_must_take_what_it_is_called_with(scenario):
+    def reward(prompts, completions, completion_ids):
+        return [1.0] * len(prompts)
+
+    rows = Dataset.from_dict({"prompt": ["a"] * 4})
+    scenario.train(reward=reward, dataset=rows)
+    message = r"'reward' is called with .*, city, but does not take `city`: end its arguments with `\*\*columns`"
+    with pytest.raises(TypeError, match=message):
+        scenario.make(reward=reward, dataset=rows.add_column("city", ["Rome"] * 4))
+
+
 def test_a_pad_token_needs_no_embedding(scenario):
     tokenizer = tiny.word_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})

@@ -144,7 +144,9 @@ def test_the_last_of_whole_ones_is_resumed(resume, kind):
 
 
 def test_a_folder_that_is_not_there_is_named(resume):
-    with pytest.raises(ValueError, match=r"There is no folder .*checkpoint-7 to resume from. Give that of a checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"There is no folder .*checkpoint-7 to resume from. Give that of a checkpoint"
+    ):
         resume("reward", lambda folder: None, "checkpoint-7")
 
 

@@ -238,6 +238,18 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     Raises:
         ValueError: If the row has no prompt, or the template cannot render it. The error names the column.
     """
+    prompt, column = given_prompt(row)
+    if isinstance(prompt, str):
+        return prompt, False
+    return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
+
+
+def given_prompt(row: Row) -> tuple[str | list[Row], str]:
+    """The prompt of a row, a text or messages, and the column that it stands in.
+
+    Raises:
+        ValueError: If the row has none. The error names the column.
+    """
     if "prompt" not in row and row_format(row) == "conversational":
         for side in row_sides(row):
             _messages(row, side)
@@ -245,11 +257,9 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     column = "prompt" if "prompt" in row else row_sides(row)[0]
     if not isinstance(prompt, (str, list)) or not prompt:
         raise ColumnError(column, f"the prompt must be a text or messages, not empty, but is {shorten(prompt)}.")
-    if isinstance(prompt, str):
-        return prompt, False
-    if column == "prompt":
+    if isinstance(prompt, list) and column == "prompt":
         _messages(row, column)
-    return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
+    return prompt, column
 
 
 def template_columns(row: Mapping[str, Any]) -> Row:
@@ -377,7 +387,7 @@ def _messages(row: Row, column: str) -> list[Row]:
     if not messages:
         raise ColumnError(column, "has no messages.")
     for message in messages:
-        if not isinstance(message, dict) or "role" not in message:
+        if not isinstance(message, dict) or message.get("role") is None:  # as Arrow has it where others have one
             raise ColumnError(column, f"messages need `role` and `content`, but one is {shorten(message)}.")
     return messages
 

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields
 from numbers import Integral, Real
 from types import UnionType
@@ -32,7 +32,7 @@ def check_least(**arguments: tuple[float, float]) -> None:
 
 
 def check_fields(config: Any) -> None:
-    """Check the values of a configuration, a dataclass, against the types of its fields, before any of them is compared.
+    """Check the values of a configuration, a dataclass, against the types of its fields, before one is compared.
 
     Raises:
         TypeError: If a number, a truth value or a list is something else. The error names the field.
@@ -106,6 +106,31 @@ def check_list(returned: Any, what: str, number: int) -> Any:
     if length != number:
         raise ValueError(f"{what} returned {length} scores for {number} completions.")
     return returned
+
+
+def check_keywords(function: Any, what: str, given: Iterable[str]) -> None:
+    """Raises a `TypeError` if a function of the user's does not take the keyword arguments that it will be called with.
+
+    Args:
+        function (`Callable`):
+            The function.
+        what (`str`):
+            The function, as the beginning of the error: `"The reward function"`.
+        given (`Iterable[str]`):
+            The arguments.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some that are not written in Python nothing is known
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if refused := [name for name in given if name not in taken]:
+        raise TypeError(
+            f"{what} is called with the keyword arguments {', '.join(given)}, but does not take `{refused[0]}`: end "
+            "its arguments with `**columns`, which takes what it does not name."
+        )
 
 
 def get_value(row: Mapping[str, Any], column: str, kind: type = str) -> Any:
