@@ -121,6 +121,8 @@ def test_a_win_rate_on_messages_is_saved(tmp_path):
     [
         ({"prompts": "a"}, TypeError, "`prompts` must be a data set, or a list"),
         ({"prompts": ["a", 3]}, TypeError, "`prompts` must be a data set, or a list"),
+        ({"policy": "a name"}, TypeError, "`policy` must be a model, but is 'a name': load it with"),
+        ({"tokenizer": "a name"}, TypeError, "`tokenizer` must be a tokenizer, but is 'a name': load it with"),
         (
             {"prompts": Dataset.from_dict({"input_ids": [[3], []]})},
             ValueError,

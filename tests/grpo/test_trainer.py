@@ -178,6 +178,15 @@ class TestRewardsOfCompletions:
             trainer_for(tmp_path, count_a, **{name: value}).train()
 
 
+@pytest.mark.parametrize("give", [iter, tuple, torch.tensor], ids=["iterator", "tuple", "tensor"])
+def test_what_else_functions_may_return(tmp_path, give):
+    """As in TRL, where NaN is no opinion too."""
+    rewards = [1.0, float("nan"), 0.0, 2.0]
+    trainer = trainer_for(tmp_path, lambda completions, **_: give(rewards), max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["rewards/<lambda>/mean"] == pytest.approx(1.0)
+
+
 class TestTokenRewards:
     def test_a_function(self, tmp_path):
         trainer = trainer_for(tmp_path, by_token, scale_rewards="none", advantage_estimator="leave_one_out")
@@ -506,12 +515,96 @@ class TestRefused:
         with pytest.raises(ValueError, match="need a column 'prompt'; they have \\['text'\\]"):
             trainer_for(tmp_path, by_token, dataset=Dataset.from_dict({"text": ["a"]}))
 
-    @pytest.mark.parametrize("empty", ["", []])
-    def test_a_prompt_without_a_token(self, tmp_path, empty):
-        texts = ["a b", ""] if empty == "" else [[{"role": "user", "content": "a"}], []]
-        rows = Dataset.from_dict({"prompt": texts})
-        with pytest.raises(ValueError, match="^Row 1 of the train data set, column `prompt`: .* not empty, but is "):
-            trainer_for(tmp_path, by_token, dataset=rows)
+    def test_no_data_set_and_no_tokenizer(self, tmp_path):
+        with pytest.raises(TypeError, match="The train data set must be a `Dataset`.*, but is a list"):
+            trainer_for(tmp_path, by_token, dataset=[{"prompt": "a"}])
+        with pytest.raises(TypeError, match=r"`reward_processing_classes\[0\]` must be a tokenizer, but is 'a name'"):
+            trainer_for(tmp_path, reward_model(), ["a name"])
+
+    @pytest.mark.parametrize(
+        ("prompts", "message"),
+        [
+            (["a b", ""], "'' has no tokens for a completion to go on from."),
+            (
+                [[{"role": "user", "content": "a"}], []],
+                r"the prompt must be a text or messages, not empty, but is \[\].",
+            ),
+            (["a", None], "the prompt must be a text or messages, not empty, but is None."),
+            (
+                [[{"role": "user", "content": "a"}], [{"rol": "user", "content": "a"}]],
+                "messages need `role` and `content`, but one is {",
+            ),
+            (
+                [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b" * 9}]],
+                "the chat template cannot ren",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("part", ["train", "eval_one"])
+    def test_bad_prompts_are_named_by_row(self, tmp_path, prompts, message, part, monkeypatch):
+        template = "{{ messages[0].content[:5] }}{% if messages[0].content|length > 5 %}{{ raise_exception('long') }}{% endif %}"
+        tokenizer = tiny.word_tokenizer()
+        tokenizer.chat_template = template
+        monkeypatch.setattr(tiny, "word_tokenizer", lambda: tokenizer)
+        rows = Dataset.from_dict({"prompt": prompts})
+        data = {"dataset": rows} if part == "train" else {"eval_dataset": {"one": rows}}
+        with pytest.raises(ValueError, match=f"^Row 1 of the {part} data set, column `prompt`: {message}"):
+            trainer_for(tmp_path, by_token, **data)
+
+    def test_prompts_that_are_no_texts(self, tmp_path):
+        with pytest.raises(
+            ValueError, match="^Row 0 of the train data set, column `prompt`: the prompt must be a text"
+        ):
+            trainer_for(tmp_path, by_token, dataset=Dataset.from_dict({"prompt": [1, 2]}))
+
+    def test_no_prompts(self, tmp_path):
+        with pytest.raises(ValueError, match="The train data set is empty"):
+            trainer_for(tmp_path, by_token, dataset=PROMPTS.select([]))
+        with pytest.raises(ValueError, match="The eval data set needs a column 'prompt'; it has \\['text'\\]"):
+            trainer_for(tmp_path, by_token, eval_dataset=Dataset.from_dict({"text": ["a"]}))
+
+    @pytest.mark.parametrize("reader", ["model", r"reward_funcs\[0\]"])
+    def test_a_prompt_that_does_not_fit(self, tmp_path, reader):
+        reward = reward_model()
+        if reader != "model":
+            reward.config.text_config.max_position_embeddings = 20
+        most = 122 if reader == "model" else 14
+        rows = Dataset.from_dict({"prompt": ["a", "a " * (most + 1)]})
+        with pytest.raises(
+            ValueError, match=f"in row 1 of the train .* `max_completion_length=6` do not fit .*`{reader}`"
+        ):
+            trainer_for(tmp_path, reward, dataset=rows)
+        trainer_for(tmp_path, reward, dataset=Dataset.from_dict({"prompt": ["a", "a " * most]}))
+
+    def test_what_no_reward_of_a_completion_uses(self, tmp_path):
+        head = reward_model()
+        torch.nn.init.ones_(head.score.weight)
+        with pytest.raises(ValueError, match="`reward_clip` is about rewards of tokens and has no effect"):
+            trainer_for(tmp_path, head, reward_signal="sequence_score", reward_clip=1.0)
+
+    def test_a_tokenizer_that_is_not_the_models(self, tmp_path, caplog, monkeypatch):
+        tiny.causal_lm(vocab_size=43).save_pretrained(tmp_path / "large")
+        monkeypatch.setitem(globals(), "POLICY", str(tmp_path / "large"))
+        trainer_for(tmp_path, by_token)
+        assert caplog.text.count("The tokenizer has 16 tokens and `model` 43 embeddings") == 1
+
+    def test_a_tokenizer_without_eos(self, tmp_path, monkeypatch):
+        tokenizer = tiny.word_tokenizer()
+        tokenizer.eos_token = tokenizer.pad_token = None
+        monkeypatch.setattr(tiny, "word_tokenizer", lambda: tokenizer)
+        with pytest.raises(
+            ValueError, match="The tokenizer has no EOS token, by which TRL tells the end of a completion"
+        ):
+            trainer_for(tmp_path, by_token)
+
+    def test_a_function_that_does_not_take_the_columns(self, tmp_path):
+        def reward(prompts, completions, completion_ids, trainer_state, log_extra, log_metric):
+            return [0.0] * len(prompts)
+
+        message = "'reward' is called with .*, but does not take `wish`: end its arguments with `\\*\\*columns`"
+        with pytest.raises(TypeError, match=message):
+            trainer_for(tmp_path, reward)
+        trainer_for(tmp_path, reward, dataset=PROMPTS.remove_columns("wish"))
 
     def test_a_language_model_as_a_reward(self, tmp_path):
         """TRL would make it a classifier whose head is random."""
@@ -536,9 +629,11 @@ class TestRefused:
             ),
             (lambda rewards: [*rewards[:3], [math.inf] * len(rewards[3])], r"\[inf.* for completion 3, where a finite"),
             (lambda rewards: [1.0, *rewards[1:]], "floats and lists of floats; return one kind"),
+            (lambda rewards: ["x"] * len(rewards), "returned 'x' for completion 0, where a finite float"),
+            (lambda rewards: {"scores": rewards}, "returned a dict, where a list of 4 entries is due"),
             (lambda rewards: [["x"] * len(rewards[0]), *rewards[1:]], r"x.* for completion 0, where a finite float"),
         ],
-        ids=["completions", "tokens", "nan", "inf", "mixed", "strings"],
+        ids=["completions", "tokens", "nan", "inf", "mixed", "texts", "dictionary", "strings"],
     )
     def test_what_functions_return(self, tmp_path, change, message):
         with pytest.raises((TypeError, ValueError), match=message):
@@ -564,6 +659,20 @@ class TestRefused:
             FineGrainedGRPOConfig(**settings(tmp_path, advantage_estimator="gae"))
         with pytest.raises(ValueError, match="`target_length` is NaN"):
             FineGrainedGRPOConfig(**settings(tmp_path, target_length=float("nan")))
+
+    @pytest.mark.parametrize(
+        ("name", "value", "error", "message"),
+        [
+            ("temperature", 0.0, ValueError, "`temperature` must be positive, got 0.0"),
+            ("temperature", math.nan, ValueError, "`temperature` is NaN"),
+            ("reward_scale", 0, ValueError, "`reward_scale` must be a finite number and not 0"),
+            ("reward_clip", "1", TypeError, "`reward_clip` must be a number, but is '1'"),
+            ("max_completion_length", "6", TypeError, "`max_completion_length` must be a whole number, but is '6'"),
+        ],
+    )
+    def test_values(self, tmp_path, name, value, error, message):
+        with pytest.raises(error, match=message):
+            FineGrainedGRPOConfig(**settings(tmp_path, **{name: value}))
 
 
 class TestCheckpoints:

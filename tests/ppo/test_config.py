@@ -165,6 +165,9 @@ def test_defaults_of_trls_base_class(tmp_path):
         ({"dataloader_drop_last": True}, "`dataloader_drop_last=True` has no effect"),
         ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy='sequential'` has no effect"),
         *(({name: math.nan}, f"`{name}` is NaN.") for name in ("kl_coef", "temperature", "reward_scale", "learning_rate", "gamma")),
+        *(({"reward_scale": value}, f"`reward_scale` must be a finite number and not 0, with which nothing is learned, got {value}.") for value in (0, 0.0, math.inf)),
+        ({"reward_settings": [{"reward_scale": 0.0}, {}]}, "`reward_settings[0]`: `reward_scale` must be a finite number and not 0"),
+        ({"reward_weights": [0.0, 0]}, "`reward_weights` are all 0, so nothing is learned"),
         ({"kl_estimator": "k2"}, "`kl_estimator` must be one of ('k1', 'k3'), got 'k2'."),
         ({"stop_token": "period"}, "`stop_token` must be one of (None, 'eos'), got 'period'."),
         ({"reward_signal": "tokens"}, "`reward_signal` must be one of"),
@@ -199,6 +202,24 @@ def test_defaults_of_trls_base_class(tmp_path):
 )  # fmt: skip
 def test_errors(tmp_path, settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward_clip": "1"}, "`reward_clip` must be a number, but is '1'. Write it without quotes"),
+        ({"learning_rate": "1e-4"}, "`learning_rate` must be a number, but is '1e-4'. Write it without quotes"),
+        ({"response_length": "many"}, "`response_length` must be a whole number, but is 'many'."),
+        ({"response_length": 53.0}, "`response_length` must be a whole number, but is 53.0."),
+        ({"reward_clip": True}, "`reward_clip` must be a number, but is True."),
+        ({"hold_length": "yes"}, "`hold_length` must be `True` or `False`, but is 'yes'."),
+        ({"reward_settings": {"reward_clip": 1.0}}, "`reward_settings` must be a list, but is {"),
+        ({"reward_settings": [{}, {"reward_scale": "2"}]}, "`reward_settings[1]`: `reward_scale` must be a number"),
+    ],
+)
+def test_values_of_another_type(tmp_path, settings, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
         config(tmp_path, **settings)
 
 

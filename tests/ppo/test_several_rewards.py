@@ -300,7 +300,7 @@ def test_what_is_refused_before_training(scenario, rewards, settings, error, mes
         ({"reward_aggregation": "min", "reward_settings": [{}, {}]}, ValueError, "`reward_settings` does not go with"),
         ({"reward_aggregation": "min", "sequence_score_coef": 1.0}, ValueError, "`sequence_score_coef` does not go"),
         ({"reward_weights": [1.0, math.nan]}, ValueError, "`reward_weights` must be a list of finite numbers"),
-        ({"reward_weights": 1.0}, ValueError, "`reward_weights` must be a list of finite numbers"),
+        ({"reward_weights": 1.0}, TypeError, "`reward_weights` must be a list, but is 1.0"),
         ({"reward_weights": [1.0, "a"]}, ValueError, "`reward_weights` must be a list of finite numbers"),
         ({"reward_settings": [{}, "reward_scale"]}, TypeError, r"`reward_settings\[1\]` must be a dictionary"),
         ({"reward_settings": [{}, {"hold_length": True}]}, ValueError, r"`reward_settings\[1\]` has 'hold_length'"),

@@ -265,7 +265,16 @@ def test_trainer_is_trls_where_trl_has_one(scenario):
         ({"arguments": {"reward_model": None}}, "`reward_model` is required"),
         ({"arguments": {"value_model": tiny.causal_lm()}}, "`value_model` is a LlamaForCausalLM"),
         ({"arguments": {"reward_model": tiny.causal_lm()}}, "`reward_model` is a LlamaForCausalLM"),
-        ({"arguments": {"reward_model": "a name"}}, "must be a model or a function, got str"),
+        ({"arguments": {"reward_model": "a name"}}, "must be a model or a function, got str. A model is loaded by its name with `from_pretrained`"),
+        ({"arguments": {"reward_model": [tiny.unigram_classifier(), "a name"]}}, "`reward_model[1]`: `reward_model` must be a model or a function, got str"),
+        ({"arguments": {"model": "a name"}}, "`model` must be a model, but is 'a name': load it with `AutoModelForCausalLM.from_pretrained`."),
+        ({"arguments": {"ref_model": "a name"}}, "`ref_model` must be a model, but is 'a name': load it with `AutoModelForCausalLM.from_pretrained`."),
+        ({"arguments": {"value_model": "a name"}}, "`value_model` must be a model, but is 'a name': load it with `TokenRewardModel.from_pretrained`."),
+        ({"arguments": {"processing_class": "a name"}}, "`processing_class` must be a tokenizer, but is 'a name': load it with `AutoTokenizer.from_pretrained`."),
+        ({"arguments": {"reward_processing_class": "a name"}}, "`reward_processing_class` must be a tokenizer, but is 'a name'"),
+        ({"arguments": {"train_dataset": [{"prompt": "a"}]}}, "The train data set must be a `Dataset` or an `IterableDataset`, but is a list: `Dataset.from_list` makes one"),
+        ({"arguments": {"train_dataset": {"train": prompts([A])}}}, "The train data set must be a `Dataset` or an `IterableDataset`, but is a dict: pass one of its splits."),
+        ({"arguments": {"eval_dataset": {"one": [{"prompt": "a"}]}}}, "The eval_one data set must be a `Dataset`"),
         ({"reward": tiny.unigram_classifier(), "reward_signal": "token_scores"}, "needs token scores; LlamaForSequenceClassification has none"),
         ({"arguments": {"data_collator": lambda rows: {"input_ids": torch.zeros(4, 1)}}}, "`data_collator` must return"),
         ({"arguments": {"data_collator": lambda rows: {"input_ids": torch.ones(4, 2).long(), "attention_mask": torch.tensor([[1, 0]] * 4)}}}, "padded on the left"),
@@ -390,6 +399,33 @@ def test_prompts_that_the_policy_has_no_embedding_for_are_named(stream, scenario
     trainer = scenario.make(tokenizer=tokenizer, eval_dataset=prompts([A]))
     with pytest.raises(ValueError, match="Row 0 of the prepared eval data set has the token id 16"):
         trainer.evaluate(prompts([16]))
+
+
+def test_a_tokenizer_that_is_not_the_models(scenario, caplog):
+    words = "The tokenizer has 16 tokens and {} {} embeddings, so they do not belong together"
+    sizes = {"value": tiny.sequence_classifier(vocab_size=42), "reward": tiny.sequence_classifier(vocab_size=42)}
+    scenario.make(policy=tiny.causal_lm(vocab_size=41), **sizes)
+    assert (
+        caplog.text.count(words.format("`model`", 41)) == caplog.text.count(words.format("the reward model", 42)) == 1
+    )
+
+
+def test_a_tokenizer_without_a_token_to_pad_with(scenario):
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="neither a pad token nor an EOS token to pad with: set `processing_class.pad"):
+        scenario.make(tokenizer=tokenizer)
+
+
+def test_a_function_must_take_what_it_is_called_with(scenario):
+    def reward(prompts, completions, completion_ids):
+        return [1.0] * len(prompts)
+
+    rows = Dataset.from_dict({"prompt": ["a"] * 4})
+    scenario.train(reward=reward, dataset=rows)
+    message = r"'reward' is called with .*, city, but does not take `city`: end its arguments with `\*\*columns`"
+    with pytest.raises(TypeError, match=message):
+        scenario.make(reward=reward, dataset=rows.add_column("city", ["Rome"] * 4))
 
 
 def test_a_pad_token_needs_no_embedding(scenario):

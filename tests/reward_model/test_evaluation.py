@@ -182,6 +182,14 @@ def test_token_reports_refuse_what_they_cannot_measure(reward_model):
     rows = Dataset.from_list(PAIRS)
     with pytest.raises(TypeError, match="`model` must be a TokenRewardModel"):
         evaluate_token_rewards(tiny.sequence_classifier(), tiny.tokenizer(), rows)
+    with pytest.raises(TypeError, match="`model` must be a TokenRewardModel or an adapter around one, got str"):
+        evaluate_token_rewards("a name", tiny.tokenizer(), rows)
+    with pytest.raises(
+        TypeError, match="`tokenizer` must be a tokenizer, but is 'a name': load it with `AutoTokenizer"
+    ):
+        evaluate_token_rewards(reward_model, "a name", rows)
+    with pytest.raises(TypeError, match="The evaluation data set must be a `Dataset`.*, but is a list: `Dataset.from"):
+        evaluate_token_rewards(reward_model, tiny.tokenizer(), PAIRS)
     with pytest.raises(ValueError, match="`num_bins` must be at least 1"):
         evaluate_token_rewards(reward_model, tiny.tokenizer(), rows, num_bins=0)
     for data in (rows, rows.to_iterable_dataset()):

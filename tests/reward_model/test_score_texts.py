@@ -227,6 +227,11 @@ class TestScoreTexts:
         with pytest.raises(error, match=message):
             reward_model().score_texts(texts, tiny.tokenizer(), **arguments)
 
+    @pytest.mark.parametrize("tokenizer", [None, "a name"])
+    def test_no_tokenizer(self, tokenizer):
+        with pytest.raises(TypeError, match=f"`tokenizer` must be a tokenizer, but is {tokenizer!r}: load it with"):
+            reward_model().score_texts(["a"], tokenizer)
+
     def test_slow_tokenizers(self):
         with pytest.raises(ValueError, match="ByT5Tokenizer does not tell"):
             reward_model().score_texts(["a"], ByT5Tokenizer())

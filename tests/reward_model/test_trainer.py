@@ -55,6 +55,19 @@ class TestConfig:
         with pytest.raises(ValueError, match=message):
             self.make(**settings)
 
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"head_learning_rate": "3e-3"}, "`head_learning_rate` must be a number, but is '3e-3'"),
+            ({"max_length": "128"}, "`max_length` must be a whole number, but is '128'"),
+            ({"learning_rate": "1e-4"}, "`learning_rate` must be a number, but is '1e-4'"),
+            ({"use_anchors": "yes"}, "`use_anchors` must be `True` or `False`, but is 'yes'"),
+        ],
+    )
+    def test_values_of_another_type(self, settings, message):
+        with pytest.raises(TypeError, match=message):
+            self.make(**settings)
+
     def test_the_command_line(self):
         arguments = "--output_dir out --use_cpu --bf16 false --token_loss ranking --edit_aggregation sum --use_anchors"
         [config] = HfArgumentParser(TokenRewardConfig).parse_args_into_dataclasses(
@@ -161,6 +174,8 @@ class TestModels:
             trainer.evaluate()
 
     def test_what_is_refused(self, make_trainer, tmp_path):
+        with pytest.raises(TypeError, match="`processing_class` must be a tokenizer, but is 'a name': load it with"):
+            make_trainer(processing_class="a name")
         with pytest.raises(TypeError, match="`args` must be a `TokenRewardConfig`, got RewardConfig"):
             make_trainer(config_class=RewardConfig)
         with pytest.raises(TypeError, match="PreTrainedModel"):

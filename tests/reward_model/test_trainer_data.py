@@ -53,6 +53,13 @@ class TestDataSets:
             make_trainer()
         assert "rows are kept" not in caplog.text
 
+    def test_a_tokenizer_that_is_not_the_models(self, make_trainer, caplog):
+        make_trainer(model=causal_lm(vocab_size=320))  # padded: the tokenizer has 300
+        assert "belong together" not in caplog.text
+        make_trainer(model=causal_lm(vocab_size=3001))
+        warning = "The tokenizer has 300 tokens and `model` 3001 embeddings, so they do not belong together"
+        assert caplog.text.count(warning) == 1
+
     @pytest.mark.parametrize("kind", [Dataset.from_list, stream])
     def test_rows_that_the_model_has_no_positions_for(self, make_trainer, kind):
         model = TokenRewardModel.from_backbone(causal_lm(max_position_embeddings=40))

@@ -143,6 +143,20 @@ def test_the_last_of_whole_ones_is_resumed(resume, kind):
     assert resume(kind, lambda folder: None, True) == (["checkpoint-3"], [])
 
 
+def test_a_folder_that_is_not_there_is_named(resume):
+    with pytest.raises(
+        ValueError, match=r"There is no folder .*checkpoint-7 to resume from. Give that of a checkpoint"
+    ):
+        resume("reward", lambda folder: None, "checkpoint-7")
+
+
+@pytest.mark.parametrize(("given", "meant"), [("True", True), ("true", True), ("False", False), (False, False)])
+def test_texts_of_a_command_line(finished, given, meant):
+    trainer = make_reward(finished["reward"], **SETTINGS)
+    last = str(finished["reward"] / "checkpoint-3")
+    assert checkpoints.checkpoint_to_resume(trainer, given) == (last if meant else False)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("ppo", "value_model/model.safetensors"), ("reward", "trainer_state.json")])
 def test_the_one_before_a_checkpoint_that_was_cut_short_is_resumed(resume, kind, name):
     begun, [warning] = resume(kind, cut_short(name, 3), True)

@@ -32,9 +32,20 @@ class ColumnError(ValueError):
         super().__init__(f"column `{column}`: {problem}")
 
 
-def plain_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The data set with Python values in its rows, and not tensors. A transform (`with_transform`) is kept, since what
-    it gives are the rows."""
+def check_dataset(dataset: Any, name: str) -> None:
+    """Raise a `TypeError` unless the data set that errors call `name` is one of `datasets`."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        remedy = "pass one of its splits" if isinstance(dataset, dict) else "`Dataset.from_list` makes one of a list"
+        raise TypeError(
+            f"The {name} data set must be a `Dataset` or an `IterableDataset`, but is a {type(dataset).__name__}: "
+            f"{remedy}."
+        )
+
+
+def plain_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """The data set, which errors call `name`, with Python values in its rows, and not tensors. A transform
+    (`with_transform`) is kept, since what it gives are the rows."""
+    check_dataset(dataset, name)
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
     return dataset.with_format(None)
@@ -223,6 +234,18 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     Raises:
         ValueError: If the row has no prompt, or the template cannot render it. The error names the column.
     """
+    prompt, column = given_prompt(row)
+    if isinstance(prompt, str):
+        return prompt, False
+    return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
+
+
+def given_prompt(row: Row) -> tuple[str | list[Row], str]:
+    """The prompt of a row, a text or messages, and the column that it stands in.
+
+    Raises:
+        ValueError: If the row has none. The error names the column.
+    """
     if "prompt" not in row and row_format(row) == "conversational":
         for side in row_sides(row):
             get_messages(row, side)
@@ -230,11 +253,9 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool
     column = "prompt" if "prompt" in row else row_sides(row)[0]
     if not isinstance(prompt, (str, list)) or not prompt:
         raise ColumnError(column, f"the prompt must be a text or messages, not empty, but is {shorten(prompt)}.")
-    if isinstance(prompt, str):
-        return prompt, False
-    if column == "prompt":
+    if isinstance(prompt, list) and column == "prompt":
         get_messages(row, column)
-    return _render(row, prompt, column, tokenizer, **_opening(row, prompt)), True
+    return prompt, column
 
 
 def template_columns(row: Mapping[str, Any]) -> Row:

@@ -49,6 +49,7 @@ from .formats import (
 )
 from .spans import read_severity, read_spans, tokens_of_span
 from .tokens import TextTokenizer
+from .vocabulary import vocabulary_size
 
 
 MASKS = ("completion_mask", "edit_mask", "anchor_mask")
@@ -184,11 +185,6 @@ def _by_side(alignment: EditAlignment) -> tuple[dict[str, list[bool]], dict[str,
     edits = {"chosen": alignment.edited_mask, "rejected": alignment.original_mask}
     anchors = {"chosen": alignment.edited_anchors, "rejected": alignment.original_anchors}
     return edits, anchors
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the tokenizer's highest id. There may be gaps below it."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def complete_ids_row(row: Row, vocabulary: int | None = None) -> Row:
@@ -537,7 +533,7 @@ def prepare_dataset(
     Raises:
         ValueError: If a row does not have the format of the first (naming row and column), or if nothing is left.
     """
-    dataset = plain_rows(dataset)
+    dataset = plain_rows(dataset, name)
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"The {name} data set has no rows.")

@@ -1,4 +1,5 @@
-"""Rows that a model cannot read: ids that it has no embedding for, and more tokens than it has positions."""
+"""Vocabularies, and rows that a model cannot read: ids that it has no embedding for, and more tokens than it has
+positions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +7,29 @@ from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Models have some embeddings more than their tokenizers have tokens, so that their number is a round one.
+_LEAST_SHARE = 0.9
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the tokenizer's highest id. There may be gaps below it."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def warn_of_other_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, model: str) -> None:
+    """Warn, once, if a model, which the warning calls `model`, has many more embeddings, `vocab_size`, than the
+    tokenizer has tokens: it was not trained with this one."""
+    if vocab_size is not None and (known := vocabulary_size(tokenizer)) < _LEAST_SHARE * vocab_size:
+        logger.warning_once(
+            f"The tokenizer has {known} tokens and {model} {vocab_size} embeddings, so they do not belong together: "
+            "ids would stand for other words. Load the tokenizer from where the model came from."
+        )
 
 
 def check_ids(

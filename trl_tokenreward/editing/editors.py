@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..nn.modules import evaluation_mode, max_positions, without_peft
+from ..nn.modules import check_loaded, evaluation_mode, max_positions, without_peft
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered
 from ..utils.text import shorten
-from ..utils.validation import check_least, check_positive
+from ..utils.validation import check_least, check_positive, check_tokenizer
 
 
 DEFAULT_TEMPLATE = """\
@@ -190,7 +190,7 @@ class LocalEditor(Editor):
             Of the attempts after the first.
 
     Raises:
-        `ValueError`: for a bad argument.
+        `TypeError`, `ValueError`: for a bad argument.
     """
 
     def __init__(
@@ -202,6 +202,8 @@ class LocalEditor(Editor):
         max_new_tokens: int = 1024,
         retry_temperature: float = 0.7,
     ):
+        check_loaded(model, "model")
+        check_tokenizer(tokenizer, "tokenizer")
         check_least(batch_size=(batch_size, 1), max_new_tokens=(max_new_tokens, 1))
         check_positive(retry_temperature=retry_temperature)
         pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

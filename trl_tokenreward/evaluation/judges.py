@@ -30,7 +30,7 @@ from ..utils.jsonl import append_jsonl, read_jsonl
 from ..utils.statistics import pairwise_outcomes
 from ..utils.text import quoted_start
 from ..utils.threads import stopping_threads
-from ..utils.validation import check_least, check_list
+from ..utils.validation import check_least, check_list, check_tokenizer
 
 
 logger = logging.get_logger(__name__)
@@ -91,6 +91,7 @@ class RewardModelJudge(ScoringJudge):
         if not has_sequence_score(model):
             raise TypeError("`model` scores tokens only: pass a TokenRewardModel or a sequence classifier.")
         require_trained_sequence_head(model, "judge with another model")
+        check_tokenizer(tokenizer, "tokenizer")
         check_least(batch_size=(batch_size, 1))
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 

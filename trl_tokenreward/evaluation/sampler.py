@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import Messages
 from ..nn.finite import not_finite
-from ..nn.modules import evaluation_mode, max_positions
+from ..nn.modules import check_loaded, evaluation_mode, max_positions
 from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
 from ..ppo.sampling import generate, uniforms
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_tokenizer
 
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class AnswerSampler:
         seed: int = 0,
         progress: bool = False,
     ):
+        check_tokenizer(tokenizer, "tokenizer")
         check_least(response_length=(response_length, 1), batch_size=(batch_size, 1), temperature=(temperature, 0))
         if stop_token_id == "eos":
             stop_token_id = tokenizer.eos_token_id
@@ -94,6 +95,7 @@ class AnswerSampler:
 
     def __call__(self, model: nn.Module, name: str = "model") -> list[Answer]:
         """The model's answers to the prompts, in evaluation mode. Errors call the model `name`."""
+        check_loaded(model, name)
         limit = max_positions(model)
         longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
         if limit is not None and len(self._ids[longest]) + self.response_length > limit:

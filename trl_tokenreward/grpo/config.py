@@ -6,7 +6,7 @@ from typing import Literal
 from trl import GRPOConfig, GRPOTrainer
 
 from ..ppo.reward_settings import OF_ONE_REWARD, RewardSettings, check_choice
-from ..utils.validation import check_no_nan
+from ..utils.validation import check_fields
 
 
 # What spreads and shapes token rewards, and has no effect on one reward for each completion.
@@ -78,8 +78,10 @@ class FineGrainedGRPOConfig(RewardSettings, GRPOConfig):
         return cls(**values)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         super().__post_init__()
-        check_no_nan(self)
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
         check_choice("advantage_estimator", self.advantage_estimator, ("process", "leave_one_out"))
         self.check_rewards()
         if self.target_length is not None and self.hold_length is False:

@@ -93,12 +93,11 @@ class FunctionSource(RewardSource):
 
     def _read(self, returned: Any, completion_ids: list[list[int]]) -> Any:
         """One float or `None` for each completion; what was said of tokens is kept."""
-        self.token_rewards = None
-        if not isinstance(returned, (list, tuple)) or not any(_is_sequence(item) for item in returned):
-            return returned  # TRL's own checks are next
         lengths = [len(ids) for ids in completion_ids]
-        self.token_rewards = [*returned_scores(returned, self.name, lengths, may_abstain=True)]
-        return [None if rewards is None else float(rewards.sum()) for rewards in self.token_rewards]
+        scores = returned_scores(returned, self.name, lengths, may_abstain=True)
+        of_tokens = any(score is not None and score.ndim == 1 for score in scores)
+        self.token_rewards = [*scores] if of_tokens else None
+        return [None if score is None else float(score.sum()) for score in scores]
 
 
 class ModelSource(RewardSource):
@@ -217,7 +216,3 @@ def _refuse_language_model(path: str, what: str) -> None:
         f"{path} is {what}: as a reward model it would have a new head, at random. Train it with TokenRewardTrainer, "
         "or with TRL's RewardTrainer, and name what that saves."
     )
-
-
-def _is_sequence(item: Any) -> bool:
-    return isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0

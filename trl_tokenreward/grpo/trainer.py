@@ -11,24 +11,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import GRPOConfig, GRPOTrainer
 
 from .._trl import get_config_model_id, get_dataset_column_names
+from ..data.formats import check_dataset
+from ..data.vocabulary import warn_of_other_tokenizer
 from ..nn.finite import check_weights
+from ..nn.modules import vocab_size
 from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores, worst_of
 from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repeated_ngrams
 from ..ppo.models import check_not_trained, check_vocabularies
+from ..ppo.reward_functions import check_call
 from ..ppo.reward_hacking import RewardHackingCallback
 from ..ppo.rewards import check_ensemble
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from ..utils.text import distinct
-from ..utils.validation import check_devices
+from ..utils.validation import check_devices, check_tokenizer
 from .config import FineGrainedGRPOConfig
 from .functional import group_advantages
+from .prompts import check_prompts
 from .sources import BatchIds, FunctionSource, ModelSource, RewardSource, load_source
 
 
 _STATE_FILE = "held_length.json"
+# Columns that TRL does not give to reward functions under these names, and what it gives them beside the columns.
+_RENAMED = ("prompt", "completion", "completion_ids")
+_FROM_TRL = ("trainer_state", "log_extra", "log_metric")
 
 
 class FineGrainedGRPOTrainer(GRPOTrainer):
@@ -52,11 +60,15 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         rollout_func, environment_factory:
             As in `GRPOTrainer`.
         reward_processing_classes ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
-            As in `GRPOTrainer`. For a model that scores tokens: its tokenizer, where that is not the policy's.
+            As in `GRPOTrainer`. For a model that scores tokens: its tokenizer, where that is not the policy's. One that
+            is given by folder or name brings its own.
 
     Raises:
-        ValueError: If a token head is untrained, if a setting does not go with token rewards or has no effect, or if
-            the training data have no prompts.
+        ValueError: If a token head is untrained, if a setting does not go with token rewards or has no effect, if the
+            tokenizer has no EOS, or if the data have no row, or a row no prompt that fits in the models' positions. The
+            error names the row.
+        TypeError: If a reward, a tokenizer or a data set is of another type, or a reward function does not take the
+            columns.
     """
 
     args: FineGrainedGRPOConfig
@@ -84,6 +96,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         elif not isinstance(args, FineGrainedGRPOConfig):
             args = FineGrainedGRPOConfig.from_grpo_config(args)
         if train_dataset is not None and kwargs.get("environment_factory") is None:
+            check_dataset(train_dataset, "train")
             columns = get_dataset_column_names(train_dataset)
             if "prompt" not in columns:
                 raise ValueError(f"The training data need a column 'prompt'; they have {sorted(columns)}.")
@@ -97,6 +110,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             args.check_number_of_rewards(len(rewards))
         self.sources: list[RewardSource | None] = []
         for index, (reward, tokenizer) in enumerate(zip(rewards, tokenizers, strict=False)):
+            if tokenizer is not None:
+                check_tokenizer(tokenizer, f"reward_processing_classes[{index}]")
             if not isinstance(model, str):
                 check_not_trained(reward, model, f"reward_funcs[{index}]")
             signal = args.of_reward(index).reward_signal
@@ -126,10 +141,11 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             **kwargs,
         )
         check_devices(self.args)
-        if kwargs.get("environment_factory") is None:  # or an environment adds to the prompt
-            evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-            for name, dataset in {"train": train_dataset, **evaluated}.items():
-                _check_prompts(dataset, name, self._tokenizer)
+        if self._tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The tokenizer has no EOS token, by which TRL tells the end of a completion: set `eos_token`."
+            )
+        warn_of_other_tokenizer(self._tokenizer, vocab_size(self.model), "`model`")
         # TRL adds the rewards that environments own, which are of whole completions.
         self.sources += [None] * (len(self.reward_funcs) - len(self.sources))
         if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):
@@ -146,11 +162,30 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 if len(self.sources) == 1:
                     raise
                 raise ValueError(f"`reward_funcs[{index}]`: {error}") from error
+        scorers = [None if source is None else source.scorer for source in self.sources]
         if args.reward_aggregation == "min":
-            scorers = [None if source is None else source.scorer for source in self.sources]
             check_ensemble([None if s is None or s.scores_completions else s for s in scorers], "reward_funcs")
         if any(isinstance(source, ModelSource) and not source.scorer.scores_completions for source in self.sources):
             args.check_token_advantages()
+        if all(scorer is None or scorer.scores_completions for scorer in scorers):
+            args.check_no_token_settings()
+        if kwargs.get("environment_factory") is None:  # or an environment adds to the prompt
+            self._check_prompts(train_dataset, eval_dataset, kwargs.get("rollout_func") is None)
+
+    def _check_prompts(self, train_dataset: Any, eval_dataset: Any, tokenized: bool) -> None:
+        readers = {"model": self.model}
+        for index, source in enumerate(self.sources):
+            if isinstance(source, ModelSource) and source.scorer.reward_processing_class is None:
+                readers[f"reward_funcs[{index}]"] = source.model
+        # A processor's ids depend on images too, which are not loaded for this.
+        tokenize = (lambda prompt: self._tokenize_prompts([prompt])[0][0]) if tokenized and not self._is_vlm else None
+        evaluated = {"eval": eval_dataset}
+        if isinstance(eval_dataset, dict):
+            evaluated = {f"eval_{name}": part for name, part in eval_dataset.items()}
+        settings = tokenize, readers, self.args.max_completion_length, not self.args.disable_tqdm
+        for name, dataset in {"train": train_dataset, **evaluated}.items():
+            if dataset is not None:
+                check_prompts(dataset, name, *settings)
 
     def _prepare_source(self, source: RewardSource | None, index: int) -> None:
         if source is None:
@@ -173,6 +208,9 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             if source.scorer.reward_processing_class is None:
                 check_vocabularies(self.model, {f"reward_funcs[{index}]": source.model})
         elif isinstance(source, FunctionSource):
+            columns = [name for name in self.train_dataset.column_names or () if name not in _RENAMED]
+            columns += [*_FROM_TRL, "environments"] if self.environments is not None else _FROM_TRL
+            check_call(source.call, columns)
             own_signal = _own_settings(self.args, index).get("reward_signal")
             given = source.call, self._tokenizer, None, own_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
@@ -370,18 +408,6 @@ def _stacked(rows: list[Tensor | None], shape: torch.Size, device: torch.device)
         if values is not None:
             stacked[row, : len(values)] = values.to(device)
     return stacked
-
-
-def _check_prompts(dataset: Any, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a `ValueError` for a prompt without a token, from which nothing can be generated. Streams are not read."""
-    if not isinstance(dataset, Dataset) or "prompt" not in dataset.column_names or tokenizer("")["input_ids"]:
-        return
-    for row, prompt in enumerate(dataset["prompt"]):
-        if not prompt:
-            raise ValueError(
-                f"Row {row} of the {name} data set, column `prompt`: the prompt must be a text or messages, not empty, "
-                f"but is {prompt!r}, and the tokenizer puts nothing before a text."
-            )
 
 
 def _own_settings(args: FineGrainedGRPOConfig, index: int) -> dict[str, Any]:

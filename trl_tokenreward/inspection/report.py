@@ -142,7 +142,7 @@ def inspect_dataset(
     check_least(max_length=(1 if max_length is None else max_length, 1))
     if max_length is not None and tokenizer is None:
         raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
-    dataset = plain_rows(dataset)
+    dataset = plain_rows(dataset, "inspected")
     if not len(dataset):
         raise ValueError("The data set has no rows.")
     dropped, rows, kinds, without_edits, prepare = DroppedRows(), [], Counter(dict.fromkeys(KINDS, 0)), 0, None

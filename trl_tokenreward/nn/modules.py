@@ -10,10 +10,20 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..utils.text import shorten
+
 
 def without_peft(model: nn.Module) -> PreTrainedModel:
     """The transformers model under a PEFT wrapper; its adapters stay in place and act."""
-    return model.get_base_model() if is_peft_model(model) else model
+    return model.get_base_model() if isinstance(model, nn.Module) and is_peft_model(model) else model
+
+
+def check_loaded(model: Any, argument: str, loader: str = "AutoModelForCausalLM") -> None:
+    """Raise a `TypeError` unless an argument is a model, and not its name."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`{argument}` must be a model, but is {shorten(model)}: load it with `{loader}.from_pretrained`."
+        )
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,14 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..nn.finite import not_finite
 from ..nn.masked import masked_whiten
-from ..nn.modules import computes_low, max_positions
+from ..nn.modules import computes_low
 from .adaptation import AdaptiveState
 from .completion_scorer import RawScores
 from .config import FineGrainedPPOConfig
 from .functional import gae, hold_mean_length, kl_per_token, mean_length, token_level_rewards
 from .inference import Inference
 from .metrics import sampling_difference
-from .prompts import DataCollator, Prompts, PromptSource
+from .prompts import DataCollator, Prompts, PromptSource, check_room
 from .rewards import Rewards
 from .rollout import Completions, Rollout
 from .sampling import generate, uniforms
@@ -159,15 +159,8 @@ class RolloutCollector:
         Raises:
             ValueError: If there is none in one of the models that read the policy's tokens.
         """
-        room = self.args.response_length
-        for name, model in self._readers().items():
-            limit = max_positions(model)
-            if limit is not None and length + room > limit:
-                raise ValueError(
-                    f"{which} of {length} tokens and `response_length={room}` do not fit in the {limit} positions of "
-                    f"`{name}`: set `max_prompt_length={max(limit - room, 1)}` to drop such rows, or shorten the "
-                    "responses."
-                )
+        remedy = "set `max_prompt_length={most}` to drop such rows, or shorten the responses."
+        check_room(length, which, self._readers(), remedy, response_length=self.args.response_length)
 
     def generate(self, prompts: Prompts, uniform: Tensor, temperature: float) -> Completions:
         """Sample one completion for each prompt. `uniform`, (B, T), holds the random numbers to sample with."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import closing_ids, prompt_text
 from ..data.tokens import TextTokenizer
+from ..data.vocabulary import warn_of_other_tokenizer
 from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
 from ..nn.modules import max_positions, vocab_size, without_peft
@@ -37,6 +38,8 @@ from .reward_settings import RewardKind, check_density
 
 # A token that ends a sentence, with the quotation marks and brackets that may close after it, or a line.
 _ENDS_SENTENCE = regex.compile(rf"{SENTENCE_END}[\p{{Pe}}\p{{Pf}}\"']*\s*$|\n")
+# Columns that reward functions get under another name, or not at all.
+PROMPT_COLUMNS = ("prompt", "input_ids")
 _INCOMPLETE = "\ufffd"  # what a part of a character decodes to
 
 
@@ -122,6 +125,8 @@ class CompletionScorer:
                 needed = {"token_scores": "token scores", "sequence_score": "a sequence score"}[signal]
                 raise ValueError(f"`{given}` needs {needed}; {architecture(reward)} has none.")
             check_density(signal, density)
+            own_tokenizer = reward_processing_class or processing_class
+            warn_of_other_tokenizer(own_tokenizer, vocab_size(reward), "the reward model")
             base = without_peft(reward)
             if signal == "token_scores" and isinstance(base, TokenRewardModel) and not base.token_head_is_trained:
                 other = ", or set `reward_signal='sequence_score'`" if has_trained_sequence_head(reward) else ""
@@ -141,7 +146,10 @@ class CompletionScorer:
             if reward_processing_class is not None:
                 raise ValueError("`reward_processing_class` has no effect on a reward function, which reads texts.")
         else:
-            raise TypeError(f"`reward_model` must be a model or a function, got {type(reward).__name__}.")
+            raise TypeError(
+                f"`reward_model` must be a model or a function, got {type(reward).__name__}. A model is loaded by its "
+                "name with `from_pretrained` of its class, such as TokenRewardModel."
+            )
         self.signal = signal  # `None` for a function: each call's `RawScores` say what it returned
         self.density = density
 
@@ -304,7 +312,7 @@ class CompletionScorer:
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
     ) -> RawScores:
         ids = _real(completion_ids, completion_mask)
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "input_ids")}
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in PROMPT_COLUMNS}
         texts = [row["prompt"] for row in rows] if "prompt" in rows[0] else self._texts(*prompts)
         completions: list[Any] = [self._decode(i) for i in ids]
         if isinstance(texts[0], list):

@@ -7,7 +7,7 @@ from typing import Self
 from transformers.utils import logging
 
 from .._trl import PPOConfig
-from ..utils.validation import check_least, check_no_nan
+from ..utils.validation import check_fields, check_least
 from .reward_settings import RewardKind, RewardSettings, check_choice
 
 
@@ -308,8 +308,8 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
                 "launch --config_file` and one of examples/accelerate_configs, or name your file in it as "
                 "`deepspeed_config_file`."
             )
+        check_fields(self)
         super().__post_init__()
-        check_no_nan(self)
         for name in {f.name for f in fields(self)} & set(_COMPUTED):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` is computed from the other batch sizes and has no effect: leave it unset.")

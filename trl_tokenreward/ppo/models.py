@@ -10,7 +10,7 @@ from torch import nn
 
 from .._trl import disable_dropout_in_model
 from ..nn.adapters import check_adapter, require_something_to_train, same_gradients
-from ..nn.modules import check_own_forward, independent_copy, vocab_size, without_peft
+from ..nn.modules import check_loaded, check_own_forward, independent_copy, vocab_size, without_peft
 from ..nn.sharding import copied, will_shard
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import check_scorer, has_sequence_score
@@ -57,12 +57,18 @@ def check_given(
     """Check the models that a user passes, before any work is done.
 
     Raises:
+        TypeError: If a model is no model, such as its name.
         ValueError: If there is no reward model, two arguments are one object, a reward reads a model that is trained,
             or a model runs another's weights.
     """
     rewards = as_list(reward_model)
     if reward_model is None or not rewards:
         raise ValueError("`reward_model` is required: a model, or a function that scores completions.")
+    check_loaded(policy, "model")
+    if ref_model is not None:
+        check_loaded(ref_model, "ref_model")
+    if value_model is not None:
+        check_loaded(value_model, "value_model", "TokenRewardModel")
     if ref_model is policy:
         raise ValueError("`model` and `ref_model` are one object: pass `ref_model=None` to have it copied.")
     given = {"model": policy, "ref_model": ref_model, "value_model": value_model}

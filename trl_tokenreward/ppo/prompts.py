@@ -1,19 +1,22 @@
 """The prompts of PPO: preparation, padding, and which rows an update trains on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .._trl import get_dataset_column_names, pad
 from ..data.dropped import DroppedRows
 from ..data.formats import ColumnError, check_row, check_unicode, plain_rows, preference_prompt, prompt_text
-from ..data.preprocessing import read_ids, vocabulary_size, without_padding
+from ..data.preprocessing import read_ids, without_padding
 from ..data.tokens import TextTokenizer
+from ..data.vocabulary import vocabulary_size
+from ..nn.modules import max_positions
 from ..utils.code import code_hash
 
 
@@ -39,6 +42,34 @@ def join(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts (B, P) and what follows them (B, T) as models read them: ids and attention mask, each (B, P + T)."""
     return torch.cat([prompts.ids, completion_ids], dim=1), torch.cat([prompts.mask, completion_mask], dim=1)
+
+
+def check_room(length: int, which: str, readers: Mapping[str, nn.Module], remedy: str, **most_new: int) -> None:
+    """Check that models have positions for a prompt and the longest completion.
+
+    Args:
+        length (`int`):
+            Tokens of the prompt.
+        which (`str`):
+            The prompt, as the beginning of the error.
+        readers (`Mapping[str, nn.Module]`):
+            The models that read it, by argument.
+        remedy (`str`):
+            What to do, the end of the error, in which `{most}` stands for the most tokens of a prompt.
+        most_new (`int`):
+            The setting that says how many tokens the longest completion has.
+
+    Raises:
+        ValueError: If one has not.
+    """
+    [(setting, room)] = most_new.items()
+    for name, model in readers.items():
+        limit = max_positions(model)
+        if limit is not None and length + room > limit:
+            raise ValueError(
+                f"{which} of {length} tokens and `{setting}={room}` do not fit in the {limit} positions of `{name}`: "
+                f"{remedy.format(most=max(limit - room, 1))}"
+            )
 
 
 # Why a prompt is dropped, and what to do about it.
@@ -76,13 +107,14 @@ def prepare_prompts(
             Counts the rows that are kept and dropped; those of a stream as it is read.
 
     Raises:
+        TypeError: If it is none of `datasets`.
         ValueError: Where there is no row or no such column, where a row has no prompt, one that the chat template
             cannot render, or ids that are none of the tokenizer's (the error names row and column), or where nothing is
             left.
     """
+    dataset = plain_rows(dataset, name)
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"The {name} data set is empty.")
-    dataset = plain_rows(dataset)
     is_transformed = isinstance(dataset, Dataset) and dataset.format["type"] is not None
     columns = list(dataset[0]) if is_transformed else get_dataset_column_names(dataset)
     if not ({"input_ids", "prompt"} & set(columns) or {"chosen", "rejected"} <= set(columns)):

@@ -1,6 +1,6 @@
 """Reward functions of the user's: what they are called, and what they may return."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._trl import get_config_model_id
 from ..nn.modules import without_peft
 from ..reward_model.implicit import ImplicitReward
-from ..utils.validation import check_list
+from ..utils.validation import check_keywords, check_list
 
 
 RewardFunction = Callable[..., list[float] | list[list[float]]]
@@ -29,6 +29,22 @@ def reward_name(reward: nn.Module | RewardFunction) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
+def check_call(reward: RewardFunction, columns: Iterable[str]) -> None:
+    """Check that a reward function takes what it will be called with.
+
+    Args:
+        reward (`Callable`):
+            The function.
+        columns (`Iterable[str]`):
+            What it is called with beside prompts and completions.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    given = ("prompts", "completions", "completion_ids", *columns)
+    check_keywords(reward, f"The reward function '{reward_name(reward)}'", given)
+
+
 def returned_scores(
     returned: Any, name: str, lengths: Sequence[int], may_abstain: bool = False
 ) -> list[Tensor] | list[Tensor | None]:
@@ -42,7 +58,8 @@ def returned_scores(
         lengths (`Sequence[int]`):
             Tokens of each completion.
         may_abstain (`bool`, *optional*, defaults to `False`):
-            Whether `None` stands for no opinion of a completion.
+            Whether `None`, or NaN in place of one number, stands for no opinion of a completion, and whether the scores
+            may come one after the other (an iterator), as TRL's GRPO has it.
 
     Returns:
         `list[Tensor]`: For each completion a float32 tensor: one number, of no dimension, or one for each token. All
@@ -51,10 +68,10 @@ def returned_scores(
     Raises:
         TypeError, ValueError: If it returned something else. The error names the completion.
     """
+    if may_abstain and isinstance(returned, Iterator):
+        returned = list(returned)
     check_list(returned, f"The reward function '{name}'", len(lengths))
-    scores = [
-        None if item is None and may_abstain else _as_tensor(item, name, row) for row, item in enumerate(returned)
-    ]
+    scores = [_as_tensor(item, name, row, may_abstain) for row, item in enumerate(returned)]
     if len({item.ndim for item in scores if item is not None}) > 1:
         raise ValueError(f"The reward function '{name}' returned floats and lists of floats; return one kind.")
     for row, (item, length) in enumerate(zip(scores, lengths, strict=True)):
@@ -66,7 +83,9 @@ def returned_scores(
     return scores
 
 
-def _as_tensor(item: Any, name: str, row: int) -> Tensor:
+def _as_tensor(item: Any, name: str, row: int, may_abstain: bool) -> Tensor | None:
+    if item is None and may_abstain:
+        return None
     due = (
         f"The reward function '{name}' returned {item!r} for completion {row}, where a finite float or one per token "
         "is due."
@@ -75,6 +94,8 @@ def _as_tensor(item: Any, name: str, row: int) -> Tensor:
         tensor = torch.as_tensor(item, dtype=torch.float32, device="cpu")
     except (RuntimeError, TypeError, ValueError) as error:
         raise TypeError(due) from error
+    if may_abstain and tensor.ndim == 0 and tensor.isnan():
+        return None
     if tensor.ndim > 1 or not tensor.isfinite().all():
         raise ValueError(due)
     return tensor

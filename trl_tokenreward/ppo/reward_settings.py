@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from ..utils.validation import check_fields
+
 
 # `"log_odds"`: a reward model's scores of tokens, the log-odds that an annotator leaves a token unchanged.
 # `"log_ratios"`: the token scores of an `ImplicitReward`, which has a scale of its own. `"other"`: a sequence score, or
@@ -144,6 +146,8 @@ class RewardSettings:
         weights = getattr(self, "reward_weights", None)
         if weights is not None and not _are_finite_numbers(weights):
             raise ValueError(f"`reward_weights` must be a list of finite numbers, got {weights!r}.")
+        if weights and not any(weights):
+            raise ValueError("`reward_weights` are all 0, so nothing is learned: give a reward that counts its weight.")
         if self.reward_aggregation == "min":
             for name, value in (("reward_weights", weights), ("reward_settings", self.reward_settings)):
                 if value is not None:
@@ -186,10 +190,12 @@ class RewardSettings:
             for name in settings:
                 if name not in OF_ONE_REWARD:
                     raise ValueError(f"{which} has {name!r}, which is none of {', '.join(OF_ONE_REWARD)}.")
+            own = self.of_reward(index)
             try:
-                self.of_reward(index)._check_shaping()
-            except ValueError as error:
-                raise ValueError(f"{which}: {error}") from error
+                check_fields(own)
+                own._check_shaping()
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{which}: {error}") from error
         for name in OF_ONE_REWARD:
             if getattr(self, name) is not None and all(name in settings for settings in given):
                 raise ValueError(f"`{name}` has no effect, since every entry of `reward_settings` has its own.")
@@ -201,9 +207,11 @@ class RewardSettings:
             raise ValueError("`token_score_transform` has no effect on `reward_signal='sequence_score'`.")
         check_choice("reward_density", self.reward_density, (None, "token", "sentence", "sequence", "potential"))
         check_density(self.reward_signal, self.reward_density)
-        for name in ("reward_scale", "reward_clip"):
-            if getattr(self, name) is not None and math.isnan(getattr(self, name)):
-                raise ValueError(f"`{name}` is NaN.")
+        if self.reward_scale is not None and (self.reward_scale == 0 or not math.isfinite(self.reward_scale)):
+            raise ValueError(
+                f"`reward_scale` must be a finite number and not 0, with which nothing is learned, got "
+                f"{self.reward_scale}."
+            )
         if self.reward_clip is not None and self.reward_clip <= 0:
             raise ValueError(f"`reward_clip` must be positive, got {self.reward_clip}.")
 

@@ -1,6 +1,6 @@
 """Several rewards as one: their weighted sum, or the worst of an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
@@ -12,9 +12,10 @@ from ..nn.masked import masked_sum
 from ..nn.sharding import gathered
 from ..reward_model.readout import has_sequence_score, require_trained_sequence_head
 from ..utils.text import distinct
-from .completion_scorer import CompletionScorer, RawScores, worst_of
+from ..utils.validation import check_tokenizer
+from .completion_scorer import PROMPT_COLUMNS, CompletionScorer, RawScores, worst_of
 from .config import FineGrainedPPOConfig
-from .reward_functions import reward_name
+from .reward_functions import check_call, reward_name
 from .reward_settings import RewardKind
 
 
@@ -83,6 +84,16 @@ class Rewards:
             for reward in self.given
             if isinstance(reward.scorer.reward, nn.Module) and reward.scorer.reward_processing_class is None
         }
+
+    def check_calls(self, columns: Iterable[str]) -> None:
+        """Check that functions take the columns of the data set, and what else they are called with.
+
+        Raises:
+            TypeError: If one does not. The error names it.
+        """
+        for reward in self.given:
+            if not isinstance(reward.scorer.reward, nn.Module):
+                check_call(reward.scorer.reward, [name for name in columns if name not in PROMPT_COLUMNS])
 
     @property
     def logged(self) -> list[Reward]:
@@ -168,6 +179,8 @@ def make_rewards(
     rewards = []
     for index, (reward, tokenizer) in enumerate(zip(entries, tokenizers, strict=True)):
         own, argument = args.of_reward(index), argument_of(index, len(entries))
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, argument_of(index, len(entries), "reward_processing_class"))
         try:
             with gathered(reward):
                 given = reward, processing_class, tokenizer, own.reward_signal, own.reward_density, *sizes

@@ -23,13 +23,13 @@ from transformers.utils import logging
 
 from .._trl import BaseTrainer, PPOConfig, PPOTrainer
 from ..data.dropped import DroppedRows
-from ..data.vocabulary import check_ids
+from ..data.vocabulary import check_ids, warn_of_other_tokenizer
 from ..nn.finite import check_weights, not_finite
 from ..nn.modules import vocab_size, without_peft
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
-from ..utils.validation import check_devices
+from ..utils.validation import check_devices, check_tokenizer
 from .adaptation import FILE as ADAPTIVE_STATE_FILE
 from .adaptation import AdaptiveState
 from .batches import packed_groups
@@ -140,10 +140,12 @@ class FineGrainedPPOTrainer(PPOTrainer):
         check_given(model, ref_model, reward_model, value_model)
         if not isinstance(args, FineGrainedPPOConfig):
             args = FineGrainedPPOConfig.from_ppo_config(args)
+        check_tokenizer(processing_class, "processing_class")
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
 
         self._vocab_size = vocab_size(model)
+        warn_of_other_tokenizer(processing_class, self._vocab_size, "`model`")
         self._dropped: dict[str, DroppedRows] = {}
         train_dataset = self._prepare_prompts(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, dict):
@@ -159,6 +161,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         # New heads and adapters are random, so the seed comes first.
         set_seed(args.seed)
         self.rewards = make_rewards(reward_model, processing_class, reward_processing_class, args)
+        self.rewards.check_calls(train_dataset.column_names or ())
         args = args.with_defaults_of(self.rewards.kinds)
         self.models = prepare_models(args, model, ref_model, self.rewards, value_model, peft_config)
         self.policy_model, self.value_model, self.ref_model = self.models[:3]
@@ -500,4 +503,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "The tokenizer has neither a pad token nor an EOS token to pad with: set `processing_class.pad_token`."
+            )
         tokenizer.pad_token = tokenizer.eos_token

@@ -6,7 +6,7 @@ from typing import Literal
 
 from trl import RewardConfig
 
-from ..utils.validation import check_no_nan, check_share
+from ..utils.validation import check_fields, check_share
 
 
 # What `unchanged_token_weight=None` stands for.
@@ -145,8 +145,8 @@ class TokenRewardConfig(RewardConfig):
     )
 
     def __post_init__(self):
+        check_fields(self)
         super().__post_init__()
-        check_no_nan(self)
         check_share(max_edit_ratio=self.max_edit_ratio)
         optional = ("unchanged_token_weight", "head_learning_rate")
         for name in ("sequence_loss_weight", "token_loss_weight", *optional):

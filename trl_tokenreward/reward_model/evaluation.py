@@ -32,7 +32,7 @@ from ..utils.statistics import (
     ratio,
     resampled,
 )
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_tokenizer
 from .character_scores import MarkedText, SpanThreshold, best_span_threshold, character_f1, marked_text
 from .labels import by_row, read_labels
 from .metrics import edit_pair_wins, token_auroc
@@ -228,11 +228,12 @@ def evaluate_token_rewards(
             Of the bootstrap over rows, see [`~utils.statistics.bootstrap_interval`].
 
     Raises:
-        `TypeError`: if the model is no token reward model.
+        `TypeError`: if the model is no token reward model, the tokenizer none, or the data set none of `datasets`.
         `ValueError`: for malformed rows, if no rows are left, and for bad numbers.
     """
     if not isinstance(without_peft(model), TokenRewardModel):
         raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
+    check_tokenizer(tokenizer, "tokenizer")
     check_least(batch_size=(batch_size, 1), num_bins=(num_bins, 1), num_groups=(num_groups, 1))
     check_bootstrap(level, resamples)
     if span_threshold is not None:

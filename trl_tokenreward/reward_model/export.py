@@ -105,7 +105,7 @@ def export_scores(
     if scorer.signal != "token_scores":
         raise ValueError(f"Spans are made of token scores, but the signal of {scorer.name} is {scorer.signal!r}.")
     check_least(batch_size=(batch_size, 1), **({} if limit is None else {"limit": (limit, 1)}))
-    rows = plain_rows(dataset) if isinstance(dataset, (Dataset, IterableDataset)) else dataset
+    rows = plain_rows(dataset, "exported") if isinstance(dataset, (Dataset, IterableDataset)) else dataset
     pairs = [_text(row, index) for index, row in enumerate(islice(iter(rows), limit))]
     prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
     counts: Counter[str] = Counter(rows=len(pairs), kept=0)

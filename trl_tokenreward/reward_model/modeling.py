@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput, is_peft_available, logging
 from ..data.tokens import TextTokenizer
 from ..nn.modules import backbone_of, make_trainable, max_positions
 from ..utils.text import unicode_problem
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_tokenizer
 from .configuration import TokenRewardModelConfig
 from .heads import ScoreHead
 from .saved_adapter import load_merged, read_config
@@ -402,7 +402,8 @@ class TokenRewardModel(PreTrainedModel):
             `list[TextScores]`: one for each text, in order.
 
         Raises:
-            `TypeError`: if `texts` or `prompts` is a single string or holds something else than strings.
+            `TypeError`: if `texts` or `prompts` is a single string or holds something else than strings, or the
+                tokenizer is none.
             `ValueError`: if the tokenizer is not a fast one, if a text is not Unicode text, has no tokens at all or
                 more than `max_length`, or if there are not as many prompts as texts.
         """
@@ -413,6 +414,7 @@ class TokenRewardModel(PreTrainedModel):
         if len(prompts) != len(texts):
             raise ValueError(f"There are {len(texts)} texts, but {len(prompts)} prompts.")
         check_least(batch_size=(batch_size, 1))
+        check_tokenizer(tokenizer, "tokenizer")
         if not self.token_head_is_trained:
             logger.warning("The token head is untrained, so every token scores 0.")
         if not tokenizer.is_fast:

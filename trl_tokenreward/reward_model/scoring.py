@@ -20,7 +20,7 @@ from ..data.preprocessing import RowPreparer, prepared_sides
 from ..nn.modules import max_positions, without_peft
 from ..utils.loading import load_tokenizer, loading
 from ..utils.text import distinct, unicode_problem
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_tokenizer
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
@@ -57,7 +57,7 @@ class TokenScorer:
             `True` if the sequence head is trained. [`~TokenScorer.from_pretrained`] finds out.
 
     Raises:
-        `TypeError`: if the model is no token reward model.
+        `TypeError`: if the model is no token reward model, or the tokenizer none.
         `ValueError`: if the head that `signal` needs is not trained.
     """
 
@@ -77,6 +77,7 @@ class TokenScorer:
                 "`model` must be a TokenRewardModel, an adapter around one or an ImplicitReward, got "
                 f"{type(base).__name__}: `TokenRewardModel.from_backbone` makes one of it."
             )
+        check_tokenizer(tokenizer, "tokenizer")
         if signal not in (None, "token_scores", "sequence_score"):
             raise ValueError(f"`signal` must be 'token_scores' or 'sequence_score', got {signal!r}.")
         self.model, self.tokenizer = model, tokenizer
@@ -199,7 +200,7 @@ def score_dataset(
     total: int | None
     if isinstance(dataset, Dataset):
         total = len(dataset)
-        dataset = plain_rows(dataset)
+        dataset = plain_rows(dataset, "scored")
     else:
         total = len(dataset) if isinstance(dataset, Sequence) else None
     total = limit if total is None or limit is not None and limit < total else total

@@ -41,7 +41,7 @@ from ..utils.statistics import (
     ratio,
     resampled,
 )
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_tokenizer
 from .modeling import TokenRewardModel
 from .step_metrics import (
     AGGREGATIONS,
@@ -252,6 +252,7 @@ def score_solutions(
     base = without_peft(model)
     if not isinstance(base, TokenRewardModel):
         raise TypeError(f"`model` must be a TokenRewardModel or an adapter around one, got {type(model).__name__}.")
+    check_tokenizer(tokenizer, "tokenizer")
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not tell which characters a token stands for. Use a fast tokenizer."
@@ -260,7 +261,7 @@ def score_solutions(
     limit = max_positions(base) if max_length is None else max_length
     tokenize = TextTokenizer(tokenizer)
     counts, rows, sequences = Counter(rows=0, kept=0, too_long=0), [], []
-    for index, row in enumerate(plain_rows(dataset)):
+    for index, row in enumerate(plain_rows(dataset, name)):
         try:
             solution, ids = _read(row, index, tokenizer, tokenize)
         except ValueError as error:

@@ -26,14 +26,14 @@ from .._trl import get_config_model_id
 from ..data.collator import DataCollatorForTokenReward
 from ..data.dropped import DroppedRows, count_pairs
 from ..data.preprocessing import PREPARED_COLUMNS, WEIGHTS, prepare_dataset
-from ..data.vocabulary import check_ids
+from ..data.vocabulary import check_ids, warn_of_other_tokenizer
 from ..nn.adapters import require_something_to_train
 from ..nn.finite import check_weights, not_finite
 from ..nn.masked import masked_mean
 from ..nn.modules import max_positions, vocab_size, without_peft
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
-from ..utils.validation import check_devices
+from ..utils.validation import check_devices, check_tokenizer
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
 from .given_model import (
     HEADS,
@@ -193,6 +193,8 @@ class TokenRewardTrainer(RewardTrainer):
         self._eval_name: str | None = None
         self._alarm: LearningAlarm | None = None
 
+        if processing_class is not None:
+            check_tokenizer(processing_class, "processing_class")
         set_seed(args.seed)  # heads that the checkpoint does not have are initialised at random
         parent_args = args
         if isinstance(model, str):
@@ -262,6 +264,7 @@ class TokenRewardTrainer(RewardTrainer):
         if dataset in self._prepared:  # as the parts of a `dict` are when they are evaluated one by one
             return dataset
         check_pad_token(processing_class, self._vocab_size)
+        warn_of_other_tokenizer(processing_class, self._vocab_size, "`model`")
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
         if name != "eval" and "train" in self._dropped:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..ppo.config import FineGrainedPPOConfig
 from ..ppo.reward_settings import check_choice
 from ..reward_model.config import TokenRewardConfig
-from ..utils.validation import check_least
+from ..utils.validation import check_fields, check_least
 
 
 # What the rounds decide themselves, with the values that say nothing.
@@ -68,6 +68,7 @@ class RoundConfig:
     model_init_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self):
+        check_fields(self)
         for name, kind in (("reward", TokenRewardConfig), ("ppo", FineGrainedPPOConfig)):
             config = getattr(self, name)
             if not isinstance(config, kind):

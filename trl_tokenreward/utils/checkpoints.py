@@ -38,13 +38,17 @@ def checkpoint_to_resume(
             The trainer.
         resume_from_checkpoint (`str`, `bool` or `None`):
             The argument of `train`. `True` stands for the last whole checkpoint in the output folder. A warning names
-            later ones, which were cut short.
+            later ones, which were cut short. `"True"` and `"False"`, which command lines give, are taken for these.
         needed (`Sequence[str]`, *optional*):
             Files that the trainer writes into a checkpoint besides those that every trainer does.
 
     Raises:
-        ValueError: If the checkpoint, or with `True` every one, lacks a file or has a damaged one; it names the file.
+        ValueError: If there is no such folder, or if the checkpoint, or with `True` every one, lacks a file or has a
+            damaged one; it names the file.
     """
+    if isinstance(resume_from_checkpoint, str):
+        as_bool = {"true": True, "false": False}
+        resume_from_checkpoint = as_bool.get(resume_from_checkpoint.lower(), resume_from_checkpoint)
     if resume_from_checkpoint is None or resume_from_checkpoint is False:
         return resume_from_checkpoint
     needed = [TRAINER_STATE_NAME, *needed]
@@ -52,6 +56,11 @@ def checkpoint_to_resume(
         # FSDP has files or folders that begin with the same word.
         needed = [f"{Path(OPTIMIZER_NAME).stem}*", SCHEDULER_NAME, *needed]
     if resume_from_checkpoint is not True:
+        if not Path(resume_from_checkpoint).is_dir():
+            raise ValueError(
+                f"There is no folder {resume_from_checkpoint} to resume from. Give that of a checkpoint, or `True` for "
+                f"the last one in {trainer.args.output_dir}."
+            )
         if damage := find_damage(resume_from_checkpoint, needed):
             raise ValueError(
                 f"The checkpoint {resume_from_checkpoint} cannot be resumed: {damage}. Resume from an earlier one."

@@ -20,7 +20,7 @@ def other_fields(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and "role" in value
+    return isinstance(value, Mapping) and value.get("role") is not None  # as Arrow has it where others have one
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -2,10 +2,26 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Set
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import fields
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .text import shorten
+
+
+_NAMES: dict[type, str] = {
+    str: "a text",
+    bool: "`True` or `False`",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a dictionary",
+}
+# What a field of a configuration takes for its type. Texts are left to the checks of the field.
+_TAKEN: dict[type, tuple[type, ...]] = {bool: (bool,), int: (Integral,), float: (Real,), list: (list, tuple)}
 
 
 def check_least(**arguments: tuple[float, float]) -> None:
@@ -31,11 +47,40 @@ def check_share(**arguments: float | None) -> None:
             raise ValueError(f"`{name}` must be above 0 and at most 1, got {value}.")
 
 
-def check_no_nan(config: Any) -> None:
-    """Raises a `ValueError` if a field of a dataclass is NaN, which is neither above nor below any bound."""
-    for name, value in vars(config).items():
+def check_fields(config: Any) -> None:
+    """Check the values of a configuration, a dataclass, against the types of its fields, before one is compared.
+
+    Raises:
+        TypeError: If a number, a truth value or a list is something else. The error names the field.
+        ValueError: If a number is NaN, which is neither above nor below any bound.
+    """
+    hints = get_type_hints(type(config))
+    for name in (field.name for field in fields(config)):
+        value, hint = getattr(config, name), hints[name]
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"`{name}` is NaN.")
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [get_origin(part) or part for part in parts if part is not type(None)]
+        # transformers takes `None` for some fields whose types do not say so.
+        if value is None or not _TAKEN.keys() >= set(kinds):
+            continue
+        is_taken = isinstance(value, tuple(taken for kind in kinds for taken in _TAKEN[kind]))
+        if not is_taken or (isinstance(value, bool) and bool not in kinds):
+            due = " or ".join(_NAMES[kind] for kind in kinds)
+            is_quoted = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.IGNORECASE)
+            hint = " Write it without quotes, and in YAML with a point before an exponent: 3.0e-5." if is_quoted else ""
+            raise TypeError(f"`{name}` must be {due}, but is {shorten(value)}.{hint}")
+
+
+def check_tokenizer(tokenizer: Any, argument: str) -> None:
+    """Raises a `TypeError` unless an argument is a tokenizer, and not its name."""
+    from transformers import PreTrainedTokenizerBase  # takes seconds, and others here do without
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"`{argument}` must be a tokenizer, but is {shorten(tokenizer)}: load it with "
+            "`AutoTokenizer.from_pretrained`."
+        )
 
 
 def check_devices(args: Any) -> None:
@@ -79,6 +124,31 @@ def check_list(returned: Any, what: str, number: int) -> Any:
     return returned
 
 
+def check_keywords(function: Any, what: str, given: Iterable[str]) -> None:
+    """Raises a `TypeError` if a function of the user's does not take the keyword arguments that it will be called with.
+
+    Args:
+        function (`Callable`):
+            The function.
+        what (`str`):
+            The function, as the beginning of the error: `"The reward function"`.
+        given (`Iterable[str]`):
+            The arguments.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some that are not written in Python nothing is known
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if refused := [name for name in given if name not in taken]:
+        raise TypeError(
+            f"{what} is called with the keyword arguments {', '.join(given)}, but does not take `{refused[0]}`: end "
+            "its arguments with `**columns`, which takes what it does not name."
+        )
+
+
 def get_value(row: Mapping[str, Any], column: str, kind: type = str) -> Any:
     """The value in a column of a row, a text, a list, a dictionary, a whole number or anything (`object`).
 
@@ -97,6 +167,5 @@ def check_value(value: Any, name: str, kind: type) -> Any:
         ValueError: If it is another kind of value. The caller adds the row's number.
     """
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        names: dict[type, str] = {str: "a text", list: "a list", dict: "a dictionary", int: "a whole number"}
-        raise ValueError(f"`{name}` must be {names[kind]}, but is {shorten(value)}.")
+        raise ValueError(f"`{name}` must be {_NAMES[kind]}, but is {shorten(value)}.")
     return value
