@@ -28,8 +28,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"max_edit_ratio": 0.0}, "`max_edit_ratio` is a share"),
-            ({"max_edit_ratio": 1.5}, "`max_edit_ratio` is a share"),
+            ({"max_edit_ratio": 0.0}, "`max_edit_ratio` must be above 0 and at most 1"),
+            ({"max_edit_ratio": 1.5}, "`max_edit_ratio` must be above 0 and at most 1"),
             ({"token_loss_weight": -1.0}, "`token_loss_weight` must be a finite number"),
             ({"sequence_loss_weight": math.inf}, "`sequence_loss_weight` must be a finite number"),
             ({"unchanged_token_weight": math.inf}, "`unchanged_token_weight` must be a finite number"),
