@@ -644,12 +644,14 @@ class TestRefused:
         def reward(completions, **_):
             return [0.0, value, *[1.0] * (len(completions) - 2)]
 
-        with pytest.raises(ValueError, match=f"The reward function 'reward' returned {value} for completion 1, where a finite float"):
+        with pytest.raises(
+            ValueError, match=f"The reward function 'reward' returned {value} for completion 1, where a finite float"
+        ):
             trainer_for(tmp_path, [reward_model(), reward]).train()
 
-    def test_an_infinite_score_of_a_classifier_that_trl_reads(self, tmp_path):
+    def test_a_classifier_that_trl_reads_and_that_is_broken(self, tmp_path):
         classifier = tiny.unigram_classifier(dict.fromkeys(range(16), math.inf))
-        with pytest.raises(ValueError, match="The reward '.*' of completion 0 is inf, not a finite number"):
+        with pytest.raises(ValueError, match="The reward '.*' of completion 0 is nan, not a finite number"):
             trainer_for(tmp_path, classifier, processing_classes=tiny.word_tokenizer()).train()
 
     def test_weights_that_are_not_finite_are_not_saved(self, tmp_path):

@@ -248,12 +248,13 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)
-        for name, rewards in zip(self.reward_func_names, self._rewards_per_func.unbind(1), strict=True):
-            if rewards.isinf().any():  # NaN stands for no opinion
-                row = int(rewards.isinf().nonzero()[0])
-                raise ValueError(
-                    f"The reward '{name}' of completion {row} is {float(rewards[row])}, not a finite number."
-                )
+        named = zip(self.reward_funcs, self.reward_func_names, self._rewards_per_func.unbind(1), strict=True)
+        for reward, name, values in named:
+            # NaN is a function's way to have no opinion, and no classifier's.
+            wrong = ~values.isfinite() if isinstance(reward, nn.Module) else values.isinf()
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
+                raise ValueError(f"The reward '{name}' of completion {row} is {values[row]}, not a finite number.")
         return self._rewards_per_func
 
     def _token_advantages(self, width: int) -> Tensor:
