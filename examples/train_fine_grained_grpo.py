@@ -34,7 +34,7 @@ Several GPUs: put this in place of `python`, with ddp.yaml or fsdp2.yaml (docs/s
 The reward model is a folder or a name on the Hub: a TokenRewardModel, its adapter, a token classifier with one label,
 or a sequence classifier, which gives every token of a completion the same advantage as in TRL's GRPO.
 `--advantage_estimator leave_one_out` compares a token with the same place in the group's other completions. Rows need a
-`prompt`, or are preference pairs with the prompt inside.
+`prompt`, or are preference pairs with the prompt inside. `--max_prompt_length` drops longer prompts and says how many.
 """
 
 from dataclasses import dataclass, field
@@ -42,14 +42,19 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer
+from trl_tokenreward.data.dropped import DroppedRows
 from trl_tokenreward.data.formats import preference_prompt
-from trl_tokenreward.utils.loading import check_source, load_split
+from trl_tokenreward.ppo.prompts import REMEDIES, prepare_prompts
+from trl_tokenreward.utils.loading import check_source, load_split, load_tokenizer
 
 
 @dataclass
 class GRPOScriptArguments(ScriptArguments):
     reward_model_path: str | None = field(
         default=None, metadata={"help": "The reward model: a folder, or a name on the Hub."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Rows whose prompt has more tokens are dropped, and counted."}
     )
 
 
@@ -66,9 +71,16 @@ def main(script_args: GRPOScriptArguments, training_args: FineGrainedGRPOConfig,
 
     def prompts(split: str):
         dataset = load_split(script_args.dataset_name, split, script_args.dataset_config, script_args.dataset_streaming)
-        if "prompt" in dataset.column_names:
+        if "prompt" not in dataset.column_names:
+            dataset = dataset.map(lambda row: {"prompt": preference_prompt(row)}, remove_columns=["chosen", "rejected"])
+        if script_args.max_prompt_length is None:
             return dataset
-        return dataset.map(lambda row: {"prompt": preference_prompt(row)}, remove_columns=["chosen", "rejected"])
+        tokenizer, dropped = load_tokenizer(model_args.model_name_or_path), DroppedRows(REMEDIES)
+        limits = {"max_prompt_length": script_args.max_prompt_length, "dropped": dropped}
+        dataset = prepare_prompts(dataset, tokenizer, split, **limits).remove_columns("input_ids")
+        if not script_args.dataset_streaming:  # of a stream nothing is read yet
+            print(f"Prompts of the {split} data set: {dropped.describe()}.")
+        return dataset
 
     trainer = FineGrainedGRPOTrainer(
         model=model_args.model_name_or_path,
