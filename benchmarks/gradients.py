@@ -170,9 +170,8 @@ def main() -> None:
     by_token = advantages(torch.tensor([of_ids.score for of_ids in scores]), tokens, prefixes, verdicts, mask)
     found: dict[str, list[Tensor]] = {name: [] for name in by_token}
     for part in range(PARTS):
-        rows = range(part * len(answers) // PARTS, (part + 1) * len(answers) // PARTS)
-        of_rows = {name: scale[rows.start : rows.stop] for name, scale in by_token.items()}
-        chosen = slice(rows.start, rows.stop)
+        chosen = slice(part * len(answers) // PARTS, (part + 1) * len(answers) // PARTS)
+        of_rows = {name: scale[chosen] for name, scale in by_token.items()}
         for name, gradient in gradients(policy, prompts[chosen], answers[chosen], of_rows).items():
             found[name].append(gradient)
         print(f"Part {part + 1} of {PARTS} is done.", flush=True)

@@ -24,7 +24,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from provenance import commit, stored_runs
+from provenance import commit, require_runs
 from trl_tokenreward.utils.files import write_text
 
 
@@ -159,7 +159,7 @@ def measure(arm: str, model: str, output: Path) -> dict[str, Any]:
 
 
 def write_report(output: Path) -> None:
-    stored_runs(output / "results")
+    require_runs(output / "results")
     known = json.loads((output / "split.json").read_text())
     results = {
         arm: json.loads(path.read_text())

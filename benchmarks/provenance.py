@@ -13,10 +13,14 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def stored_runs(folder: Path) -> list[dict[str, Any]]:
-    """What runs have left in a folder, in the order of their names. Without any there is nothing to report, and the
-    table of earlier ones stays."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    if not runs:
+def require_runs(folder: Path) -> list[Path]:
+    """The files that runs have left in a folder, by name. Without any there is nothing to report, and the table of
+    earlier ones stays."""
+    if not (files := sorted(folder.glob("*.json"))):
         raise SystemExit(f"There are no runs in {folder}: run `all` first.")
-    return runs
+    return files
+
+
+def stored_runs(folder: Path) -> list[dict[str, Any]]:
+    """What runs have left in a folder, see [`require_runs`]."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in require_runs(folder)]

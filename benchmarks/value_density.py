@@ -18,7 +18,7 @@ from typing import Any
 from density import prepare, run_all
 from density_report import cells_of_runs, choose, differences, interval, machine, paired
 from density_settings import BATCH_SIZE, KL_COEFS, LAMS, SEEDS, TUNING_SEEDS, UPDATES, Job
-from provenance import commit, stored_runs
+from provenance import commit, require_runs
 
 
 RESULTS = Path(__file__).resolve().parent / "results" / "value_density.md"
@@ -48,7 +48,7 @@ def write_report(output: Path) -> None:
         paths = [output / "results" / f"{job.name}.json" for job in jobs]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
-    stored_runs(output / "results")
+    require_runs(output / "results")
     human = json.loads((output / "prepared.json").read_text())["lengths"]["chosen"]
     lines = [
         "# How values begin, on ParaDetox",

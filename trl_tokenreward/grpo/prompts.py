@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.formats import ColumnError, check_dataset, given_prompt, plain_rows
+from ..data.formats import ColumnError, given_prompt, plain_rows
 from ..ppo.prompts import check_room
 from ..utils.text import shorten
 
@@ -42,12 +42,11 @@ def check_prompts(
         ValueError: If there is no row or no column `prompt`, or a row has no prompt, one that the chat template cannot
             render, one without a token, or one that is too long for a model. The error names the row.
     """
-    check_dataset(dataset, name)
+    dataset = plain_rows(dataset, name)
     if not isinstance(dataset, Dataset):
         return
     if len(dataset) == 0:
         raise ValueError(f"The {name} data set is empty.")
-    dataset = plain_rows(dataset, name)
     if dataset.format["type"] is not None:  # a transform, which reads whole rows
         prompts = (row.get("prompt") for row in dataset)
     elif "prompt" in dataset.column_names:

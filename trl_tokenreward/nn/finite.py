@@ -3,13 +3,17 @@ training goes on without a word."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer  # takes long, and who only scores does without
 
 
 # Losses and variances take squares, and float32 ends at 3e38.
@@ -64,7 +68,7 @@ def weights_not_finite(model: nn.Module, where: str) -> str | None:
     return None
 
 
-def check_weights(trainer: Trainer) -> None:
+def check_weights(trainer: "Trainer") -> None:
     """Raise a `ValueError` on every process where trained weights are NaN or infinite: a gradient may be, although the
     loss is not. Every process has to call it."""
     where = f"After optimizer step {trainer.state.global_step}"

@@ -45,12 +45,12 @@ def hacking_signs(
     Returns:
         `dict[str, str]`: For each of `"length"`, `"repetition"` and `"kl"` that has run away, what was seen.
     """
-    limits = {
-        "max_length_factor": max_length_factor,
-        "max_repetition": max_repetition,
-        "max_kl_per_token": max_kl_per_token,
-    }
-    check_least(window=(window, 1), **{name: (limit, 0) for name, limit in limits.items()})
+    check_least(
+        window=(window, 1),
+        max_length_factor=(max_length_factor, 0),
+        max_repetition=(max_repetition, 0),
+        max_kl_per_token=(max_kl_per_token, 0),
+    )
     if not max_length_factor > 1:
         raise ValueError(f"`max_length_factor` must be above 1, got {max_length_factor}.")
     # GRPO logs `None` where no reward function had an opinion.
