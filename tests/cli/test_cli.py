@@ -67,7 +67,6 @@ def test_the_script_and_the_subpackage_are_installed():
     ("arguments", "message"),
     [
         (["inspect", "{tmp}/no.txt"], "a file must end in one of"),
-        (["inspect", "{tmp}/no.jsonl", "--limit", "0"], "--limit must be at least 1, but is 0."),
         (["inspect", "{tmp}/pairs.jsonl", "--limit", "3"], "--limit has no effect without --output"),
         (["inspect", "{tmp}/pairs.jsonl", "--max-length", "3"], "`max_length` counts tokens"),
         (["inspect", "{tmp}/broken.jsonl"], "broken.jsonl cannot be read: "),
@@ -85,6 +84,28 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"trl-tokenreward {arguments[0]}: error: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect", "no.jsonl", "--limit"],
+        ["inspect", "no.jsonl", "--max-length"],
+        ["score", "model", "--text", "go", "--batch-size"],
+        ["score", "model", "--file", "no.jsonl", "--limit"],
+        ["export", "argilla", "model", "no.jsonl", "out", "--limit"],
+        ["edit", "no.jsonl", "out", "--local", "model", "--max-new-tokens"],
+        ["edit", "no.jsonl", "out", "--local", "model", "--limit"],
+        ["round", "no.jsonl", "out", "--policy", "p", "--reward-model", "r", "--people", "--rounds"],
+    ],
+)
+def test_a_number_of_none_is_refused_before_anything_is_read(command, capsys):
+    for number in ("0", "-1", "1.5", "many"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, number])
+        assert stop.value.code == 2
+        message = f"argument {command[-1]}: must be a whole number of at least 1, but is {number}"
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_not_unicode_or_utf_8_is_named(tmp_path, capsys):

@@ -268,6 +268,10 @@ def test_a_sequence_score_is_read_where_rows_of_messages_end(other):
     scores = scorer.raw_scores(*contents[:3], rows).values
     assert scores.sum(1).tolist() == pytest.approx(expected, abs=1e-5)
     assert (scores != 0).sum(1).tolist() == [1, 1]
+    scorer = CompletionScorer(model, policy, reward_tokenizer if other else None, density="potential")
+    differences = scorer.raw_scores(*contents[:3], rows).values
+    assert differences.sum(1).tolist() == pytest.approx(expected, abs=1e-5)
+    assert ((differences != 0).sum(1) > 3).all()
     plain = CompletionScorer(model, policy, signal="sequence_score").raw_scores(*contents)  # ids without messages
     assert plain.values.sum(1).tolist() != pytest.approx(expected, abs=1e-3)
 

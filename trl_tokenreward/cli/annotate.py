@@ -5,7 +5,7 @@ import getpass
 import os
 import sys
 
-from .options import about, add_checks, add_split, read_checks
+from .options import about, add_checks, add_split, positive, read_checks
 
 
 PASSWORD = "TRL_TOKENREWARD_PASSWORD"
@@ -26,9 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("dataset", metavar="DATASET", help="a JSON, JSON Lines, CSV or Parquet file, a folder, or a name on the Hub")
     add("output", metavar="OUTPUT", help="folder for what is decided, or of the work to go on with")
     add_split(parser)
-    add("--limit", type=int, metavar="N", help="have the first N rows edited only")
+    add("--limit", type=positive, metavar="N", help="have the first N rows edited only")
     add_checks(parser)
-    add("--per-row", type=int, default=1, metavar="N", help="how many annotators a row is given to (default: 1)")
+    add("--per-row", type=positive, default=1, metavar="N", help="how many annotators a row is given to (default: 1)")
     add("--overlap", type=float, metavar="SHARE", help="give only this share of the rows to that many, others to one")
     add("--free-after", type=float, default=30, metavar="MINUTES", help="until an idle row is free again (default: 30)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")

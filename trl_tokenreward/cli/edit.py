@@ -12,6 +12,7 @@ from .options import (
     add_split,
     check_editor,
     editor_option,
+    positive,
     read_checks,
     read_editor,
     read_template,
@@ -32,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     add("output", help="folder for the result, or of the run to go on with")
     add_editor(parser)
     add_split(parser)
-    add("--limit", type=int, metavar="N", help="edit the first N rows only")
+    add("--limit", type=positive, metavar="N", help="edit the first N rows only")
     add_checks(parser)
     add("--reward-model", metavar="PATH", help="an edit must get a higher score from it than the original")
     parser.set_defaults(run=run)

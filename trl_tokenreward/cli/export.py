@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_split, say
+from .options import add_split, positive, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -25,8 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--tokenizer", metavar="NAME_OR_PATH", help="MODEL's tokenizer, if it is not with MODEL")
     add("--threshold", type=float, default=0.0, help="mark tokens with a lower score (default: %(default)s)")
     add("--label", default="wrong", help="label of the spans (default: %(default)s)")
-    add("--limit", type=int, metavar="N", help="export the first N rows only")
-    add("--batch-size", type=int, default=8, help="texts in one forward pass (default: %(default)s)")
+    add("--limit", type=positive, metavar="N", help="export the first N rows only")
+    add("--batch-size", type=positive, default=8, help="texts in one forward pass (default: %(default)s)")
     parser.set_defaults(run=run)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_split, say
+from .options import add_split, positive, say
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -15,10 +15,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="a file, a folder, or a name on the Hub: preference pairs")
     add_split(parser)
     parser.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="count its tokens, as TokenRewardTrainer does")
-    parser.add_argument("--max-length", type=int, help="count the rows that this drops; needs a tokenizer")
+    parser.add_argument("--max-length", type=positive, help="count the rows that this drops; needs a tokenizer")
     parser.add_argument("--max-edit-ratio", type=float, help="count the rows that this drops")
     parser.add_argument("--output", metavar="PAGE", help="page to write, .html")
-    parser.add_argument("--limit", type=int, help="most rows on the page, else a sample (default: 1000)")
+    parser.add_argument("--limit", type=positive, help="most rows on the page, else a sample (default: 1000)")
     parser.set_defaults(run=run)
 
 
@@ -29,8 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..views.html import check_page
 
     limit = 1000 if arguments.limit is None else arguments.limit
-    if limit < 1:
-        raise ValueError(f"--limit must be at least 1, but is {limit}.")
     if arguments.output is not None:
         check_page(arguments.output)
     elif arguments.limit is not None:

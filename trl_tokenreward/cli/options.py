@@ -17,6 +17,13 @@ EDITOR_DEFAULTS = {"retries": 2, "concurrency": 8, "batch_size": 8}
 EDITOR_OPTIONS = (*EDITOR_DEFAULTS, "max_new_tokens", "prices")
 
 
+def positive(text: str) -> int:
+    """The type of an option that counts something: argparse names the option, before anything is loaded."""
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text}")
+    return int(text)
+
+
 def add_split(parser: argparse.ArgumentParser) -> None:
     """Adds `--split` and `--config`, the arguments of [`~utils.loading.load_split`]."""
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
@@ -28,7 +35,7 @@ def add_checks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--criteria", type=Path, metavar="FILE", help="text: what the edited answers must meet")
     add("--max-edit-ratio", type=float, default=0.5, help="largest share of edited words (default: %(default)s)")
-    add("--max-hunks", type=int, default=16, help="most places with an edit (default: %(default)s)")
+    add("--max-hunks", type=positive, default=16, help="most places with an edit (default: %(default)s)")
     add("--max-length-change", type=float, default=0.5, help="largest change of the length (default: %(default)s)")
 
 
@@ -58,9 +65,9 @@ def add_editor(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
     )
     default = {name: f"(default: {value})" for name, value in EDITOR_DEFAULTS.items()}
     add("--retries", type=int, help=f"how often a refused edit is tried again {default['retries']}")
-    add("--concurrency", type=int, help=f"most requests to the endpoint at a time {default['concurrency']}")
-    add("--batch-size", type=int, help=f"answers that the local model edits at a time {default['batch_size']}")
-    add("--max-new-tokens", type=int, help="most tokens in an edited answer (default: 1024, or the endpoint's)")
+    add("--concurrency", type=positive, help=f"most requests to the endpoint at a time {default['concurrency']}")
+    add("--batch-size", type=positive, help=f"answers that the local model edits at a time {default['batch_size']}")
+    add("--max-new-tokens", type=positive, help="most tokens in an edited answer (default: 1024, or the endpoint's)")
     add("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens, to know the cost")
     return editor
 
@@ -80,8 +87,6 @@ def check_editor(args: argparse.Namespace) -> None:
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
         if given:
             raise ValueError(f"{editor}: {', '.join(given)} has no effect.")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, but is {args.max_new_tokens}.")
 
 
 def read_editor(args: argparse.Namespace) -> "Editor":

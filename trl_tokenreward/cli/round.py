@@ -10,6 +10,7 @@ from .options import (
     add_split,
     check_editor,
     editor_option,
+    positive,
     read_checks,
     read_editor,
     read_template,
@@ -37,10 +38,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("output", metavar="OUTPUT", help="folder for the rounds, or that of the rounds to go on with")
     add("--policy", metavar="MODEL", required=True, help="the first policy: a folder or a name on the Hub")
     add("--reward-model", metavar="MODEL", required=True, help="the first reward model: a folder or a name on the Hub")
-    add("--rounds", type=int, default=1, metavar="N", help="how many rounds, with those that are done (default: 1)")
+    add(
+        "--rounds", type=positive, default=1, metavar="N", help="how many rounds, with those that are done (default: 1)"
+    )
     add("--pairs", metavar="DATASET", help="pairs to train the reward model on again along with the edits")
     add("--eval-pairs", metavar="DATASET", help="held-out pairs, to measure both models on before and after")
-    add("--num-prompts", type=int, metavar="N", help="answers to sample for editing in a round (default: all prompts)")
+    add(
+        "--num-prompts",
+        type=positive,
+        metavar="N",
+        help="answers to sample for editing in a round (default: all prompts)",
+    )
     add("--replay", type=float, default=1.0, metavar="SHARE", help="share of earlier pairs to train on (default: 1)")
     add(
         "--reference",

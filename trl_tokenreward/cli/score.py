@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .options import add_split
+from .options import add_split, positive
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -35,9 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="score of each token (default), or the difference that it makes to the score of the whole",
     )
     add_split(parser)
-    add("--limit", type=int, metavar="N", help="score the first N rows only")
-    add("--batch-size", type=int, default=8, help="texts in one forward pass (default: %(default)s)")
-    add("--show", type=int, default=10, metavar="N", help="most rows to print here (default: %(default)s)")
+    add("--limit", type=positive, metavar="N", help="score the first N rows only")
+    add("--batch-size", type=positive, default=8, help="texts in one forward pass (default: %(default)s)")
+    add("--show", type=positive, default=10, metavar="N", help="most rows to print here (default: %(default)s)")
     add("--output", metavar="PAGE", help="page to write, .html; of more than 1,000 rows it has a sample")
     parser.set_defaults(run=run)
 
@@ -67,8 +67,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
     if arguments.output is not None:
         check_page(arguments.output)
-    if arguments.show < 1:
-        raise ValueError(f"--show must be at least 1, but is {arguments.show}.")
     defaults = {"prompt": "", "split": "train", "batch_size": 8}
     of_file, of_run = ("split", "config", "limit"), ("model", "other", "tokenizer", "signal", "batch_size")
     without_effect: tuple[str, ...]

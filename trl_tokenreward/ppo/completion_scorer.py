@@ -212,8 +212,11 @@ class CompletionScorer:
     ) -> tuple[Tensor, Tensor]:
         ids, mask = self._closed(completion_ids, completion_mask, rows)
         scores = self._decompose(*join(prompts, ids, mask), prompts.ids.shape[1], mask)
-        if self.scores_completions:
-            scores = place_at_last(scores.sum(1), completion_mask)
+        if (
+            mask is not completion_mask
+        ):  # the last token gets what the template's tokens got: the sum is the end's score
+            own = zero_masked(scores[:, : completion_mask.shape[1]], completion_mask)
+            scores = own + place_at_last(scores.sum(1) - own.sum(1), completion_mask)
         return scores, completion_mask.float()
 
     @property
@@ -225,7 +228,7 @@ class CompletionScorer:
     def _closing_ids(self) -> list[int]:
         """What the reader's chat template puts after the EOS of an answer, if scores are read there."""
         reader = self.processing_class if self.reward_processing_class is None else self.reward_processing_class
-        return closing_ids(reader) if self.scores_completions else []
+        return closing_ids(reader) if self.signal == "sequence_score" else []
 
     def _closed(self, ids: Tensor, mask: Tensor, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Completions with what the chat template puts after the EOS of an answer, such as the line break of ChatML: it
