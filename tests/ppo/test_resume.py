@@ -78,7 +78,15 @@ def whole(tmp_path_factory):
     return outcome
 
 
-@pytest.mark.parametrize("run", ["terminal", "stream", "peft", "one base", "shared trunk", "function"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "terminal",
+        "stream",
+        "one base",
+        *(pytest.param(run, marks=pytest.mark.any_trl) for run in ("peft", "shared trunk", "function")),
+    ],
+)
 def test_resumed_equals_uninterrupted(run, whole, tmp_path):
     if run in ("peft", "one base"):
         pytest.importorskip("peft")
