@@ -198,7 +198,7 @@ def main() -> None:
         f"Data: {Path(arguments.dataset).name if arguments.dataset else 'the embedded corpus'}. Training: "
         f"{dropped.describe()}. Held out: {held_out.describe()}.",
         f"Seed {run.seed}, {sizes.updates} updates of {sizes.batch_size} completions for each arm; the win rate is "
-        f"against the start policy on {len(evaluation)} held-out prompts, with its 95 % bootstrap interval. The whole "
+        f"against the start policy on {len(prompts)} held-out prompts, with its 95 % bootstrap interval. The whole "
         f"run took {time.time() - start:.0f} s.",
         "Both arms have the learning rate and the KL coefficient that suit the dense one: this shows the method at "
         "work and is no comparison. benchmarks/density.py, grpo_density.py and imdb.py compare arms that are tuned "

@@ -77,7 +77,11 @@ def main(script_args: GRPOScriptArguments, training_args: FineGrainedGRPOConfig,
             return dataset
         tokenizer, dropped = load_tokenizer(model_args.model_name_or_path), DroppedRows(REMEDIES)
         limits = {"max_prompt_length": script_args.max_prompt_length, "dropped": dropped}
-        dataset = prepare_prompts(dataset, tokenizer, split, **limits).remove_columns("input_ids")
+        added, kwargs = ["input_ids"], training_args.chat_template_kwargs
+        if kwargs:  # TRL gives them to the template of every prompt
+            dataset = dataset.map(lambda row: {"chat_template_kwargs": kwargs})
+            added.append("chat_template_kwargs")
+        dataset = prepare_prompts(dataset, tokenizer, split, **limits).remove_columns(added)
         if not script_args.dataset_streaming:  # of a stream nothing is read yet
             print(f"Prompts of the {split} data set: {dropped.describe()}.")
         return dataset

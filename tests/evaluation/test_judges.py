@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -237,6 +238,14 @@ def test_a_scoring_judge_compares_scores():
     judge = ScoringJudge(
         lambda prompts, answers: [float(len(p) * len(a)) for p, a in zip(prompts, answers, strict=True)]
     )
+    assert judge(["p"] * 3, ["aa", "a", "b"], ["a", "aa", "c"]) == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: torch.tensor(x).bfloat16(), lambda x: [*torch.tensor(x, requires_grad=True)], np.array]
+)
+def test_a_scoring_judge_reads_tensors(make):
+    judge = ScoringJudge(lambda prompts, answers: make([float(len(answer)) for answer in answers]))
     assert judge(["p"] * 3, ["aa", "a", "b"], ["a", "aa", "c"]) == [1.0, 0.0, 0.5]
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 import ppo_runs
 import tiny
 from trl_tokenreward import RewardModelJudge, ScoringJudge, TokenRewardModel, WinRateCallback, evaluate_win_rate
+from trl_tokenreward.evaluation.sampler import AnswerSampler
 from trl_tokenreward.utils.statistics import Estimate, pairwise_outcomes
 
 
@@ -40,7 +41,7 @@ def test_figures_of_policies_that_are_known_by_hand(tmp_path):
     # The policy never ends: b b b b. The reference ends at once.
     policy, reference = ender(1e-9), ender(1 - 1e-9)
     result = evaluate_win_rate(policy, reference, tiny.word_tokenizer(), ["a", "a b"], LONGER, response_length=4)
-    assert [c.answer for c in result.comparisons] == ["b b b b"] * 2
+    assert [c.answer for c in result.comparisons] == [" b b b b"] * 2  # as it goes on from the prompt
     assert result.win_rate == result.length_controlled == Estimate(1.0, 1.0, 1.0)
     assert (result.length, result.reference_length, result.ended, result.reference_ended) == (4.0, 1.0, 0.0, 1.0)
     assert result.kl == pytest.approx(-4 * math.log(1e-9), rel=1e-3)
@@ -76,7 +77,7 @@ def test_given_answers_are_a_reference_and_pairs_without_verdict_are_counted():
     rows = Dataset.from_dict({"input_ids": [[A], [A, B], [B], [C]]})
     given = ["a b", "c", "", "b"]
     result = evaluate_win_rate(ender(1e-9), given, tiny.word_tokenizer(), rows, judge, response_length=2)
-    assert seen == [(["a", "a b", "b", "c"], ["b b"] * 4, given)]
+    assert seen == [(["a", "a b", "b", "c"], [" b b"] * 4, given)]
     assert (result.wins, result.ties, result.losses, result.failed) == (2, 0, 1, 1)
     assert result.win_rate.value == pytest.approx(1.75 / 3)
     assert [c.reference_length for c in result.comparisons] == [3, 2, 1, 2]  # EOS counts
@@ -129,6 +130,10 @@ def test_a_win_rate_on_messages_is_saved(tmp_path):
             "Row 1 of the evaluation data set, column `input_ids`: has no tokens",
         ),
         ({"prompts": ["a", "b " * 125]}, ValueError, "Row 1 of the evaluation prompts has 125 tokens.*128 positions"),
+        ({"stop_token_id": "period"}, ValueError, "`stop_token_id` must be 'eos', `None` or the id"),
+        ({"stop_token_id": 16}, ValueError, "one of the tokenizer's 16 tokens, got 16"),
+        ({"stop_token_id": True}, ValueError, "`stop_token_id` must be 'eos', `None` or the id"),
+        ({"judge": "a name"}, TypeError, "`judge` must be a judge, or a function that is one, but is a str"),
         ({"reference": ["b"]}, ValueError, "`reference` has 1 answers, but there are 2 prompts"),
         ({"reference": "b"}, TypeError, "`reference` must be a model or a list of texts"),
         ({"judge": lambda *_: [1.0]}, ValueError, "`judge` must return 2 numbers from 0 to 1"),
@@ -151,6 +156,69 @@ def test_bad_arguments_are_named(arguments, error, message):
     }
     with pytest.raises(error, match=message):
         evaluate_win_rate(**arguments)
+
+
+def test_errors_in_models_come_before_the_answers():
+    reference = ender(0.5)
+    reference.forward = lambda *args, **kwargs: pytest.fail("the reference has answered")
+    with pytest.raises(TypeError, match="`policy` must be a model"):
+        evaluate_win_rate("a name", reference, tiny.word_tokenizer(), ["a"], LONGER)
+
+
+def test_the_model_under_an_adapter_is_a_reference_without_it():
+    """PEFT puts the adapter into the model."""
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = tiny.causal_lm(vocab_size=16, initializer_range=0.5)
+    start, policy = copy.deepcopy(base), peft.get_peft_model(base, lora)
+    given = {"tokenizer": tiny.word_tokenizer(), "prompts": ["a", "b c"] * 4, "judge": LONGER, "response_length": 6}
+    result = evaluate_win_rate(policy, base, **given)
+    assert result == evaluate_win_rate(policy, start, **given) and result.kl != 0
+    assert policy.active_adapters == ["default"]
+    for models in ((policy, peft.PeftModel(base, lora, "other")), (base, policy)):
+        with pytest.raises(ValueError, match="are one model, on which all its adapters act"):
+            evaluate_win_rate(*models, **given)
+
+
+def test_a_deep_copy_that_runs_the_other_model_is_refused():
+    policy = ender(0.5)
+    policy.forward = policy.forward.__get__(policy)
+
+    def remember(model, forward):
+        model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+
+    remember(policy, policy.forward)
+    with pytest.raises(ValueError, match="`reference` is a deep copy of a"):
+        evaluate_win_rate(policy, copy.deepcopy(policy), tiny.word_tokenizer(), ["a"], LONGER)
+
+
+def test_an_answer_keeps_the_blank_between_it_and_its_prompt():
+    """Tokenizers such as Llama 2's drop it where an answer is decoded by itself."""
+    tokenizer, seen = tiny.tokenizer("metaspace"), []
+    model = tiny.causal_lm(vocab_size=len(tokenizer), initializer_range=0.5)
+
+    def judge(prompts, a, b):
+        seen.extend(zip(prompts, a, strict=True))
+        return [0.5] * len(prompts)
+
+    prompts = ["the quick", "lazy dog"] * 4
+    answers = AnswerSampler(tokenizer, prompts, response_length=4, stop_token_id=None)(model)
+    evaluate_win_rate(model, model, tokenizer, prompts, judge, response_length=4, stop_token_id=None)
+    assert any(answer.startswith(" ") for _, answer in seen)
+    for (prompt, text), answer in zip(seen, answers, strict=True):
+        ids = [*tokenizer(prompt)["input_ids"], *answer.ids]
+        assert prompt + text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_the_chat_template_gets_its_arguments_where_a_row_has_none():
+    tokenizer = tiny.word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ ' b' if loud else ' c' }}{% endfor %}"
+    message = [{"role": "user", "content": "a"}]
+    rows = Dataset.from_dict({"prompt": [message] * 2, "chat_template_kwargs": [None, {"loud": False}]})
+    for prompts, expected in ((rows, [[A, B], [A, C]]), ([message], [[A, B]])):
+        sampler = AnswerSampler(tokenizer, prompts, chat_template_kwargs={"loud": True})
+        assert sampler._ids == expected
+        assert sampler.prompts[0].template == {"chat_template_kwargs": {"loud": True}}
 
 
 def test_a_reward_model_judges_a_win_rate():

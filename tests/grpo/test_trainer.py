@@ -392,6 +392,20 @@ class TestBeside:
         [entry] = [entry for entry in trainer.state.log_history if "eval_win_rate" in entry]
         assert 0 <= entry["eval_win_rate"] <= 1 and math.isfinite(entry["eval_kl"])
 
+    def test_a_win_rate_takes_nothing_out_of_the_log_of_the_training(self, tmp_path):
+        logs = []
+        for every in (1, 4):
+            trainer = trainer_for(tmp_path, count_a, max_steps=2, logging_steps=2, temperature=0.7)
+            judge = ScoringJudge(lambda prompts, answers: [len(answer) for answer in answers])
+            callback = WinRateCallback(trainer, judge, ["a", "b c"], every=every)
+            assert (callback.sampler.response_length, callback.sampler.temperature) == (6, 0.7)
+            trainer.add_callback(callback)
+            trainer.train()
+            [log] = [entry for entry in trainer.state.log_history if "loss" in entry]
+            logs.append({name: value for name, value in log.items() if "time" not in name})
+        assert "reward" in logs[0]
+        assert logs[0] == logs[1]
+
     def test_an_adapter(self, tmp_path):
         peft = pytest.importorskip("peft")
         trainer = trainer_for(

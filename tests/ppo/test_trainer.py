@@ -293,6 +293,15 @@ def test_models_must_be_different_objects(scenario):
         scenario.make(reward=reward, value=reward)
 
 
+def test_the_model_under_the_policys_adapter_is_no_reference(scenario):
+    """PEFT puts the adapter into the model, and the reference would have it, too."""
+    peft = pytest.importorskip("peft")
+    base = tiny.bigram_lm()
+    policy = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="`model` and `ref_model` are one model under an adapter"):
+        scenario.make(policy=policy, ref_model=base)
+
+
 def test_stop_token_eos_needs_an_eos_token(scenario):
     tokenizer = tiny.word_tokenizer()
     tokenizer.eos_token = None

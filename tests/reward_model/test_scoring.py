@@ -421,6 +421,14 @@ class TestCommand:
         assert error.startswith("trl-tokenreward score: error: ") and message in error
 
 
+def test_rows_are_ordered_by_how_far_models_differ(tmp_path):
+    """Models of token scores alone, such as implicit rewards, have no sequence scores."""
+    pairs = [((0.0, 2.0), (1.0, 1.0)), ((5.0, None), (-5.0, -5.0)), ((1.0, 1.0), (0.0, 0.0))]
+    rows = [ScoredRow("", "", [ScoredText(["a", "b"], {"score": score}) for score in pair]) for pair in pairs]
+    made = page(ScoredRows("both", rows), tmp_path)
+    assert [float(attrs["data-spread"]) for attrs in made.all("article")] == [0, -10, -1]
+
+
 def test_the_page_in_a_browser(tmp_path, open_page):
     texts = [
         ScoredText([" a", " b"], {"score": [2.0, -4.0], "KL": [-1.0, 1.0]}),

@@ -476,7 +476,6 @@ def test_the_command_with_people(models, tmp_path, capsys):
         (["--people", "--max-hunks", "3"], "--people: --model and the options of edits have no effect"),
         (["--people", "--retries", "3", "--prices", "1", "2"], "--people: --retries, --prices has no effect"),
         (["--local", "{tmp}", "--concurrency", "3"], "--local: --concurrency has no effect"),
-        (["--local", "{tmp}", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, but is 0."),
         (["--endpoint", "", "--model", "a"], "`base_url` must begin with http:// or https://"),
         (["--people", "--pairs", ""], "The name of the data set is empty."),
         (["--local", ""], "The name of the model is empty."),

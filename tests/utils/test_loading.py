@@ -47,11 +47,30 @@ def test_folders_without_data_are_named(streaming, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", ["pairs/train.csv", "pairs"])
-def test_texts_of_csv_are_texts(name, streaming, tmp_path):
-    (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "train.csv").write_text('prompt,chosen,rejected,margin\nNone,NA,42,0.5\n"",05,nan,\n')
-    assert list(load_split(tmp_path / name, "train", streaming=streaming)) == [
+@pytest.mark.parametrize(
+    ("file", "name", "config"),
+    [
+        ("pairs/train.csv", "pairs/train.csv", None),
+        ("pairs/train.csv", "pairs", None),
+        ("pairs/train.csv.gz", "pairs", None),
+        ("pairs/data/train.csv", "pairs", None),
+        ("pairs/part/train.csv", "pairs", "part"),
+    ],
+)
+def test_texts_of_csv_are_texts(file, name, config, streaming, tmp_path):
+    content = b'prompt,chosen,rejected,margin\nNone,NA,42,0.5\n"",05,nan,\n'
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    (path.parent / "LICENSE").write_text("as you like")
+    assert list(load_split(tmp_path / name, "train", config, streaming=streaming)) == [
         {"prompt": "None", "chosen": "NA", "rejected": "42", "margin": 0.5},
         {"prompt": None, "chosen": "05", "rejected": "nan", "margin": None},
     ]
+
+
+def test_a_table_beside_the_data_is_none_of_them(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(ROW * 2)
+    (tmp_path / "test.jsonl").write_bytes(ROW)
+    (tmp_path / "scores.csv").write_text("a,b\n1,2\n")
+    assert [len(load_split(tmp_path, split)) for split in ("train", "test")] == [2, 1]

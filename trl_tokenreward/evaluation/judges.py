@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -62,7 +62,14 @@ class ScoringJudge:
         sides = (
             check_list(self.scores(prompts, side), "The judge's function", len(side)) for side in (answers_a, answers_b)
         )
-        return pairwise_outcomes(*sides)
+        return pairwise_outcomes(*map(plain_numbers, sides))
+
+
+def plain_numbers(values: Any) -> Any:
+    """What a user's function returned, without tensors: NumPy reads none in bf16, on a GPU or with a gradient."""
+    if isinstance(values, Tensor):
+        return values.tolist()
+    return [value.item() if isinstance(value, Tensor) else value for value in values]
 
 
 class RewardModelJudge(ScoringJudge):

@@ -1,7 +1,7 @@
 """Samples answers of models to held-out prompts."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import Messages
+from ..data.tokens import continuation_text
 from ..nn.finite import not_finite
 from ..nn.modules import check_loaded, evaluation_mode, max_positions
 from ..nn.unpadding import padded
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """An answer to a prompt: its tokens, with the stop token; its text, without special tokens; and whether it ended
-    with the stop token, `None` for a given one."""
+    """An answer to a prompt: its tokens, with the stop token; its text, without special tokens, as it goes on from the
+    prompt's where that is a text; and whether it ended with the stop token, `None` for a given one."""
 
     ids: list[int]
     text: str
@@ -53,6 +54,8 @@ class AnswerSampler:
             Seed of the random numbers, which are this sampler's own.
         progress (`bool`, *optional*, defaults to `False`):
             If `True`, shows a progress bar while a model answers.
+        chat_template_kwargs (`dict`, *optional*):
+            For the chat template, such as `{"enable_thinking": False}`, where a row has none of its own.
 
     Raises:
         `TypeError`, `ValueError`: for bad arguments, and when called if a prompt leaves no room for an answer.
@@ -69,6 +72,7 @@ class AnswerSampler:
         batch_size: int = 16,
         seed: int = 0,
         progress: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
         check_tokenizer(tokenizer, "tokenizer")
         check_least(response_length=(response_length, 1), batch_size=(batch_size, 1), temperature=(temperature, 0))
@@ -76,10 +80,18 @@ class AnswerSampler:
             stop_token_id = tokenizer.eos_token_id
             if stop_token_id is None:
                 raise ValueError("`stop_token_id='eos'`, but the tokenizer has no EOS token.")
+        elif stop_token_id is not None and (type(stop_token_id) is not int or not 0 <= stop_token_id < len(tokenizer)):
+            raise ValueError(
+                f"`stop_token_id` must be 'eos', `None` or the id of one of the tokenizer's {len(tokenizer)} tokens, "
+                f"got {stop_token_id!r}."
+            )
         if not isinstance(prompts, (Dataset, IterableDataset)):
             if not isinstance(prompts, list) or {type(prompt) for prompt in prompts} not in ({str}, {list}):
                 raise TypeError("`prompts` must be a data set, or a list of texts or of lists of messages, not empty.")
             prompts = Dataset.from_dict({"prompt": prompts})
+        if chat_template_kwargs:
+            name = "chat_template_kwargs"
+            prompts = prompts.map(lambda row: {name: row.get(name) or chat_template_kwargs})
         self.tokenizer, self.response_length, self.temperature = tokenizer, response_length, temperature
         self.stop_token_id, self.batch_size, self.seed, self.progress = stop_token_id, batch_size, seed, progress
         rows = list(prepare_prompts(prompts, tokenizer, "evaluation"))
@@ -118,7 +130,7 @@ class AnswerSampler:
                 )
                 _check(name, completions.per_token_logps, rows)
                 ids = [row[real.bool()].tolist() for row, real in zip(completions.ids, completions.mask, strict=True)]
-                texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                texts = (self._text(row, completion) for row, completion in zip(rows, ids, strict=True))
                 answers += map(Answer, ids, texts, completions.ended.tolist())
         return answers
 
@@ -145,6 +157,11 @@ class AnswerSampler:
         ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         stop = [] if self.stop_token_id is None else [self.stop_token_id]
         return [Answer([*map(int, row), *map(int, stop)], text, None) for row, text in zip(ids, texts, strict=True)]
+
+    def _text(self, row: int, ids: list[int]) -> str:
+        if isinstance(self.prompts[row], str):
+            return continuation_text(self.tokenizer, self._ids[row], ids)
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     @property
     def _pad_token_id(self) -> int:

@@ -4,19 +4,22 @@ training."""
 import json
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.utils import logging
 
-from ..nn.modules import independent_copy
+from ..nn.adapters import reference_adapter
+from ..nn.modules import check_loaded, check_own_forward, independent_copy, without_peft
 from ..nn.sharding import is_fsdp2, is_zero3
 from ..ppo.forward import PolicyAndValue
 from ..utils.files import write_text
@@ -31,12 +34,17 @@ from ..utils.statistics import (
     resampled,
 )
 from ..utils.validation import check_least
+from .judges import Judge, plain_numbers
 from .sampler import Answer, AnswerSampler
 
 
 if TYPE_CHECKING:
     from ..utils.chat_endpoint import Prompt
-    from .judges import Judge
+
+
+logger = logging.get_logger(__name__)
+
+Reference: TypeAlias = nn.Module | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -120,10 +128,10 @@ class WinRate:
 
 def evaluate_win_rate(
     policy: nn.Module,
-    reference: nn.Module | Sequence[str],
+    reference: Reference,
     tokenizer: PreTrainedTokenizerBase,
     prompts: "Dataset | IterableDataset | list[Prompt]",
-    judge: "Judge",
+    judge: Judge,
     *,
     response_length: int = 128,
     temperature: float = 1.0,
@@ -141,7 +149,8 @@ def evaluate_win_rate(
         policy (`PreTrainedModel` or `PeftModel`):
             A causal language model.
         reference (`PreTrainedModel`, `PeftModel` or `Sequence[str]`):
-            Another with the same tokenizer, or given answers, one for each prompt, such as a person's.
+            Another with the same tokenizer, or given answers, one for each prompt, such as a person's. Of a policy with
+            an adapter it may be the model under it, which answers without the adapter.
         judge ([`Judge`]):
             Says which answer is better, see [`~evaluation.judges`]. It reads prompts as the data set has them, texts or
             messages, or decoded where it has tokens alone, and answers without special tokens.
@@ -151,10 +160,12 @@ def evaluate_win_rate(
             Of the bootstrap over prompts, see [`~utils.statistics.bootstrap_interval`].
 
     Raises:
-        `TypeError`, `ValueError`: for bad arguments, and if the judge returns something else than one number from 0 to
-            1 (or NaN) for each prompt, or no verdict at all.
+        `TypeError`, `ValueError`: for bad arguments, among them models that run each other's weights, and if the judge
+            returns something else than one number from 0 to 1 (or NaN) for each prompt, or no verdict at all.
     """
     check_bootstrap(level, resamples)
+    _check_judge(judge)
+    _check_models(policy, reference)
     sampler = AnswerSampler(
         tokenizer,
         prompts,
@@ -164,15 +175,56 @@ def evaluate_win_rate(
         batch_size=batch_size,
         seed=seed,
     )
-    is_model = isinstance(reference, nn.Module)
-    reference_answers = sampler(reference, "reference") if is_model else sampler.given(reference, "reference")
+    reference_answers = _reference_answers(sampler, _acting(reference, policy))
     answers = sampler(policy, "policy")
-    kl = None
-    if is_model:
-        logps = sampler.log_probabilities(policy, answers, "policy")
-        reference_logps = sampler.log_probabilities(reference, answers, "reference")
-        kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
+    kl = _log_ratios(sampler, policy, _acting(reference, policy), answers)
     return _compare(sampler, answers, reference_answers, kl, judge, level, resamples)
+
+
+def _policy_of(model: nn.Module) -> nn.Module:
+    return model.policy if isinstance(model, PolicyAndValue) else model
+
+
+def _check_judge(judge: Any) -> None:
+    if not callable(judge):
+        raise TypeError(f"`judge` must be a judge, or a function that is one, but is a {type(judge).__name__}.")
+
+
+def _check_models(policy: nn.Module, reference: Reference) -> None:
+    check_loaded(policy, "policy")
+    check_own_forward(policy, "policy")
+    if not isinstance(reference, nn.Module):
+        return
+    check_own_forward(reference, "reference")
+    if is_peft_model(reference) and reference is not policy and without_peft(reference) is without_peft(policy):
+        raise ValueError(
+            "`policy` and `reference` are one model, on which all its adapters act in both: load the base model a "
+            "second time for one of them."
+        )
+
+
+def _acting(reference: Reference, policy: nn.Module) -> AbstractContextManager[Reference]:
+    """The reference, without the policy's adapter where it is the model under it: PEFT puts adapters into the model."""
+    if is_peft_model(policy) and reference is without_peft(policy):
+        return reference_adapter(policy)
+    return nullcontext(reference)
+
+
+def _reference_answers(sampler: AnswerSampler, acting: AbstractContextManager[Reference]) -> list[Answer]:
+    with acting as reference:
+        is_model = isinstance(reference, nn.Module)
+        return sampler(reference, "reference") if is_model else sampler.given(reference, "reference")
+
+
+def _log_ratios(
+    sampler: AnswerSampler, policy: nn.Module, acting: AbstractContextManager[Reference], answers: list[Answer]
+) -> list[float] | None:
+    """Of the policy's answers, log p - log q; `None` where the reference is no model."""
+    logps = sampler.log_probabilities(policy, answers, "policy")
+    with acting as reference:  # it may be the policy itself, without its adapter
+        if not isinstance(reference, nn.Module):
+            return None
+        return [p - q for p, q in zip(logps, sampler.log_probabilities(reference, answers, "reference"), strict=True)]
 
 
 def _compare(
@@ -180,12 +232,12 @@ def _compare(
     answers: list[Answer],
     reference_answers: list[Answer],
     kl: list[float] | None,
-    judge: "Judge",
+    judge: Judge,
     level: float,
     resamples: int,
 ) -> WinRate:
     texts = [[answer.text for answer in side] for side in (answers, reference_answers)]
-    outcomes = np.asarray(judge(list(sampler.prompts), *texts), dtype=float)
+    outcomes = np.asarray(plain_numbers(judge(list(sampler.prompts), *texts)), dtype=float)
     if outcomes.shape != (len(answers),) or ((outcomes < 0) | (outcomes > 1)).any():
         raise ValueError(
             f"`judge` must return {len(answers)} numbers from 0 to 1, one for each prompt, got {outcomes.tolist()}."
@@ -254,8 +306,9 @@ class WinRateCallback(TrainerCallback):
         level, resamples:
             Of the bootstrap, see [`evaluate_win_rate`].
         sampling:
-            `response_length`, `temperature`, `stop_token_id`, `batch_size` and `seed`, see [`AnswerSampler`]. Defaults
-            to what a [`FineGrainedPPOTrainer`] evaluates with.
+            `response_length`, `temperature`, `stop_token_id`, `batch_size`, `seed` and `chat_template_kwargs`, see
+            [`AnswerSampler`]. Defaults to what a [`FineGrainedPPOTrainer`] evaluates with, or to the length, the
+            temperature and the arguments of the chat template that GRPO samples with.
 
     Raises:
         `ValueError`: if the models are sharded over processes (FSDP, DeepSpeed ZeRO-3), and for bad arguments.
@@ -264,7 +317,7 @@ class WinRateCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        judge: "Judge",
+        judge: Judge,
         prompts: "Dataset | IterableDataset | list[Prompt]",
         *,
         every: int = 1,
@@ -277,6 +330,7 @@ class WinRateCallback(TrainerCallback):
 
         check_least(every=(every, 1))
         check_bootstrap(level, resamples)
+        _check_judge(judge)
         accelerator = trainer.accelerator
         if trainer.is_fsdp_enabled or is_fsdp2(accelerator) or is_zero3(accelerator):
             raise ValueError(
@@ -296,6 +350,16 @@ class WinRateCallback(TrainerCallback):
                 "seed": trainer.args.seed,
                 **sampling,
             }
+        elif hasattr(trainer.args, "max_completion_length"):  # GRPO and its kin
+            sampling = {
+                "response_length": trainer.args.max_completion_length,
+                "temperature": trainer.args.temperature,
+                "seed": trainer.args.seed,
+                "chat_template_kwargs": trainer.chat_template_kwargs,
+                **sampling,
+            }
+            if getattr(trainer, "tools", None):
+                logger.warning("WinRateCallback samples answers without tools, which the trainer's policy may call.")
         self.sampler = AnswerSampler(trainer.processing_class, prompts, **sampling)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -308,24 +372,20 @@ class WinRateCallback(TrainerCallback):
                     "WinRateCallback."
                 )
             self.reference = independent_copy(model).requires_grad_(False)
-        with self._undisturbed(), self.trainer.accelerator.autocast(), self._reference_model() as reference:
-            is_model = isinstance(reference, nn.Module)
-            self._answers = (
-                self.sampler(reference, "reference") if is_model else self.sampler.given(reference, "reference")
-            )
+        policy = _policy_of(model)
+        if self.reference is not None:
+            _check_models(policy, self.reference)
+        with self._undisturbed(), self.trainer.accelerator.autocast():
+            self._answers = _reference_answers(self.sampler, self._acting_reference(policy))
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.steps != 0 or not state.is_world_process_zero:
             return
-        policy = model.policy if isinstance(model, PolicyAndValue) else model
+        policy = _policy_of(model)
         with self._undisturbed():
             with self.trainer.accelerator.autocast():  # the trainer's precision, but not the judge's
-                answers, kl = self.sampler(policy, "policy"), None
-                logps = self.sampler.log_probabilities(policy, answers, "policy")
-                with self._reference_model() as reference:  # it may be the policy itself, without its adapter
-                    if isinstance(reference, nn.Module):
-                        reference_logps = self.sampler.log_probabilities(reference, answers, "reference")
-                        kl = [p - q for p, q in zip(logps, reference_logps, strict=True)]
+                answers = self.sampler(policy, "policy")
+                kl = _log_ratios(self.sampler, policy, self._acting_reference(policy), answers)
             result = _compare(self.sampler, answers, self._answers, kl, self.judge, self.level, self.resamples)
         result.save(Path(args.output_dir) / "win_rate" / f"step-{state.global_step}")
         metrics = {
@@ -337,15 +397,16 @@ class WinRateCallback(TrainerCallback):
         }
         if result.kl is not None:
             metrics["eval_kl"] = result.kl
-        self.trainer.log(metrics)
+        # Not by the trainer's own `log`: those of TRL add what was measured since the last one, and begin anew. And a
+        # log cancels the one that may be due at this step.
+        is_due = control.should_log
+        Trainer.log(self.trainer, metrics)
+        control.should_log = is_due
 
-    @contextmanager
-    def _reference_model(self) -> Iterator[nn.Module | Sequence[str]]:
-        own = (
-            self.trainer.collector.inference.use_reference() if self.reference is None else nullcontext(self.reference)
-        )
-        with own as reference:
-            yield reference
+    def _acting_reference(self, policy: nn.Module) -> AbstractContextManager[Reference]:
+        if self.reference is None:
+            return self.trainer.collector.inference.use_reference()
+        return _acting(self.reference, policy)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:

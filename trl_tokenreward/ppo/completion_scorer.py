@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import closing_ids, prompt_text
-from ..data.tokens import TextTokenizer
+from ..data.tokens import TextTokenizer, continuation_text
 from ..data.vocabulary import warn_of_other_tokenizer
 from ..edits.alignment import SENTENCE_END
 from ..nn.masked import zero_masked
@@ -284,8 +284,7 @@ class CompletionScorer:
         tokenizer: Any = self.reward_processing_class
         last = len(ids) - 1
         prompt = self._decode(prompt_ids)
-        # Decoded with its prompt, because a completion by itself may lose the space that it begins with.
-        completion = self._decode([*prompt_ids, *ids])[len(prompt) :]
+        completion = continuation_text(self.processing_class, prompt_ids, ids)
         lost = len(completion) - len(self._decode(ids))
         templated = isinstance(row.get("prompt"), list) and tokenizer.chat_template is not None
         if templated:

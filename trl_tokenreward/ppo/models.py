@@ -71,6 +71,11 @@ def check_given(
         check_loaded(value_model, "value_model", "TokenRewardModel")
     if ref_model is policy:
         raise ValueError("`model` and `ref_model` are one object: pass `ref_model=None` to have it copied.")
+    if ref_model is not None and without_peft(ref_model) is without_peft(policy):
+        raise ValueError(
+            "`model` and `ref_model` are one model under an adapter, which acts in both: pass `ref_model=None`, and "
+            "the reference is `model` as it is without an adapter."
+        )
     given = {"model": policy, "ref_model": ref_model, "value_model": value_model}
     for index, reward in enumerate(rewards):
         argument = argument_of(index, len(rewards))

@@ -83,7 +83,7 @@ def sample(
     )
     answers = sampler(load_policy(policy, init_kwargs).to(args.device), "policy")
     kept = [
-        _sample(row, prompt, answer, tokenizer)
+        _sample(row, prompt, answer)
         for row, prompt, answer in zip(prompts, sampler.prompts, answers, strict=True)
         if answer.ended or stop_token_id is None
     ]
@@ -102,15 +102,8 @@ def sample(
     }
 
 
-def _sample(row: dict[str, Any], prompt: Any, answer: Answer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    completion: Any = [{"role": "assistant", "content": answer.text}]
-    if isinstance(prompt, str):
-        # What the answer adds to the prompt: some tokenizers drop the blank at the beginning of a text.
-        texts = (
-            tokenizer.decode(ids, skip_special_tokens=True) for ids in (row["input_ids"], row["input_ids"] + answer.ids)
-        )
-        before, whole = texts
-        completion = whole[len(before) :] if whole.startswith(before) else answer.text
+def _sample(row: dict[str, Any], prompt: Any, answer: Answer) -> dict[str, Any]:
+    completion = answer.text if isinstance(prompt, str) else [{"role": "assistant", "content": answer.text}]
     return {"prompt": prompt, "completion": completion, **template_columns(row)}
 
 

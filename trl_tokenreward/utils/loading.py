@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import (
     Dataset,
@@ -15,9 +15,11 @@ from datasets import (
     IterableDatasetDict,
     get_dataset_config_names,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.csv.csv import CsvConfig
 from safetensors import SafetensorError
 
 from .files import check_writable, new_path
@@ -155,11 +157,11 @@ def _load_split(name: str | Path, split: str, config: str | None, streaming: boo
 
 
 def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    if config is not None and config not in get_dataset_config_names(name):
-        return load_dataset(name, data_dir=config, streaming=streaming)
-    if config is None and any(Path(name).glob("*.csv")):
-        return load_dataset("csv", data_dir=name, streaming=streaming, **_CSV)
-    return load_dataset(name, config, streaming=streaming)
+    is_folder = config is not None and config not in get_dataset_config_names(name)
+    part: dict[str, Any] = {"data_dir": config} if is_folder else {"name": config}
+    # `datasets` decides by the files of a folder what they are. Of the Hub it is not asked twice.
+    is_csv = Path(name).is_dir() and isinstance(load_dataset_builder(name, **part).config, CsvConfig)
+    return load_dataset(name, **part, streaming=streaming, **(_CSV if is_csv else {}))
 
 
 @contextmanager
@@ -170,7 +172,7 @@ def _reading(name: str | Path) -> Iterator[None]:
     except StopIteration as error:
         raise ValueError(f"{name} has no rows.") from error
     except DatasetGenerationError as error:  # says nothing itself; what went wrong is its cause
-        raise ValueError(f"{name} cannot be read: {error.__cause__}") from error
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
     except (ValueError, TypeError, LookupError, EOFError, OSError) as error:
         if not Path(name).exists():  # the Hub's own errors name what they are about
             raise
