@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,6 +296,10 @@ class Examiner:
         }
 
 
+class FarEnough(Exception):
+    """Ends a run of TRL's PPOTrainer, which does not stop for a callback."""
+
+
 def run_job(corpus: Corpus, job: Job, data: Path, output: Path) -> dict[str, Any]:
     """Train one arm, and examine it every few updates."""
     import torch
@@ -330,11 +335,14 @@ def run_job(corpus: Corpus, job: Job, data: Path, output: Path) -> dict[str, Any
                 last = self.points[-1]
                 print(f"{job.name}: update {update}: {last['win_rate']:.3f} at {last['kl']:.2f} nats", flush=True)
                 control.should_training_stop = last["kl"] >= MAX_KL
+                if control.should_training_stop and kind == "trl":
+                    raise FarEnough
 
     curve = LearningCurve()
     trainer.add_callback(curve)
     begin, processor = time.time(), time.process_time()
-    trainer.train()
+    with suppress(FarEnough):
+        trainer.train()
     return {
         "job": job._asdict(),
         "seconds": time.time() - begin,
