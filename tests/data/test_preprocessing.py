@@ -12,7 +12,7 @@ from trl import RewardTrainer
 from preference_cases import CHAT_TEMPLATE, CHOSEN, DIALOGUE, FORMATS, IDS, PROMPT, REJECTED, assistant, prepare, user
 from shared_data import shared_file
 from tiny import tokenizer as make_tokenizer
-from trl_tokenreward.data.formats import SIDES
+from trl_tokenreward.data.formats import SIDES, Messages, answered_text, prompt_text
 from trl_tokenreward.data.preprocessing import RowPreparer, prepare_dataset
 
 
@@ -163,6 +163,32 @@ class TestFormats:
         }
         prepared = RowPreparer("conversational", tokenizer)(row, 0)
         assert parts(prepared, "chosen", tokenizer)[0] == "<user>how was it?<eos>\n<assistant>"
+
+    def test_what_other_rows_have_in_messages_and_tools_is_not_rendered(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = (
+            "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+            "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<eos>{% endfor %}"
+        )
+
+        def calls(name="w", **arguments):
+            return {"tool_calls": [{"name": name, "arguments": arguments}]}
+
+        def row(**arguments):
+            tools = [{"name": "w", "properties": {name: {"type": "string"} for name in arguments}}]
+            prompt = [assistant(None) | calls(**arguments), user("how was it?")]
+            answers = [assistant("") | calls(name, **arguments) for name in "wv"]
+            return {"prompt": prompt, "chosen": answers[:1], "rejected": answers[1:], "tools": tools}
+
+        rows = [row(city="Rome"), row(day="Monday")]
+        dataset, alone = Dataset.from_list(rows), [prepare_one(row, tokenizer) for row in rows]
+        assert prepare(rows, tokenizer).to_list() == alone
+        prompt = '{"name": "w", "properties": {"city": {"type": "string"}}}<assistant>'
+        prompt += '{"name": "w", "arguments": {"city": "Rome"}}<eos><user>how was it?<eos>'
+        assert parts(alone[0], "chosen", tokenizer)[0] == prompt
+        assert [prompt_text(row, tokenizer) for row in dataset] == [prompt_text(row, tokenizer) for row in rows]
+        judged = [answered_text(Messages(row["prompt"], row), "So.", tokenizer) for row in dataset]
+        assert judged == [answered_text(Messages(row["prompt"], row), "So.", tokenizer) for row in rows]
 
     def test_an_answer_continues_what_the_prompt_began(self, tokenizer):
         prompt = [user("how was it?"), assistant("Well, I")]

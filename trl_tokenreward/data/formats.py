@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.messages import is_message, without_none
+from ..utils.messages import is_message, template_message, without_none
 from ..utils.text import shorten, unicode_problem
 
 
@@ -321,7 +321,7 @@ def _render(row: Row, messages: Sequence[Any], column: str, tokenizer: PreTraine
     kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
     kwargs = {"tools": _tools(row), **kwargs, **how, "tokenize": False}
     try:
-        return str(tokenizer.apply_chat_template(messages, **kwargs))
+        return str(tokenizer.apply_chat_template([template_message(message) for message in messages], **kwargs))
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ColumnError(column, f"the chat template cannot render it: {error}") from error
 
@@ -373,7 +373,7 @@ def _joined(messages: list[Row], start: int) -> list[Row]:
 def _tools(row: Row) -> list[Any] | None:
     tools = row.get("tools")
     try:
-        return json.loads(tools) if isinstance(tools, str) else tools
+        return json.loads(tools) if isinstance(tools, str) else without_none(tools)
     except json.JSONDecodeError as error:
         raise ColumnError("tools", f"is no JSON: {error}") from error
 
