@@ -38,6 +38,20 @@ def test_a_function_edits_answers_that_have_no_other_side(tmp_path):
         edit(tmp_path / "out", praise)
 
 
+@pytest.mark.parametrize(
+    ("edited", "chosen"),
+    [
+        ("Hi.\nYou friend.\n\nBye now.", "Hi.\r\nYou friend.\r\n\rBye now.\r\n"),
+        ("Hi.\r\nYou friend.\r\n\rBye\r\nnow.", "Hi.\r\nYou friend.\r\n\rBye\r\nnow.\r\n"),
+    ],
+    ids=["as language models write them", "as they are"],
+)
+def test_line_breaks_that_were_kept_are_the_originals(edited, chosen, tmp_path):
+    rows = Dataset.from_list([{"prompt": "p", "completion": "Hi.\r\nYou fool.\r\n\rBye now.\r\n"}])
+    result = edit_dataset(rows, FunctionEditor(lambda prompts, answers: [edited]), tmp_path, progress=False)
+    assert result.dataset["chosen"][:] == [chosen]
+
+
 @pytest.mark.parametrize("returned", [["one"], None, ["one", 2], "ab"])
 def test_what_a_function_returns_is_checked(tmp_path, returned):
     with pytest.raises(ValueError, match="must return a list of 2 texts, as many as there are answers, but returned"):

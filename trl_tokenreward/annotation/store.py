@@ -27,7 +27,7 @@ from datasets import Dataset, Features
 from ..data.formats import ASSISTANT, HUMAN
 from ..editing.checks import DEFAULT_CRITERIA, EDITED, EditChecks, length_change
 from ..editing.log import EditLog
-from ..editing.tasks import Task, as_pairs, read_tasks
+from ..editing.tasks import Task, as_pairs, line_breaks, read_tasks
 from ..edits.alignment import align_words
 from ..edits.diff import diff_pieces
 from ..utils.files import check_own_folder, lock_folder, write_text
@@ -491,29 +491,10 @@ def _preferred(row: dict[str, Any], task: Task) -> str:
 
 
 def _shown(answer: str) -> str:
-    """An answer as a text field has it: without the white space around it, and with `\\n` for every line break."""
-    return _line_breaks(answer.strip())
-
-
-def _line_breaks(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    """An answer as a text field has it: without the white space around it, and with `\n` for every line break."""
+    return line_breaks(answer.strip())
 
 
 def _edited(task: Task, text: str) -> str:
-    """The edited answer, given the text of a text field. Where the original had other line breaks, those that were kept
-    are the original's again."""
-    words, text = task.answer.strip(), _line_breaks(text).strip()
-    if "\r" in words:
-        shown = _line_breaks(words)
-        lengths = [len(part) for part in re.findall(r"\r\n|[\s\S]", words)]  # of each character that was shown
-        restored, place, start = [], 0, 0
-        for piece in diff_pieces(shown, text, align_words(shown, text)):
-            if piece.kind == "insert":
-                restored.append(piece.text)
-                continue
-            end = start + sum(lengths[place : place + len(piece.text)])
-            if piece.kind == "keep":
-                restored.append(words[start:end])
-            place, start = place + len(piece.text), end
-        text = "".join(restored)
-    return task.with_words(text)
+    """The edited answer, given the text of a text field."""
+    return task.with_words(line_breaks(text))

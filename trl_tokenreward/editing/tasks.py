@@ -2,14 +2,21 @@
 
 import hashlib
 import json
+import re
+from itertools import islice
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 
 from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides, template_columns
+from ..edits.alignment import align_words
+from ..edits.diff import diff_pieces
 from ..utils.chat_endpoint import Prompt
 from ..utils.messages import other_fields
 from ..utils.validation import check_least
+
+
+_CHARACTER = re.compile(r"\r\n|[\s\S]")  # one for each that `line_breaks` leaves
 
 
 class Task(NamedTuple):
@@ -42,9 +49,29 @@ class Task(NamedTuple):
         return self.row, self.hash
 
     def with_words(self, words: str) -> str:
-        """The answer with its text replaced. The white space around it stays, so that a model does not learn from
-        it."""
-        return self.answer.replace(self.answer.strip(), words.strip(), 1)
+        """The answer with its text replaced. The white space around it stays, so that a model does not learn from it,
+        and so do its line breaks, which language models and text fields write in their own way."""
+        own = self.answer.strip()
+        return self.answer.replace(own, _with_line_breaks(own, words.strip()), 1)
+
+
+def line_breaks(text: str) -> str:
+    """A text with `\\n` for every line break."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _with_line_breaks(original: str, edited: str) -> str:
+    """An edited text, in which the line breaks that were kept are those of the original."""
+    if "\r" not in original:
+        return edited
+    shown = line_breaks(original), line_breaks(edited)
+    before, after = (iter(_CHARACTER.findall(text)) for text in (original, edited))
+    restored: list[str] = []
+    for kind, text, _ in diff_pieces(*shown, align_words(*shown)):
+        old = [*islice(before, len(text))] if kind != "insert" else []
+        new = [*islice(after, len(text))] if kind != "delete" else []
+        restored += old if kind == "keep" else new
+    return "".join(restored)
 
 
 def as_pairs(dataset: Dataset) -> Dataset:
