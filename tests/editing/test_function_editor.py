@@ -1,7 +1,7 @@
 """A function as editor, and rows that have one answer alone."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from trl_tokenreward.editing.edit_dataset import edit_dataset
 from trl_tokenreward.editing.editors import FunctionEditor
@@ -64,6 +64,16 @@ def test_completions_that_are_marked_already_are_refused():
         as_pairs(rows)
     [task] = read_tasks(as_pairs(rows.remove_columns(["completion_spans"])))
     assert task.answer == "a b"
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
+def test_completions_may_be_texts_of_each_type(kind, tmp_path):
+    rows = ANSWERS.cast_column("completion", Value(kind))
+    editor = FunctionEditor(lambda _, answers: [answer.replace("bad", "good") for answer in answers])
+    result = edit_dataset(rows, editor, tmp_path, progress=False)
+    assert result.dataset["chosen"][:] == [" It is good. "] and result.dataset.features["chosen"] == Value(kind)
+    with pytest.raises(ValueError, match="`completion` must be texts or messages, but has values of the type int64"):
+        as_pairs(Dataset.from_dict({"prompt": ["p"], "completion": [1]}))
 
 
 def test_messages_and_other_data_sets():

@@ -79,7 +79,7 @@ def as_pairs(dataset: Dataset) -> Dataset:
     nothing is known to be better. Any other data set is returned as it is.
 
     Raises:
-        `ValueError`: if the completions are marked already.
+        `ValueError`: if the completions are marked already, or are neither texts nor messages.
     """
     if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
         return dataset
@@ -93,8 +93,11 @@ def as_pairs(dataset: Dataset) -> Dataset:
         )
     _check_format(dataset)
     dataset = dataset.with_format(None)
-    features = Features({**dataset.features, "chosen": dataset.features["completion"]})
-    nothing: Any = "" if features["chosen"] == Value("string") else []
+    kind = dataset.features["completion"]
+    is_text = isinstance(kind, Value)
+    if is_text and "string" not in kind.dtype:  # one of string, large_string and string_view
+        raise ValueError(f"`completion` must be texts or messages, but has values of the type {kind.dtype}.")
+    features, nothing = Features({**dataset.features, "chosen": kind}), "" if is_text else []
     pairs = dataset.map(
         lambda answer: {"completion": nothing if answer is None else answer, "chosen": nothing},
         input_columns="completion",
