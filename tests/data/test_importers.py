@@ -74,16 +74,33 @@ def test_ultrafeedback(tmp_path):
     assert imported.counts == {"rows": 4, "kept": 1, **dict.fromkeys(reasons, 1)}
 
 
-def test_messages_with_more_than_a_text_are_dropped_and_counted():
-    calls = [{"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"content": "", "tool_calls": [{"name": "look"}]},
+        {"content": None, "tool_calls": [{"name": "look"}]},  # as OpenAI has it
+        {"tool_calls": [{"name": "look"}]},
+        {"content": [{"type": "text", "text": "d"}]},
+    ],
+)
+def test_messages_with_more_than_a_text_are_dropped_and_counted(more, tmp_path):
     user, good = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": None}
     rows = [
         {"chosen": [user, good], "rejected": [user, {**good, "content": "c"}]},
-        {"chosen": [user, good], "rejected": [user, *calls]},
+        {"chosen": [user, good], "rejected": [user, {"role": "assistant", **more}]},
     ]
     for format, columns in (("ultrafeedback", None), ("columns", {"chosen": "chosen", "rejected": "rejected"})):
-        imported = import_dataset(format, Dataset.from_list(rows), columns=columns)
+        imported = import_dataset(format, write(tmp_path / "more.jsonl", rows), columns=columns)
         assert imported.counts == {"rows": 2, "kept": 1, "a message has more than a text": 1}
+
+
+def test_messages_that_are_none():
+    rows = [{"chosen": [user("a"), assistant(None)], "rejected": [user("a"), assistant("c")]}]
+    with pytest.raises(ValueError, match="Row 0 of the data set: `content` must be a text, but is None"):
+        import_dataset("ultrafeedback", Dataset.from_list(rows))
+    rows[0]["chosen"][1] = {"content": "b"}
+    with pytest.raises(ValueError, match="Row 0 of the data set: `chosen` has a message without `role`"):
+        import_dataset("ultrafeedback", Dataset.from_list(rows))
     with pytest.raises(ValueError, match="has a transform"):
         import_dataset("ultrafeedback", Dataset.from_list(rows).with_transform(lambda batch: batch))
 

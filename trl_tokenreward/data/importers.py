@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..utils.messages import other_fields
+from ..utils.messages import is_message, other_fields
 from ..utils.text import shorten, visible
 from ..utils.validation import get_value
 from .foreign_rows import convert_rows
@@ -341,7 +341,7 @@ def _hh_rlhf(row: Row) -> Iterator[Row | str]:
 
 def _ultrafeedback(row: Row) -> Iterator[Row | str]:
     sides = {side: _messages(row, side) for side in ("chosen", "rejected")}
-    yield "a message has more than a text" if _has_more(row, *sides) else _split(sides)
+    yield _MORE_THAN_TEXT if None in sides.values() else _split(sides)
 
 
 def _split(sides: Row) -> Row | str:
@@ -353,19 +353,21 @@ def _split(sides: Row) -> Row | str:
     return {"prompt": prompt, **{side: value[len(prompt) :] for side, value in sides.items()}}
 
 
-def _messages(row: Row, column: str) -> list[Row]:
-    messages = get_value(row, column, list)
+_MORE_THAN_TEXT = "a message has more than a text"
+
+
+def _messages(row: Row, column: str) -> list[Row] | None:
+    """The messages of a column, each a role and a text; `None` if one has more, such as a call of a tool or an image,
+    without which it is another."""
+    messages, more = get_value(row, column, list), False
     for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        if not is_message(message):
             raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
-        get_value(message, "content")
-    # Messages may have more fields, empty ones: see [`_has_more`].
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _has_more(row: Row, *columns: str) -> bool:
-    """Whether messages have more than a role and a text, such as calls of tools, without which they are others."""
-    return any(other_fields(message) for column in columns for message in row[column])
+        if other_fields(message) or isinstance(message.get("content"), list):
+            more = True
+        else:
+            get_value(message, "content")
+    return None if more else [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:
@@ -419,8 +421,8 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     messages = isinstance(given["chosen"], list)
     read = _messages if messages else get_value
     pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
-    if messages and _has_more(row, *(names[name] for name in pair)):
-        pair = "a message has more than a text"
+    if None in pair.values():
+        pair = _MORE_THAN_TEXT
     elif "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}
     if "spans" in names and not isinstance(pair, str):
