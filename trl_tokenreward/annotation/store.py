@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
 from datasets import Dataset, Features
 
 from ..data.formats import ASSISTANT, HUMAN
@@ -54,7 +55,8 @@ UNFIT = {
 
 LOG = "annotations.jsonl"
 LOG_NAMES = ("row", "hash", "annotator", "reason", "detail", "edited", "edit_ratio", "time", "prompt", "answer", "more")
-_NAME = re.compile(r"[\w .'@+-]{1,40}")
+# `\w` of `re` has no combining marks, without which names of many scripts cannot be written.
+_NAME = regex.compile(r"[\p{L}\p{M}\p{N}_ .'’@+-]{1,40}")
 _LONGEST_DETAIL, _LONGEST_TAB = 1_000, 100
 _ROOM = 10_000  # characters that a text may have more than the checks allow, so that a draft can be long
 _LONGEST_PAUSE = 600.0  # seconds; a longer pause does not count as work on a row
@@ -203,7 +205,8 @@ class AnnotationStore:
         limits = self.checks.settings()
         limits.pop("score")
         unfit = {UNFIT[reason]: count for reason, count in self.unfit.items()}
-        names = sorted({name for _, name in self._decisions})
+        with self._lock:
+            names = sorted({name for _, name in self._decisions})
         return {
             "id": self.id,
             "criteria": visible(self.criteria.strip()),
@@ -461,11 +464,11 @@ def annotator_name(text: str) -> str:
     """A name as it is written down.
 
     Raises:
-        `Refused`: if it has other characters than letters, digits, spaces and `.'@+-_`, or more than 40.
+        `Refused`: if it has other characters than letters, digits, spaces and `.'’@+-_`, or more than 40.
     """
     name = " ".join(unicodedata.normalize("NFC", text).split())
     if not _NAME.fullmatch(name) or not any(char.isalnum() for char in name):
-        raise Refused("A name has 1 to 40 letters, digits, spaces and .'@+-_")
+        raise Refused("A name has 1 to 40 letters, digits, spaces and .'’@+-_")
     return name
 
 
