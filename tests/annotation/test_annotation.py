@@ -89,7 +89,7 @@ def test_messages_dialogues_and_rows_without_one_answer(tmp_path):
     assert row["chosen"] == [{"role": "assistant", "content": "it is good", "tool_calls": None}]
 
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-    rows = [{"chosen": f"{dialogue} fine", "rejected": f"{dialogue} it is bad"}]
+    rows = [{"prompt": None, "chosen": f"{dialogue} fine", "rejected": f"{dialogue} it is bad"}]
     with opened(Dataset.from_list(rows), tmp_path / "hh") as store:
         shown = store.show("ada", "t")
         assert shown["turns"] == [("Human", "a"), ("Assistant", "b"), ("Human", "c")]

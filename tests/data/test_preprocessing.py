@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset, Value
+from datasets import Dataset, IterableDataset, Value
 from tokenizers import AddedToken
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
@@ -12,8 +12,10 @@ from trl import RewardTrainer
 from preference_cases import CHAT_TEMPLATE, CHOSEN, DIALOGUE, FORMATS, IDS, PROMPT, REJECTED, assistant, prepare, user
 from shared_data import shared_file
 from tiny import tokenizer as make_tokenizer
+from trl_tokenreward.data.collator import DataCollatorForTokenReward
 from trl_tokenreward.data.formats import SIDES, Messages, answered_text, prompt_text
 from trl_tokenreward.data.preprocessing import RowPreparer, prepare_dataset
+from trl_tokenreward.utils.messages import without_none
 
 
 def with_bos(tokenizer):
@@ -281,6 +283,35 @@ class TestFormats:
     def test_margins(self, tokenizer):
         rows = prepare([{**FORMATS["standard"], "margin": 1}, {**FORMATS["standard"], "margin": 2}], tokenizer)
         assert rows["margin"][:] == [1.0, 2.0] and rows.features["margin"] == Value("float64")
+
+
+    @pytest.mark.parametrize(
+        ("row", "more"),
+        [
+            (FORMATS["standard"], {"rejected_spans": [[1, 5]]}),
+            (FORMATS["standard-implicit"], {"prompt": "a"}),
+            (FORMATS["conversational-implicit"], {"prompt": [user("a")]}),
+            (FORMATS["dialogue"], {"chat_template_kwargs": {"thinking": True}}),
+            (IDS, {"chosen_edit_mask": [1, 0, 0, 0], "rejected_edit_mask": [0, 0, 1]}),
+        ],
+        ids=lambda columns: ", ".join(columns),
+    )
+    def test_what_a_pair_lacks_and_others_have(self, row, more, tokenizer):
+        """As without the others, in whatever order."""
+        rows = [row, {**row, **more}]
+        alone = [prepare_one(row, tokenizer) for row in rows]
+        table = [{**dict.fromkeys(more), **row} for row in rows]
+        assert [without_none(row) for row in prepare(table, tokenizer)] == [without_none(row) for row in alone]
+        assert prepare(table[::-1], tokenizer).to_list() == prepare(table, tokenizer).to_list()[::-1]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_margins_that_some_pairs_lack(self, streaming, tokenizer):
+        rows = [FORMATS["standard"], {**FORMATS["standard"], "margin": 2.5}]
+        dataset = Dataset.from_list([{"margin": None, **row} for row in rows])
+        dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else dataset
+        prepared = list(prepare_dataset(dataset, tokenizer)[0])
+        assert [row["margin"] for row in prepared] == [None, 2.5]
+        assert DataCollatorForTokenReward(pad_token_id=0)(prepared)["margin"].tolist() == [0, 2.5]
 
 
 class TestIds:

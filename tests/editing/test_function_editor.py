@@ -76,6 +76,13 @@ def test_completions_may_be_texts_of_each_type(kind, tmp_path):
         as_pairs(Dataset.from_dict({"prompt": ["p"], "completion": [1]}))
 
 
+def test_columns_that_a_row_lacks(tmp_path):
+    rows = [{"prompt": prompt, "chosen": "b", "rejected": "a bad one", "tools": None} for prompt in ("p", None)]
+    editor = FunctionEditor(lambda prompts, answers: ["a good one"] * len(answers))
+    result = edit_dataset(Dataset.from_list(rows), editor, tmp_path, progress=False)
+    assert [(row["prompt"], row["chosen"]) for row in result.dataset] == [("p", "a good one"), ("", "a good one")]
+
+
 def test_messages_and_other_data_sets():
     question, answer = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a b"}]
     rows = as_pairs(Dataset.from_list([{"prompt": question, "completion": answer}]))

@@ -25,7 +25,7 @@ from typing import Any
 import regex
 from datasets import Dataset, Features
 
-from ..data.formats import ASSISTANT, HUMAN
+from ..data.formats import ASSISTANT, HUMAN, given_columns
 from ..editing.checks import DEFAULT_CRITERIA, EDITED, EditChecks, length_change
 from ..editing.log import EditLog
 from ..editing.tasks import Task, as_pairs, line_breaks, read_tasks
@@ -487,6 +487,7 @@ def _read(message: dict[str, Any]) -> str:
 
 
 def _preferred(row: dict[str, Any], task: Task) -> str:
+    row = given_columns(row)
     if isinstance(task.prompt, str):
         return visible(row["chosen"].removeprefix("" if "prompt" in row else task.prompt).strip())
     messages = row["chosen"][0 if "prompt" in row else len(task.prompt) :]

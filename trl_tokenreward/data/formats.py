@@ -140,11 +140,10 @@ def _misspelt(columns: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 def given_columns(row: Row) -> Row:
-    """The row as it is; or, of a data set with rows of one side, without the columns that are `None`, as Arrow has them
-    where a row lacks what other rows have."""
-    if "completion" not in row and len(row_sides(row)) == len(SIDES):
-        return row
-    return {column: value for column, value in row.items() if value is not None}
+    """The row without the columns that are `None`, as Arrow has them where a row lacks what other rows have. Its sides
+    stay: it must have them."""
+    sides = row_sides(row)
+    return {column: value for column, value in row.items() if value is not None or column in sides}
 
 
 def row_format(row: Row) -> RowFormat:

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 
-from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides, template_columns
+from ..data.formats import (
+    ASSISTANT,
+    HUMAN,
+    Messages,
+    given_columns,
+    preference_prompt,
+    row_format,
+    row_sides,
+    template_columns,
+)
 from ..edits.alignment import align_words
 from ..edits.diff import diff_pieces
 from ..utils.chat_endpoint import Prompt
@@ -132,7 +141,9 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
 
 def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task, str]:
     """The task of one row, and the format that it has, which must be `format` unless that is `None`."""
+    more = template_columns(row)
     try:
+        row = given_columns(row)
         if len(row_sides(row)) == 1:
             raise ValueError("it has marked spans and one side: what is edited are the `rejected` sides of pairs.")
         own = row_format(row)
@@ -164,4 +175,4 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
     unfit = unfit or ("" if answer.strip() else "empty")
     digest = hashlib.sha256(json.dumps([prompt, row["rejected"]], sort_keys=True).encode()).hexdigest()
     prompt = Messages(prompt, row) if isinstance(prompt, list) else prompt
-    return Task(index, digest[:16], prompt, answer, unfit, template_columns(row)), own
+    return Task(index, digest[:16], prompt, answer, unfit, more), own
