@@ -247,6 +247,29 @@ class TestFormats:
         assert parts(row, "chosen", tokenizer) == ("<user>how was it?<eos>\n<assistant>", CHOSEN.strip() + "<eos>\n")
         assert edits(row, tokenizer) == ("lousy", "terrific")
 
+    @pytest.mark.parametrize(
+        ("chosen", "rejected", "marked"),
+        [
+            ("<b>lousy</b>", "<b>terrific</b>", ("lousy", "terrific")),
+            ("<thin>lousy", "<thing>lousy", ("thin", "thing")),
+            ("<b>lousy", "It was lousy", ("<b>", "It was")),
+            ("<think>\nlousy", "<think>\nterrific", ("lousy", "terrific")),
+        ],
+    )
+    def test_an_answer_that_begins_as_the_opening_of_one_to_come(self, chosen, rejected, marked, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("<think>", "<think>\n")
+        row = {"prompt": [user("how?")], "chat_template_kwargs": {"thinking": True}}
+        pair = prepare_one(row | {"chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}, tokenizer)
+        opening = "<think>\n" if chosen.startswith("<think>\n") else ""
+        prompt = f"<user>how?<eos>\n<assistant>{opening}"
+        assert parts(pair, "chosen", tokenizer) == (prompt, f"{chosen.removeprefix(opening)}<eos>\n")
+        assert edits(pair, tokenizer) == marked
+        if not opening:
+            spans = [[rejected.index(marked[1]), len(rejected)]]
+            one = prepare_one(row | {"completion": [assistant(rejected)], "completion_spans": spans}, tokenizer)
+            assert text(one, "rejected", tokenizer, "edit_mask") == rejected[spans[0][0] :]
+
     def test_what_the_template_shows_beside_the_words_is_compared_too(self, tokenizer):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['thought'] }}: {{ message['content'] }}")  # fmt: skip

@@ -348,6 +348,8 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
         how = _opening(row, prompt) if opens else {}
         prompt_text = _render(row, prompt, "prompt" if "prompt" in row else next(iter(sides)), tokenizer, **how)
         prompt_end = len(commonprefix([prompt_text, *texts.values()]))
+        if prompt_end < len(prompt_text):  # an answer may begin as what opens one to come, such as `<think>`
+            prompt_end = min(_begin(sides[side][len(prompt)], text, prompt_end) for side, text in texts.items())
     spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
     # The text around the words is not aligned, so it must be the same on both sides.
     around = {(text[prompt_end : spots[side][0]], text[spots[side][1] :]) for side, text in texts.items()}
@@ -388,12 +390,27 @@ def get_messages(row: Row, column: str) -> list[Row]:
     return messages
 
 
+def _begin(message: Row, text: str, end: int) -> int:
+    """Where the words of a message begin in the rendered text, if that is before `end` and they reach beyond it; else
+    `end`."""
+    for words in _words(message):
+        for place in range(end, max(end - len(words), -1), -1):
+            if text.startswith(words, place):
+                return place
+    return end
+
+
+def _words(message: Row) -> tuple[str, ...]:
+    """The words of a message as templates render them: as they are, or without the white space around them."""
+    content = message.get("content")
+    return (content, content.strip()) if isinstance(content, str) else ()
+
+
 def _locate(completion: list[Row], text: str, prompt_end: int) -> tuple[int, int]:
     """Where the completion's own words are in the rendered text: from those of its first message (if it has but one) to
     those of its last. Where the template hides or rewrites them they cannot be told, and the whole rendering is
     taken."""
-    content = completion[-1].get("content")
-    for words in (content, content.strip()) if isinstance(content, str) else ():
+    for words in _words(completion[-1]):
         if len(completion) == 1 and text.startswith(words, prompt_end):
             return prompt_end, prompt_end + len(words)
         if words and text.count(words, prompt_end) == 1:
