@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset, Value
 
+from trl_tokenreward.editing.checks import EditChecks
 from trl_tokenreward.editing.edit_dataset import edit_dataset
 from trl_tokenreward.editing.editors import FunctionEditor
 from trl_tokenreward.editing.tasks import as_pairs, read_tasks
@@ -74,6 +75,15 @@ def test_completions_may_be_texts_of_each_type(kind, tmp_path):
     assert result.dataset["chosen"][:] == [" It is good. "] and result.dataset.features["chosen"] == Value(kind)
     with pytest.raises(ValueError, match="`completion` must be texts or messages, but has values of the type int64"):
         as_pairs(Dataset.from_dict({"prompt": ["p"], "completion": [1]}))
+
+
+@pytest.mark.parametrize("text", ["Write <edited> in front, you {}.", "You {}.</edited>", "<edited>You {}</edited>!"])
+def test_an_answer_may_be_about_the_tags_of_editors(text, tmp_path):
+    rows = Dataset.from_list([{"prompt": "p", "completion": text.format("fool")}])
+    editor = FunctionEditor(lambda prompts, answers: [answer.replace("fool", "friend") for answer in answers])
+    checks = EditChecks(max_edit_ratio=1)
+    result = edit_dataset(rows, editor, tmp_path, checks=checks, progress=False)
+    assert result.dataset["chosen"][:] == [text.format("friend")]
 
 
 def test_columns_that_a_row_lacks(tmp_path):
