@@ -222,12 +222,12 @@ class TestFormats:
 
     def test_arguments_of_other_rows_are_not_given_to_the_template(self, tokenizer):
         row = FORMATS["conversational"]
-        rows = [{**row, "chat_template_kwargs": {"thinking": True}}, {**row, "chat_template_kwargs": {"other": 1}}]
+        arguments = {"thinking": True, "style": {"tone": 1}}, {"style": {"length": 1}}
+        rows = [{**row, "chat_template_kwargs": kwargs} for kwargs in arguments]
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = "{% if thinking is defined %}<think>{% endif %}" + CHAT_TEMPLATE
-        prepared = prepare(rows, tokenizer)
-        begins = [text(one, "chosen", tokenizer).startswith("<think>") for one in prepared]
-        assert begins == [True, False]
+        tokenizer.chat_template = "{% if thinking is defined %}<think>{% endif %}{{ style | tojson }}" + CHAT_TEMPLATE
+        begins = [text(one, "chosen", tokenizer).partition("<user>")[0] for one in prepare(rows, tokenizer)]
+        assert begins == ['<think>{"tone": 1}', '{"length": 1}']
 
     def test_tools_and_template_arguments(self, tokenizer):
         row = {
@@ -306,7 +306,6 @@ class TestFormats:
     def test_margins(self, tokenizer):
         rows = prepare([{**FORMATS["standard"], "margin": 1}, {**FORMATS["standard"], "margin": 2}], tokenizer)
         assert rows["margin"][:] == [1.0, 2.0] and rows.features["margin"] == Value("float64")
-
 
     @pytest.mark.parametrize(
         ("row", "more"),

@@ -55,7 +55,12 @@ DATES = ("2020-01-02", "2020-01-02 10:00:00", "1999-12-31T23:59:59Z", None)
 @pytest.mark.parametrize("dates", [DATES, DATES[:1] * 4, (None, *DATES[1:])], ids=str)
 def test_dates_of_json_are_texts(dates, name, streaming, tmp_path):
     rows = [
-        {"prompt": [{"role": "user", "content": date}], "chosen": date, "rejected": "b", "more": {"id": i, "at": [date]}}
+        {
+            "prompt": [{"role": "user", "content": date}],
+            "chosen": date,
+            "rejected": "b",
+            "more": {"id": i, "at": [date]},
+        }
         for i, date in enumerate(dates)
     ]
     lines = [json.dumps(row) for row in rows]

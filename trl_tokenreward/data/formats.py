@@ -317,8 +317,7 @@ def _render(row: Row, messages: Sequence[Any], column: str, tokenizer: PreTraine
     if kwargs is not None and not isinstance(kwargs, dict):
         raise ColumnError("chat_template_kwargs", f"must be a dictionary, but is {shorten(kwargs)}.")
     # As in messages, `None` is what Arrow puts where a row has no such argument.
-    kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
-    kwargs = {"tools": _tools(row), **kwargs, **how, "tokenize": False}
+    kwargs = {"tools": _tools(row), **without_none(kwargs or {}), **how, "tokenize": False}
     try:
         return str(tokenizer.apply_chat_template([template_message(message) for message in messages], **kwargs))
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
