@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from datasets import Dataset
@@ -88,7 +89,7 @@ def test_messages_dialogues_and_rows_without_one_answer(tmp_path):
     assert row["chosen"] == [{"role": "assistant", "content": "it is good", "tool_calls": None}]
 
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-    rows = [{"chosen": f"{dialogue} fine", "rejected": f"{dialogue} it is bad"}]
+    rows = [{"prompt": None, "chosen": f"{dialogue} fine", "rejected": f"{dialogue} it is bad"}]
     with opened(Dataset.from_list(rows), tmp_path / "hh") as store:
         shown = store.show("ada", "t")
         assert shown["turns"] == [("Human", "a"), ("Assistant", "b"), ("Human", "c")]
@@ -347,10 +348,21 @@ def test_bad_arguments_are_named(tmp_path, kwargs, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_the_same_for_all_rows_is_read_between_two_decisions(tmp_path):
+    with opened(pairs(*ANSWERS), tmp_path) as store, ThreadPoolExecutor(1) as other:
+        with store._lock:
+            save_next(store, "ada")
+            asked = other.submit(store.about)
+            assert not wait([asked], timeout=0.2).done
+        assert asked.result()["annotators"] == ["ada"]
+
+
 def test_names(tmp_path):
     assert annotator_name("  Ada   Lovelace ") == "Ada Lovelace" and annotator_name("žofie@x.org") == "žofie@x.org"
     assert annotator_name("e\N{COMBINING ACUTE ACCENT}va") == "éva"
-    for name in ("", "...", "a|b", "a\nb\x1b", "x" * 41, "<b>"):
+    for name in ("अनिल", "สมชาย ใจดี", "தமிழ்", "محمّد", "O’Brien", "Jean-Luc D'Arc_2"):
+        assert annotator_name(name) == name
+    for name in ("", "...", "\N{COMBINING ACUTE ACCENT}", "a|b", "a\nb\x1b", "x" * 41, "<b>"):
         with pytest.raises(Refused, match="A name has 1 to 40 letters"):
             annotator_name(name)
     (tmp_path / "precious.txt").touch()

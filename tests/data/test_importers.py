@@ -1,5 +1,6 @@
 """Importers, on rows worked by hand and on the real files."""
 
+import csv
 import gzip
 import json
 import re
@@ -74,16 +75,33 @@ def test_ultrafeedback(tmp_path):
     assert imported.counts == {"rows": 4, "kept": 1, **dict.fromkeys(reasons, 1)}
 
 
-def test_messages_with_more_than_a_text_are_dropped_and_counted():
-    calls = [{"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"content": "", "tool_calls": [{"name": "look"}]},
+        {"content": None, "tool_calls": [{"name": "look"}]},  # as OpenAI has it
+        {"tool_calls": [{"name": "look"}]},
+        {"content": [{"type": "text", "text": "d"}]},
+    ],
+)
+def test_messages_with_more_than_a_text_are_dropped_and_counted(more, tmp_path):
     user, good = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": None}
     rows = [
         {"chosen": [user, good], "rejected": [user, {**good, "content": "c"}]},
-        {"chosen": [user, good], "rejected": [user, *calls]},
+        {"chosen": [user, good], "rejected": [user, {"role": "assistant", **more}]},
     ]
     for format, columns in (("ultrafeedback", None), ("columns", {"chosen": "chosen", "rejected": "rejected"})):
-        imported = import_dataset(format, Dataset.from_list(rows), columns=columns)
+        imported = import_dataset(format, write(tmp_path / "more.jsonl", rows), columns=columns)
         assert imported.counts == {"rows": 2, "kept": 1, "a message has more than a text": 1}
+
+
+def test_messages_that_are_none():
+    rows = [{"chosen": [user("a"), assistant(None)], "rejected": [user("a"), assistant("c")]}]
+    with pytest.raises(ValueError, match="Row 0 of the data set: `content` must be a text, but is None"):
+        import_dataset("ultrafeedback", Dataset.from_list(rows))
+    rows[0]["chosen"][1] = {"content": "b"}
+    with pytest.raises(ValueError, match="Row 0 of the data set: `chosen` has a message without `role`"):
+        import_dataset("ultrafeedback", Dataset.from_list(rows))
     with pytest.raises(ValueError, match="has a transform"):
         import_dataset("ultrafeedback", Dataset.from_list(rows).with_transform(lambda batch: batch))
 
@@ -141,6 +159,10 @@ def test_quotation_marks_in_files_of_tabs(tmp_path):
     [first, second] = import_dataset("paradetox", write(tmp_path / "q.tsv", quoted)).dataset
     assert (first["rejected"], first["chosen"]) == ('he said "you\tfool"', "He spoke.")
     assert (second["rejected"], second["chosen"]) == ("two\nlines", 'a "b"')
+    # A cell that would end after very many lines begins with a mark of the text.
+    stray = 'toxic\tneutral1\n"you fool\tYou\n' + f"{'so ' * 500}bad\tgood\n" * 100 + 'so I said"\tI spoke\n'
+    dataset = import_dataset("paradetox", write(tmp_path / "stray.tsv", stray)).dataset
+    assert len(dataset) == 102 and dataset[0]["rejected"] == '"you fool'
 
 
 def test_paradetox_of_the_hub(tmp_path):
@@ -178,7 +200,28 @@ def test_columns_of_parquet_may_be_messages(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["e.csv", "e.tsv", "e.csv.gz"])
+def test_cells_of_any_length(name, tmp_path):
+    text, tabs, limit = "so bad " * 20_000, "tsv" in name, csv.field_size_limit()
+    rows = f"before,after\n{text},better\n".replace(",", "\t" if tabs else ",").encode()
+    (tmp_path / name).write_bytes(gzip.compress(rows) if name.endswith("gz") else rows)
+    assert import_dataset("columns", tmp_path / name, columns=NAMES).dataset[0]["rejected"] == text
+    assert csv.field_size_limit() == limit
+
+
 GOOD = {"before": "bad text", "after": "text", "wrong": [[0, 3]]}
+
+
+def test_severities_of_spans_are_kept():
+    severe, mild = {"start": 0, "end": 3, "severity": 5.0}, {"start": 4, "end": 5, "severity": None}
+    rows = [{**GOOD, "wrong": json.dumps(spans)} for spans in ([[4, 5]], [severe, mild], [])]
+    names = {**NAMES, "spans": "wrong"}
+    dataset = import_dataset("columns", Dataset.from_list(rows), columns=names).dataset
+    assert dataset["rejected_spans"][:] == [[mild], [severe, mild], []]
+    prepared, _ = prepare_dataset(dataset, tiny.tokenizer())
+    assert max(prepared[1]["rejected_token_weights"]) == 5
+    rows = [{**GOOD, "wrong": [mild]}]  # without a severity, they are as always
+    assert import_dataset("columns", Dataset.from_list(rows), columns=names).dataset["rejected_spans"][:] == [[[4, 5]]]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +230,7 @@ GOOD = {"before": "bad text", "after": "text", "wrong": [[0, 3]]}
         ({**GOOD, "after": None}, "Row 1 of .*: `after` must be a text, but is None"),
         ({**GOOD, "wrong": None}, "Row 1 of .*: spans must be a list.*but are None"),
         ({**GOOD, "wrong": [[5, 9]]}, r"Row 1 of .*: the span \[5, 9\) must lie within the 8 characters"),
+        ({**GOOD, "wrong": [{"start": 0, "end": 3, "severity": 0}]}, "Row 1 of .*: the `severity` of a span must be"),
         ({**GOOD, "wrong": [[5]]}, r"Row 1 of .*: a span is \[start, end\].*one is \[5\]"),
     ],
 )

@@ -88,7 +88,7 @@ class TestRowsOfOneSide:
         dataset = stream(rows) if streaming else table(*rows)
         first, pair, last = prepare_dataset(dataset, tokenizer)[0]
         [alone], [of_pairs] = prepare([ONE], tokenizer), prepare([GOOD], tokenizer)
-        assert {name: value for name, value in first.items() if not name.startswith("chosen")} == alone
+        assert {name: value for name, value in first.items() if not name.startswith(("chosen", "margin"))} == alone
         assert {name: pair[name] for name in of_pairs} == of_pairs
         assert first["chosen_ids"] is None and last["rejected_completion_mask"][0] == 1
 

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset, Value
+from datasets import Dataset, IterableDataset, Value
 from tokenizers import AddedToken
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from trl import RewardTrainer
@@ -12,8 +12,10 @@ from trl import RewardTrainer
 from preference_cases import CHAT_TEMPLATE, CHOSEN, DIALOGUE, FORMATS, IDS, PROMPT, REJECTED, assistant, prepare, user
 from shared_data import shared_file
 from tiny import tokenizer as make_tokenizer
-from trl_tokenreward.data.formats import SIDES
+from trl_tokenreward.data.collator import DataCollatorForTokenReward
+from trl_tokenreward.data.formats import SIDES, Messages, answered_text, prompt_text
 from trl_tokenreward.data.preprocessing import RowPreparer, prepare_dataset
+from trl_tokenreward.utils.messages import without_none
 
 
 def with_bos(tokenizer):
@@ -164,6 +166,32 @@ class TestFormats:
         prepared = RowPreparer("conversational", tokenizer)(row, 0)
         assert parts(prepared, "chosen", tokenizer)[0] == "<user>how was it?<eos>\n<assistant>"
 
+    def test_what_other_rows_have_in_messages_and_tools_is_not_rendered(self, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = (
+            "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+            "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<eos>{% endfor %}"
+        )
+
+        def calls(name="w", **arguments):
+            return {"tool_calls": [{"name": name, "arguments": arguments}]}
+
+        def row(**arguments):
+            tools = [{"name": "w", "properties": {name: {"type": "string"} for name in arguments}}]
+            prompt = [assistant(None) | calls(**arguments), user("how was it?")]
+            answers = [assistant("") | calls(name, **arguments) for name in "wv"]
+            return {"prompt": prompt, "chosen": answers[:1], "rejected": answers[1:], "tools": tools}
+
+        rows = [row(city="Rome"), row(day="Monday")]
+        dataset, alone = Dataset.from_list(rows), [prepare_one(row, tokenizer) for row in rows]
+        assert prepare(rows, tokenizer).to_list() == alone
+        prompt = '{"name": "w", "properties": {"city": {"type": "string"}}}<assistant>'
+        prompt += '{"name": "w", "arguments": {"city": "Rome"}}<eos><user>how was it?<eos>'
+        assert parts(alone[0], "chosen", tokenizer)[0] == prompt
+        assert [prompt_text(row, tokenizer) for row in dataset] == [prompt_text(row, tokenizer) for row in rows]
+        judged = [answered_text(Messages(row["prompt"], row), "So.", tokenizer) for row in dataset]
+        assert judged == [answered_text(Messages(row["prompt"], row), "So.", tokenizer) for row in rows]
+
     def test_an_answer_continues_what_the_prompt_began(self, tokenizer):
         prompt = [user("how was it?"), assistant("Well, I")]
         row = {"prompt": prompt, "chosen": [assistant(" like it.")], "rejected": [assistant(" hate it.")]}
@@ -194,12 +222,12 @@ class TestFormats:
 
     def test_arguments_of_other_rows_are_not_given_to_the_template(self, tokenizer):
         row = FORMATS["conversational"]
-        rows = [{**row, "chat_template_kwargs": {"thinking": True}}, {**row, "chat_template_kwargs": {"other": 1}}]
+        arguments = {"thinking": True, "style": {"tone": 1}}, {"style": {"length": 1}}
+        rows = [{**row, "chat_template_kwargs": kwargs} for kwargs in arguments]
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = "{% if thinking is defined %}<think>{% endif %}" + CHAT_TEMPLATE
-        prepared = prepare(rows, tokenizer)
-        begins = [text(one, "chosen", tokenizer).startswith("<think>") for one in prepared]
-        assert begins == [True, False]
+        tokenizer.chat_template = "{% if thinking is defined %}<think>{% endif %}{{ style | tojson }}" + CHAT_TEMPLATE
+        begins = [text(one, "chosen", tokenizer).partition("<user>")[0] for one in prepare(rows, tokenizer)]
+        assert begins == ['<think>{"tone": 1}', '{"length": 1}']
 
     def test_tools_and_template_arguments(self, tokenizer):
         row = {
@@ -218,6 +246,29 @@ class TestFormats:
         row = prepare_one(FORMATS["conversational"], tokenizer)
         assert parts(row, "chosen", tokenizer) == ("<user>how was it?<eos>\n<assistant>", CHOSEN.strip() + "<eos>\n")
         assert edits(row, tokenizer) == ("lousy", "terrific")
+
+    @pytest.mark.parametrize(
+        ("chosen", "rejected", "marked"),
+        [
+            ("<b>lousy</b>", "<b>terrific</b>", ("lousy", "terrific")),
+            ("<thin>lousy", "<thing>lousy", ("thin", "thing")),
+            ("<b>lousy", "It was lousy", ("<b>", "It was")),
+            ("<think>\nlousy", "<think>\nterrific", ("lousy", "terrific")),
+        ],
+    )
+    def test_an_answer_that_begins_as_the_opening_of_one_to_come(self, chosen, rejected, marked, tokenizer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("<think>", "<think>\n")
+        row = {"prompt": [user("how?")], "chat_template_kwargs": {"thinking": True}}
+        pair = prepare_one(row | {"chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}, tokenizer)
+        opening = "<think>\n" if chosen.startswith("<think>\n") else ""
+        prompt = f"<user>how?<eos>\n<assistant>{opening}"
+        assert parts(pair, "chosen", tokenizer) == (prompt, f"{chosen.removeprefix(opening)}<eos>\n")
+        assert edits(pair, tokenizer) == marked
+        if not opening:
+            spans = [[rejected.index(marked[1]), len(rejected)]]
+            one = prepare_one(row | {"completion": [assistant(rejected)], "completion_spans": spans}, tokenizer)
+            assert text(one, "rejected", tokenizer, "edit_mask") == rejected[spans[0][0] :]
 
     def test_what_the_template_shows_beside_the_words_is_compared_too(self, tokenizer):
         tokenizer = copy.deepcopy(tokenizer)
@@ -255,6 +306,34 @@ class TestFormats:
     def test_margins(self, tokenizer):
         rows = prepare([{**FORMATS["standard"], "margin": 1}, {**FORMATS["standard"], "margin": 2}], tokenizer)
         assert rows["margin"][:] == [1.0, 2.0] and rows.features["margin"] == Value("float64")
+
+    @pytest.mark.parametrize(
+        ("row", "more"),
+        [
+            (FORMATS["standard"], {"rejected_spans": [[1, 5]]}),
+            (FORMATS["standard-implicit"], {"prompt": "a"}),
+            (FORMATS["conversational-implicit"], {"prompt": [user("a")]}),
+            (FORMATS["dialogue"], {"chat_template_kwargs": {"thinking": True}}),
+            (IDS, {"chosen_edit_mask": [1, 0, 0, 0], "rejected_edit_mask": [0, 0, 1]}),
+        ],
+        ids=lambda columns: ", ".join(columns),
+    )
+    def test_what_a_pair_lacks_and_others_have(self, row, more, tokenizer):
+        """As without the others, in whatever order."""
+        rows = [row, {**row, **more}]
+        alone = [prepare_one(row, tokenizer) for row in rows]
+        table = [{**dict.fromkeys(more), **row} for row in rows]
+        assert [without_none(row) for row in prepare(table, tokenizer)] == [without_none(row) for row in alone]
+        assert prepare(table[::-1], tokenizer).to_list() == prepare(table, tokenizer).to_list()[::-1]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_margins_that_some_pairs_lack(self, streaming, tokenizer):
+        rows = [FORMATS["standard"], {**FORMATS["standard"], "margin": 2.5}]
+        dataset = Dataset.from_list([{"margin": None, **row} for row in rows])
+        dataset = IterableDataset.from_generator(lambda: iter(rows)) if streaming else dataset
+        prepared = list(prepare_dataset(dataset, tokenizer)[0])
+        assert [row["margin"] for row in prepared] == [None, 2.5]
+        assert DataCollatorForTokenReward(pad_token_id=0)(prepared)["margin"].tolist() == [0, 2.5]
 
 
 class TestIds:

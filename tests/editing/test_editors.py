@@ -406,7 +406,7 @@ def test_what_has_no_columns_or_no_answer(server, tmp_path):
         ({"dataset": pairs("a").select([])}, "`dataset` must be a Dataset with rows"),
         ({"dataset": pairs("a").with_transform(lambda batch: batch)}, "`dataset` has a transform.*with `dataset.map`"),
         ({"dataset": Dataset.from_list([{"prompt": "p", "chosen": "c"}])}, "Row 0 of the data set, column `rejected`"),
-        ({"dataset": Dataset.from_list([{"prompt": None, "chosen": "c", "rejected": "r"}])}, "Row 0 .* must all be"),
+        ({"dataset": Dataset.from_list([{"prompt": 3, "chosen": "c", "rejected": "r"}])}, "Row 0 .* must all be"),
         ({"dataset": Dataset.from_list([{"chosen": [{"role": "a"}], "rejected": [{"role": "a"}]}])}, "Row 0 .* need `role`"),
         (
             {"dataset": Dataset.from_list([{"chosen": f"\n\nHuman: {i}\n\nAssistant: a", "rejected": s}

@@ -60,6 +60,13 @@ class TestFigures:
         shown = rows.with_transform(lambda batch: {**batch, "chosen": ["a c d"]})
         assert inspect_dataset(shown).kinds == {"replace": 0, "delete": 0, "insert": 1, "white space": 0}
 
+    def test_columns_that_a_row_lacks(self):
+        rows = [{"prompt": None, "rejected_spans": None, **row} for row in ROWS]
+        rows[1]["rejected_spans"] = [[0, 1]]
+        for tokenizer in (None, tiny.word_tokenizer()):
+            inspection = inspect_dataset(Dataset.from_list(rows), tokenizer)
+            assert [row.ratio for row in inspection.rows] == [0.25, 0.25, 0.25, 1.0, 0.0, 0.2]
+
     def test_summary(self):
         summary = inspect_dataset(Dataset.from_list(ROWS)).summary()
         assert dict(summary["rows"])["identical"] == "1"

@@ -399,6 +399,7 @@ def test_another_folder_is_left_alone(models, tmp_path):
         ({"edit_options": {"limit": 3}}, "`edit_options` takes criteria, template, checks and retries, not limit"),
         ({"ppo": {"output_dir": "mine"}}, "`output_dir` of `ppo` has no effect"),
         ({"reward": {"push_to_hub": True}}, "`push_to_hub` of `reward` has no effect"),
+        ({"ppo": {"save_only_model": True}}, "`save_only_model` of `ppo` leaves checkpoints that rounds cannot resume"),
     ],
 )
 def test_settings_are_checked(kwargs, message):

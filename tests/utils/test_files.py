@@ -59,7 +59,8 @@ def test_a_folder_is_one_processes(tmp_path):
     lock.release()
     lock_folder(tmp_path / "out").release()
     check_own_folder(tmp_path / "none", "log")
-    check_own_folder(tmp_path / "out", "log")  # with a lock alone
+    (tmp_path / "out" / "log.new").touch()
+    check_own_folder(tmp_path / "out", "log")  # with a lock alone, and what a kill leaves of the first `write_text`
     (tmp_path / "out" / "other").touch()
     with pytest.raises(ValueError, match="a folder with other things in it"):
         check_own_folder(tmp_path / "out", "log")

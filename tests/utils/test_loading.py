@@ -1,6 +1,7 @@
 """Data files that cannot be read."""
 
 import gzip
+import json
 
 import pytest
 from datasets import Dataset
@@ -44,6 +45,28 @@ def test_folders_without_data_are_named(streaming, tmp_path):
     (tmp_path / "saved" / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="saved cannot be read"):
         load_split(tmp_path / "saved", "train", streaming=streaming)
+
+
+DATES = ("2020-01-02", "2020-01-02 10:00:00", "1999-12-31T23:59:59Z", None)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "list.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize("dates", [DATES, DATES[:1] * 4, (None, *DATES[1:])], ids=str)
+def test_dates_of_json_are_texts(dates, name, streaming, tmp_path):
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": date}],
+            "chosen": date,
+            "rejected": "b",
+            "more": {"id": i, "at": [date]},
+        }
+        for i, date in enumerate(dates)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    text = f"[{', '.join(lines)}]" if name == "list.json" else "\n".join(lines)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    assert list(load_split(tmp_path / name, "train", streaming=streaming)) == rows
 
 
 @pytest.mark.parametrize("streaming", [False, True])

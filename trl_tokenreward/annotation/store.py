@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
 from datasets import Dataset, Features
 
-from ..data.formats import ASSISTANT, HUMAN
+from ..data.formats import ASSISTANT, HUMAN, given_columns
 from ..editing.checks import DEFAULT_CRITERIA, EDITED, EditChecks, length_change
 from ..editing.log import EditLog
-from ..editing.tasks import Task, as_pairs, read_tasks
+from ..editing.tasks import Task, as_pairs, line_breaks, read_tasks
 from ..edits.alignment import align_words
 from ..edits.diff import diff_pieces
 from ..utils.files import check_own_folder, lock_folder, write_text
@@ -54,7 +55,8 @@ UNFIT = {
 
 LOG = "annotations.jsonl"
 LOG_NAMES = ("row", "hash", "annotator", "reason", "detail", "edited", "edit_ratio", "time", "prompt", "answer", "more")
-_NAME = re.compile(r"[\w .'@+-]{1,40}")
+# `\w` of `re` has no combining marks, without which names of many scripts cannot be written.
+_NAME = regex.compile(r"[\p{L}\p{M}\p{N}_ .'’@+-]{1,40}")
 _LONGEST_DETAIL, _LONGEST_TAB = 1_000, 100
 _ROOM = 10_000  # characters that a text may have more than the checks allow, so that a draft can be long
 _LONGEST_PAUSE = 600.0  # seconds; a longer pause does not count as work on a row
@@ -203,7 +205,8 @@ class AnnotationStore:
         limits = self.checks.settings()
         limits.pop("score")
         unfit = {UNFIT[reason]: count for reason, count in self.unfit.items()}
-        names = sorted({name for _, name in self._decisions})
+        with self._lock:
+            names = sorted({name for _, name in self._decisions})
         return {
             "id": self.id,
             "criteria": visible(self.criteria.strip()),
@@ -461,11 +464,11 @@ def annotator_name(text: str) -> str:
     """A name as it is written down.
 
     Raises:
-        `Refused`: if it has other characters than letters, digits, spaces and `.'@+-_`, or more than 40.
+        `Refused`: if it has other characters than letters, digits, spaces and `.'’@+-_`, or more than 40.
     """
     name = " ".join(unicodedata.normalize("NFC", text).split())
     if not _NAME.fullmatch(name) or not any(char.isalnum() for char in name):
-        raise Refused("A name has 1 to 40 letters, digits, spaces and .'@+-_")
+        raise Refused("A name has 1 to 40 letters, digits, spaces and .'’@+-_")
     return name
 
 
@@ -484,6 +487,7 @@ def _read(message: dict[str, Any]) -> str:
 
 
 def _preferred(row: dict[str, Any], task: Task) -> str:
+    row = given_columns(row)
     if isinstance(task.prompt, str):
         return visible(row["chosen"].removeprefix("" if "prompt" in row else task.prompt).strip())
     messages = row["chosen"][0 if "prompt" in row else len(task.prompt) :]
@@ -491,29 +495,10 @@ def _preferred(row: dict[str, Any], task: Task) -> str:
 
 
 def _shown(answer: str) -> str:
-    """An answer as a text field has it: without the white space around it, and with `\\n` for every line break."""
-    return _line_breaks(answer.strip())
-
-
-def _line_breaks(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    """An answer as a text field has it: without the white space around it, and with `\n` for every line break."""
+    return line_breaks(answer.strip())
 
 
 def _edited(task: Task, text: str) -> str:
-    """The edited answer, given the text of a text field. Where the original had other line breaks, those that were kept
-    are the original's again."""
-    words, text = task.answer.strip(), _line_breaks(text).strip()
-    if "\r" in words:
-        shown = _line_breaks(words)
-        lengths = [len(part) for part in re.findall(r"\r\n|[\s\S]", words)]  # of each character that was shown
-        restored, place, start = [], 0, 0
-        for piece in diff_pieces(shown, text, align_words(shown, text)):
-            if piece.kind == "insert":
-                restored.append(piece.text)
-                continue
-            end = start + sum(lengths[place : place + len(piece.text)])
-            if piece.kind == "keep":
-                restored.append(words[start:end])
-            place, start = place + len(piece.text), end
-        text = "".join(restored)
-    return task.with_words(text)
+    """The edited answer, given the text of a text field."""
+    return task.with_words(line_breaks(text))

@@ -26,8 +26,8 @@ class DataCollatorForTokenReward(DataCollatorMixin):
     - `"token_weights"`, numbers, if a row has `"rejected_token_weights"`;
 
     and, of shape (B, 2), `"places"`: where in the batch the chosen and the rejected side of each row are, in the order
-    of the rows, with -1 for the chosen side that a row lacks; and `"margin"`, of shape (B,), if the rows have one (0
-    for a row of one side).
+    of the rows, with -1 for the chosen side that a row lacks; and `"margin"`, of shape (B,), if a row has one (0
+    for the others).
 
     Args:
         pad_token_id (`int`):
@@ -88,7 +88,7 @@ class DataCollatorForTokenReward(DataCollatorMixin):
         for place, (index, side) in enumerate(order):
             batch["places"][index, SIDES.index(side)] = place
         if any(row.get("margin") is not None for row in examples):
-            margins = [row["margin"] if index in pairs else 0.0 for index, row in enumerate(examples)]
+            margins = [row.get("margin") or 0.0 if index in pairs else 0.0 for index, row in enumerate(examples)]
             batch["margin"] = torch.tensor(margins, dtype=torch.float)
         return batch
 

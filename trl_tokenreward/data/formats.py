@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from rapidfuzz.distance import Levenshtein
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.messages import is_message, without_none
+from ..utils.messages import is_message, template_message, without_none
 from ..utils.text import shorten, unicode_problem
 
 
@@ -140,11 +140,10 @@ def _misspelt(columns: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 def given_columns(row: Row) -> Row:
-    """The row as it is; or, of a data set with rows of one side, without the columns that are `None`, as Arrow has them
-    where a row lacks what other rows have."""
-    if "completion" not in row and len(row_sides(row)) == len(SIDES):
-        return row
-    return {column: value for column, value in row.items() if value is not None}
+    """The row without the columns that are `None`, as Arrow has them where a row lacks what other rows have. Its sides
+    stay: it must have them."""
+    sides = row_sides(row)
+    return {column: value for column, value in row.items() if value is not None or column in sides}
 
 
 def row_format(row: Row) -> RowFormat:
@@ -318,10 +317,9 @@ def _render(row: Row, messages: Sequence[Any], column: str, tokenizer: PreTraine
     if kwargs is not None and not isinstance(kwargs, dict):
         raise ColumnError("chat_template_kwargs", f"must be a dictionary, but is {shorten(kwargs)}.")
     # As in messages, `None` is what Arrow puts where a row has no such argument.
-    kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
-    kwargs = {"tools": _tools(row), **kwargs, **how, "tokenize": False}
+    kwargs = {"tools": _tools(row), **without_none(kwargs or {}), **how, "tokenize": False}
     try:
-        return str(tokenizer.apply_chat_template(messages, **kwargs))
+        return str(tokenizer.apply_chat_template([template_message(message) for message in messages], **kwargs))
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ColumnError(column, f"the chat template cannot render it: {error}") from error
 
@@ -349,6 +347,8 @@ def conversational_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> dict[s
         how = _opening(row, prompt) if opens else {}
         prompt_text = _render(row, prompt, "prompt" if "prompt" in row else next(iter(sides)), tokenizer, **how)
         prompt_end = len(commonprefix([prompt_text, *texts.values()]))
+        if prompt_end < len(prompt_text):  # an answer may begin as what opens one to come, such as `<think>`
+            prompt_end = min(_begin(sides[side][len(prompt)], text, prompt_end) for side, text in texts.items())
     spots = {side: _locate(sides[side][len(prompt) :], text, prompt_end) for side, text in texts.items()}
     # The text around the words is not aligned, so it must be the same on both sides.
     around = {(text[prompt_end : spots[side][0]], text[spots[side][1] :]) for side, text in texts.items()}
@@ -373,7 +373,7 @@ def _joined(messages: list[Row], start: int) -> list[Row]:
 def _tools(row: Row) -> list[Any] | None:
     tools = row.get("tools")
     try:
-        return json.loads(tools) if isinstance(tools, str) else tools
+        return json.loads(tools) if isinstance(tools, str) else without_none(tools)
     except json.JSONDecodeError as error:
         raise ColumnError("tools", f"is no JSON: {error}") from error
 
@@ -389,12 +389,27 @@ def get_messages(row: Row, column: str) -> list[Row]:
     return messages
 
 
+def _begin(message: Row, text: str, end: int) -> int:
+    """Where the words of a message begin in the rendered text, if that is before `end` and they reach beyond it; else
+    `end`."""
+    for words in _words(message):
+        for place in range(end, max(end - len(words), -1), -1):
+            if text.startswith(words, place):
+                return place
+    return end
+
+
+def _words(message: Row) -> tuple[str, ...]:
+    """The words of a message as templates render them: as they are, or without the white space around them."""
+    content = message.get("content")
+    return (content, content.strip()) if isinstance(content, str) else ()
+
+
 def _locate(completion: list[Row], text: str, prompt_end: int) -> tuple[int, int]:
     """Where the completion's own words are in the rendered text: from those of its first message (if it has but one) to
     those of its last. Where the template hides or rewrites them they cannot be told, and the whole rendering is
     taken."""
-    content = completion[-1].get("content")
-    for words in (content, content.strip()) if isinstance(content, str) else ():
+    for words in _words(completion[-1]):
         if len(completion) == 1 and text.startswith(words, prompt_end):
             return prompt_end, prompt_end + len(words)
         if words and text.count(words, prompt_end) == 1:

@@ -10,16 +10,17 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..utils.messages import other_fields
+from ..utils.messages import is_message, other_fields
 from ..utils.text import shorten, visible
 from ..utils.validation import get_value
 from .foreign_rows import convert_rows
-from .spans import read_spans, spans_of_places
+from .spans import read_severity, read_spans, spans_of_places
 from .steps import STEP_LABELS, prmbench_rows, stepwise_row
 
 
@@ -146,10 +147,11 @@ def import_dataset(
             As in [`~utils.loading.load_split`].
         columns (`Mapping[str, str]`, *optional*):
             For `"columns"`: the columns that are the `"chosen"`, the `"rejected"`, and optionally the `"prompt"` and
-            the `"spans"`. Spans are `[start, end)` characters of the original. For annotations: the fields that are the
-            `"text"` and the `"prompt"` (by default `prompt`, if there is such a field, and the only other text), and
-            what the `"spans"` and the `"edit"` were made with (by default, the only one that there is): controls of
-            Label Studio, questions of Argilla, the list of doccano. If one is named, only what is named is read.
+            the `"spans"`. Spans are `[start, end)` characters of the original, or dictionaries with `start`, `end` and
+            optionally `severity`. For annotations: the fields that are the `"text"` and the `"prompt"` (by default
+            `prompt`, if there is such a field, and the only other text), and what the `"spans"` and the `"edit"` were
+            made with (by default, the only one that there is): controls of Label Studio, questions of Argilla, the list
+            of doccano. If one is named, only what is named is read.
         labels (`Sequence[str]` or `Mapping[str, float]`, *optional*):
             For annotations: the labels that mark what is wrong, or their severities, above 0. Others are no spans. By
             default, all labels do.
@@ -166,7 +168,8 @@ def import_dataset(
             `None`, `"every_token"`.
 
     Returns:
-        [`Imported`]: the pairs or solutions, and what became of the rows. Spans are lists of `[start, end]`.
+        [`Imported`]: the pairs or solutions, and what became of the rows. Spans of pairs are `[start, end]`, or
+        dictionaries where one of them has a severity.
 
     Raises:
         ValueError: If the format or a column is unknown, a setting is for other formats, a row is malformed (the error
@@ -212,6 +215,7 @@ def import_dataset(
         dropped = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
         what = "row" if format in _TOOLS else "solution" if format in STEP_FORMATS else "pair"
         raise ValueError(f"No {what} is left of {name} ({dropped}).")
+    kept = _in_one_notation(kept)
     return Imported(Dataset.from_list(kept, features=_features(kept, name)), dict(counts), dict(notes))
 
 
@@ -243,12 +247,23 @@ def _features(rows: list[Row], name: str) -> "Features":
         if types:
             kinds[column] = messages if types == {list} else Value("string")
     if "rejected_spans" in rows[0]:
-        kinds["rejected_spans"] = List(List(Value("int64")))
+        kinds["rejected_spans"] = List(_span_kind([span for row in rows for span in row["rejected_spans"]]))
     if "completion_spans" in rows[0]:
         kinds["completion_spans"] = List(_span_kind([span for row in rows for span in row["completion_spans"]]))
     if "completion_judged" in rows[0]:
         kinds["completion_judged"] = List(List(Value("int64")))
     return Features(kinds)
+
+
+def _in_one_notation(rows: list[Row]) -> list[Row]:
+    """The rows, with the spans of pairs as dictionaries in all where one of them has a severity."""
+    if not any(isinstance(span, dict) for row in rows for span in row.get("rejected_spans", ())):
+        return rows
+    return [{**row, "rejected_spans": [*map(_as_dictionary, row["rejected_spans"])]} for row in rows]
+
+
+def _as_dictionary(span: Any) -> Row:
+    return span if isinstance(span, dict) else {"start": span[0], "end": span[1]}
 
 
 def _span_kind(spans: list[Any]) -> Any:
@@ -308,7 +323,7 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
     dialect: dict[str, Any] = {"strict": True, "delimiter": "\t" if tabs else ","}
     if tabs and not _is_quoted(path, opened, dialect):
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file, _cells_of_any_length():
         index = -1
         try:
             for index, row in enumerate(csv.DictReader(file, **dialect)):
@@ -319,8 +334,19 @@ def _read_csv(path: Path, tabs: bool) -> Iterator[Row]:
             raise ValueError(f"Row {index + 1} of {path}: {error}.") from error
 
 
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """By default, `csv` refuses cells of more than 131,072 characters."""
+    before = csv.field_size_limit(2**31 - 1)  # the most that fits everywhere
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _is_quoted(path: Path, opened: Callable[..., Any], dialect: dict[str, Any]) -> bool:
-    """Whether quotation marks in a file of tabs are those of CSV. Many such files have none, but as parts of texts."""
+    """Whether quotation marks in a file of tabs are those of CSV. Many such files have none, but as parts of texts: a
+    cell above the limit of `csv` began with such a one."""
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         try:
             for _ in csv.reader(file, **dialect):
@@ -341,7 +367,7 @@ def _hh_rlhf(row: Row) -> Iterator[Row | str]:
 
 def _ultrafeedback(row: Row) -> Iterator[Row | str]:
     sides = {side: _messages(row, side) for side in ("chosen", "rejected")}
-    yield "a message has more than a text" if _has_more(row, *sides) else _split(sides)
+    yield _MORE_THAN_TEXT if None in sides.values() else _split(sides)
 
 
 def _split(sides: Row) -> Row | str:
@@ -353,19 +379,21 @@ def _split(sides: Row) -> Row | str:
     return {"prompt": prompt, **{side: value[len(prompt) :] for side, value in sides.items()}}
 
 
-def _messages(row: Row, column: str) -> list[Row]:
-    messages = get_value(row, column, list)
+_MORE_THAN_TEXT = "a message has more than a text"
+
+
+def _messages(row: Row, column: str) -> list[Row] | None:
+    """The messages of a column, each a role and a text; `None` if one has more, such as a call of a tool or an image,
+    without which it is another."""
+    messages, more = get_value(row, column, list), False
     for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        if not is_message(message):
             raise ValueError(f"`{column}` has a message without `role` and `content`: {shorten(message)}.")
-        get_value(message, "content")
-    # Messages may have more fields, empty ones: see [`_has_more`].
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _has_more(row: Row, *columns: str) -> bool:
-    """Whether messages have more than a role and a text, such as calls of tools, without which they are others."""
-    return any(other_fields(message) for column in columns for message in row[column])
+        if other_fields(message) or isinstance(message.get("content"), list):
+            more = True
+        else:
+            get_value(message, "content")
+    return None if more else [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _qa_feedback(row: Row) -> Iterator[Row | str]:
@@ -419,8 +447,8 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     messages = isinstance(given["chosen"], list)
     read = _messages if messages else get_value
     pair: Any = {name: read(row, names[name]) for name in ("prompt", "chosen", "rejected") if name in names}
-    if messages and _has_more(row, *(names[name] for name in pair)):
-        pair = "a message has more than a text"
+    if None in pair.values():
+        pair = _MORE_THAN_TEXT
     elif "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}
     if "spans" in names and not isinstance(pair, str):
@@ -432,8 +460,16 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
                 raise ValueError(f"`{names['spans']}` is no JSON: {error}.") from error
         if messages and len(original) != 1:
             raise ValueError(f"spans count the characters of one message, but the original has {len(original)}.")
-        pair["rejected_spans"] = read_spans(spans, original[0]["content"] if messages else original)
+        places = read_spans(spans, original[0]["content"] if messages else original)
+        pair["rejected_spans"] = [_weighed(*both) for both in zip(places, spans, strict=True)]
     yield pair
+
+
+def _weighed(place: list[int], span: Any) -> Any:
+    """The place of a span, with its severity where it has one."""
+    if not isinstance(span, dict) or span.get("severity") is None:
+        return place
+    return {"start": place[0], "end": place[1], "severity": read_severity(span)}
 
 
 _CONVERT: dict[str, Callable[..., Iterator[Row | str]]] = {

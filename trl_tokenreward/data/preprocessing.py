@@ -124,7 +124,7 @@ def _marks(row: Row, side: str, text: RenderedText, own: TokenizedText) -> _Mark
 
 
 def _read_spans(row: Row, column: str, words: str) -> list[list[int]]:
-    get_column(row, column, list, "a list of spans (`[]` where nothing is marked)")
+    get_column(row, column, list, "a list of spans (`[]` where nothing is wrong; `None` in a pair that nobody marked)")
     try:
         return read_spans(row[column], words, "completion")
     except ValueError as error:
@@ -494,14 +494,15 @@ def prepare_dataset(
     - tokenized rows, `chosen_ids` and `rejected_ids`, and any masks (see [`complete_ids_row`]). So a prepared data set
       passes as it is.
 
-    Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`.
+    Texts and messages may come with spans of what is wrong (see [`RowPreparer`]), and all with a `margin`. Where a row
+    lacks what others have, the column is `None`. A pair that lacks a `margin` has one of 0.
 
     A row of one side has what somebody marked in it and no correction: `completion` (a text or messages), optionally
     `prompt`, and `completion_spans`, `[start, end)` characters of the completion, or dictionaries with `start`, `end`
     and optionally `severity`; an empty list where all is right. With `completion_judged`, more such spans, the tokens
-    outside of them have no label. Where pairs stand in the same data set, the columns that a row lacks are `None`.
-    `rejected` with `rejected_spans` and without `chosen` is the same. Of messages without a `prompt`, all but the last
-    are the prompt. As token ids such a row is `rejected_ids` with `rejected_edit_mask`.
+    outside of them have no label. `rejected` with `rejected_spans` and without `chosen` is the same. Of messages
+    without a `prompt`, all but the last are the prompt. As token ids such a row is `rejected_ids` with
+    `rejected_edit_mask`.
 
     The rows of a data set with a transform (`with_transform`) are what the transform gives, and its other columns are
     not kept.
@@ -567,7 +568,7 @@ def prepare_dataset(
         features["outcome"] = Value("string")
         if with_characters:
             features.update(dict.fromkeys(CHARACTERS, List(List(Value("int64")))))
-    columns += ["margin"] if "margin" in first else []
+    columns += ["margin"] if not known or "margin" in first else []
     columns += CHARACTERS if with_characters else ()
     judge = _PrepareAndJudge(preparer, max_length, max_edit_ratio, columns)
     dropped = DroppedRows(num_workers=num_workers)

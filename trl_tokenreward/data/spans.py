@@ -34,7 +34,7 @@ def read_spans(spans: Any, text: str, name: str = "original") -> list[list[int]]
         ValueError: If they are no list of spans, or one does not lie within the text.
     """
     if not isinstance(spans, list):
-        raise ValueError(f"spans must be a list, empty where nothing is marked, but are {shorten(spans)}.")
+        raise ValueError(f"spans must be a list, empty where nothing is wrong, but are {shorten(spans)}.")
     read = []
     for span in spans:
         start, end = read_span(span)

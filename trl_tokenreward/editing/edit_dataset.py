@@ -251,7 +251,7 @@ def _edit_rows(
         refused = []
         texts = [task.prompt for task in tasks], [task.answer for task in tasks]
         for task, answer in zip(tasks, editor.edit(*texts, requests, attempt), strict=True):
-            edited, reason, detail = _check_answer(task, answer, checks)
+            edited, reason, detail = _check_answer(task, answer, editor, checks)
             if reason in accepted or reason in FAILURES or attempt == retries:
                 said = None if isinstance(answer, Unanswered) else answer
                 if said is not None and unicode_problem(said):  # `dropped.jsonl` has it, and must load
@@ -264,23 +264,18 @@ def _edit_rows(
         tasks, problems = zip(*refused, strict=True)
 
 
-def _edited_words(answer: str) -> str | None:
-    """What stands between the last `<edited>` that is closed and its `</edited>`. A regular expression would take a
-    time that grows with the square of the number of tags."""
-    start = answer.rfind("<edited>", 0, max(answer.rfind("</edited>"), 0))
-    return None if start < 0 else answer[start + len("<edited>") :].partition("</edited>")[0]
-
-
 _score_lock = threading.Lock()
 
 
-def _check_answer(task: Task, answer: str | Unanswered, checks: EditChecks) -> tuple[str | None, str, str]:
+def _check_answer(
+    task: Task, answer: str | Unanswered, editor: Editor, checks: EditChecks
+) -> tuple[str | None, str, str]:
     """The edited answer or `None`, `"edited"` or the reason to drop it, and a sentence that explains it."""
     if isinstance(answer, Unanswered):
         return None, "request_failed", str(answer)
     if problem := unicode_problem(answer):
         return None, "not_unicode", f"The answer {problem}"
-    words = _edited_words(answer)
+    words = editor.edited_words(answer)
     if words is None:
         return None, "unparsed", f"Nothing stands between <edited> and </edited>: {quoted_start(answer)}."
     edited = task.with_words(words)

@@ -79,6 +79,13 @@ class Editor:
         them in it."""
         return self(requests, attempt)
 
+    def edited_words(self, answer: str) -> str | None:
+        """What an answer says that the edited text is: what stands between the last `<edited>` that is closed and its
+        `</edited>`; `None` if nothing does."""
+        # A regular expression would take a time that grows with the square of the number of tags.
+        start = answer.rfind("<edited>", 0, max(answer.rfind("</edited>"), 0))
+        return None if start < 0 else answer[start + len("<edited>") :].partition("</edited>")[0]
+
 
 class FunctionEditor(Editor):
     """A function as editor: rules, a model behind another interface, or a judge that knows what is right.
@@ -114,7 +121,10 @@ class FunctionEditor(Editor):
                 f"returned {shorten(edited)}."
             )
         self.usage.requests += len(answers)
-        return [f"<edited>{answer}</edited>" for answer in edited]
+        return [*edited]
+
+    def edited_words(self, answer: str) -> str | None:
+        return answer
 
 
 class EndpointEditor(Editor):

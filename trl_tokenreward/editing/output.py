@@ -24,7 +24,8 @@ def edited_row(task: Task, edited: str, **more: Any) -> dict[str, Any]:
 def edited_features(features: Features, task: Task) -> Features:
     """The columns of [`edited_row`], given those of the data set."""
     kinds = dict.fromkeys(("prompt", "chosen", "rejected"), features["rejected"])
-    kinds |= {column: features[column] for column in ("prompt", *task.more) if column in features}
+    given = {column: features[column] for column in ("prompt", *task.more) if column in features}
+    kinds |= {column: kind for column, kind in given.items() if kind != Value("null")}  # that no row has
     return Features({**kinds, "row": Value("int64")})
 
 

@@ -2,14 +2,30 @@
 
 import hashlib
 import json
+import re
+from itertools import islice
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Value
 
-from ..data.formats import ASSISTANT, HUMAN, Messages, preference_prompt, row_format, row_sides, template_columns
+from ..data.formats import (
+    ASSISTANT,
+    HUMAN,
+    Messages,
+    given_columns,
+    preference_prompt,
+    row_format,
+    row_sides,
+    template_columns,
+)
+from ..edits.alignment import align_words
+from ..edits.diff import diff_pieces
 from ..utils.chat_endpoint import Prompt
 from ..utils.messages import other_fields
 from ..utils.validation import check_least
+
+
+_CHARACTER = re.compile(r"\r\n|[\s\S]")  # one for each that `line_breaks` leaves
 
 
 class Task(NamedTuple):
@@ -42,9 +58,29 @@ class Task(NamedTuple):
         return self.row, self.hash
 
     def with_words(self, words: str) -> str:
-        """The answer with its text replaced. The white space around it stays, so that a model does not learn from
-        it."""
-        return self.answer.replace(self.answer.strip(), words.strip(), 1)
+        """The answer with its text replaced. The white space around it stays, so that a model does not learn from it,
+        and so do its line breaks, which language models and text fields write in their own way."""
+        own = self.answer.strip()
+        return self.answer.replace(own, _with_line_breaks(own, words.strip()), 1)
+
+
+def line_breaks(text: str) -> str:
+    """A text with `\\n` for every line break."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _with_line_breaks(original: str, edited: str) -> str:
+    """An edited text, in which the line breaks that were kept are those of the original."""
+    if "\r" not in original:
+        return edited
+    shown = line_breaks(original), line_breaks(edited)
+    before, after = (iter(_CHARACTER.findall(text)) for text in (original, edited))
+    restored: list[str] = []
+    for kind, text, _ in diff_pieces(*shown, align_words(*shown)):
+        old = [*islice(before, len(text))] if kind != "insert" else []
+        new = [*islice(after, len(text))] if kind != "delete" else []
+        restored += old if kind == "keep" else new
+    return "".join(restored)
 
 
 def as_pairs(dataset: Dataset) -> Dataset:
@@ -52,7 +88,7 @@ def as_pairs(dataset: Dataset) -> Dataset:
     nothing is known to be better. Any other data set is returned as it is.
 
     Raises:
-        `ValueError`: if the completions are marked already.
+        `ValueError`: if the completions are marked already, or are neither texts nor messages.
     """
     if not isinstance(dataset, Dataset) or not {"prompt", "completion"} <= set(dataset.column_names):
         return dataset
@@ -66,8 +102,11 @@ def as_pairs(dataset: Dataset) -> Dataset:
         )
     _check_format(dataset)
     dataset = dataset.with_format(None)
-    features = Features({**dataset.features, "chosen": dataset.features["completion"]})
-    nothing: Any = "" if features["chosen"] == Value("string") else []
+    kind = dataset.features["completion"]
+    is_text = isinstance(kind, Value)
+    if is_text and "string" not in kind.dtype:  # one of string, large_string and string_view
+        raise ValueError(f"`completion` must be texts or messages, but has values of the type {kind.dtype}.")
+    features, nothing = Features({**dataset.features, "chosen": kind}), "" if is_text else []
     pairs = dataset.map(
         lambda answer: {"completion": nothing if answer is None else answer, "chosen": nothing},
         input_columns="completion",
@@ -102,7 +141,9 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
 
 def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task, str]:
     """The task of one row, and the format that it has, which must be `format` unless that is `None`."""
+    more = template_columns(row)
     try:
+        row = given_columns(row)
         if len(row_sides(row)) == 1:
             raise ValueError("it has marked spans and one side: what is edited are the `rejected` sides of pairs.")
         own = row_format(row)
@@ -134,4 +175,4 @@ def _read_row(row: dict[str, Any], index: int, format: str | None) -> tuple[Task
     unfit = unfit or ("" if answer.strip() else "empty")
     digest = hashlib.sha256(json.dumps([prompt, row["rejected"]], sort_keys=True).encode()).hexdigest()
     prompt = Messages(prompt, row) if isinstance(prompt, list) else prompt
-    return Task(index, digest[:16], prompt, answer, unfit, template_columns(row)), own
+    return Task(index, digest[:16], prompt, answer, unfit, more), own

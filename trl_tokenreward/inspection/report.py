@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..data.dropped import DroppedRows
-from ..data.formats import SIDES, get_messages, plain_rows, preference_prompt, row_format, row_sides
+from ..data.formats import SIDES, get_messages, given_columns, plain_rows, preference_prompt, row_format, row_sides
 from ..data.preprocessing import RowPreparer, row_outcome
 from ..data.spans import read_spans
 from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit_ratio
@@ -150,7 +150,7 @@ def inspect_dataset(
         texts = _texts(row, index)
         alignment = _align(texts, tokenizer)
         if tokenizer is not None:
-            prepare = prepare or RowPreparer(row_format(row), tokenizer, "inspected")
+            prepare = prepare or RowPreparer(row_format(given_columns(row)), tokenizer, "inspected")
             prepared, ratio = prepare.with_edit_ratio(row, index)
             outcome = row_outcome(prepared, ratio, max_length, max_edit_ratio)
             edited = any(any(prepared[f"{side}_edit_mask"]) for side in SIDES)
@@ -172,6 +172,7 @@ def inspect_dataset(
 
 def _texts(row: dict[str, Any], index: int) -> _Texts:
     try:
+        row = given_columns(row)
         if all(f"{side}_ids" in row for side in SIDES):
             raise ValueError("has token ids, and there is no text to show: inspect the data set before it is prepared.")
         if len(row_sides(row)) == 1:

@@ -79,6 +79,11 @@ class RoundConfig:
                         f"`{set_here}` of `{name}` has no effect on rounds, which write each round to a folder of its "
                         "own and resume by themselves: leave it unset."
                     )
+            if config.save_only_model and config.save_strategy != "no":
+                raise ValueError(
+                    f"`save_only_model` of `{name}` leaves checkpoints that rounds cannot resume from: leave it unset, "
+                    "or save none (`save_strategy='no'`)."
+                )
             if config.distributed_state.num_processes > 1:
                 raise ValueError("Rounds run in one process: do not launch them with several.")
         check_least(num_prompts=(1 if self.num_prompts is None else self.num_prompts, 1))

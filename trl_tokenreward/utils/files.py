@@ -33,7 +33,8 @@ def lock_folder(folder: Path) -> FileLock:
 
 def check_own_folder(folder: Path, *names: str) -> None:
     """Raises a `ValueError` if a folder has things in it, but none of `names`, which mark it as this package's."""
-    others = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
+    own = {LOCK, *(_unfinished(folder / name).name for name in names)}  # a kill may leave these alone
+    others = {path.name for path in folder.iterdir()} - own if folder.exists() else set()
     if others and not others & {*names}:
         raise ValueError(f"`output` is a folder with other things in it, {folder}: name a new one.")
 
@@ -55,7 +56,7 @@ def check_writable(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8. After a crash, or if the disk is full, it is the old one or the new one, and nothing in
     between. When this returns, it is on the disk."""
-    new = path.with_name(f"{path.name}.new")
+    new = _unfinished(path)
     try:
         with new.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -71,6 +72,11 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def _unfinished(path: Path) -> Path:
+    """Where [`write_text`] writes what is to be `path`."""
+    return path.with_name(f"{path.name}.new")
 
 
 @contextmanager

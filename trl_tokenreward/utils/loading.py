@@ -3,16 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     IterableDataset,
     IterableDatasetDict,
+    Json,
+    List,
+    Value,
     get_dataset_config_names,
     load_dataset,
     load_dataset_builder,
@@ -139,8 +144,8 @@ def _load_split(name: str | Path, split: str, config: str | None, streaming: boo
             raise ValueError(f"{name}: a file must end in one of {sorted(_FORMATS)}, compressed or not.")
         with _reading(name):
             format = _FORMATS[suffixes[-1]]
-            options = _CSV if format == "csv" else {}
-            return load_dataset(format, data_files=str(path), split="train", streaming=streaming, **options)
+            load = partial(load_dataset, format, data_files=str(path), split="train", streaming=streaming)
+            return _with_dates_as_texts(load) if format == "json" else load(**(_CSV if format == "csv" else {}))
     check_source(name, "data set")
     with _reading(name):
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
@@ -154,6 +159,29 @@ def _load_split(name: str | Path, split: str, config: str | None, streaming: boo
     if streaming and isinstance(dataset, Dataset):  # what was saved to disk is loaded whole
         dataset = dataset.to_iterable_dataset()
     return dataset
+
+
+def _with_dates_as_texts(load: Callable[..., Any]) -> Dataset | IterableDataset:
+    """What `load` reads from JSON, which has texts and no dates. Of a column that looks like dates alone, pyarrow makes
+    times, which no longer say how they were written: such a column is read again."""
+    dataset = load()
+    if dataset.features is None:  # of a list, which is not read before the first row, and is no stream
+        dataset = load(streaming=False).to_iterable_dataset()
+    texts = {column: _as_texts(kind) for column, kind in dataset.features.items()}
+    dates = [column for column, kind in dataset.features.items() if kind != texts[column]]
+    if not dates:
+        return dataset
+    as_they_are = Features({**dataset.features, **dict.fromkeys(dates, Json())})
+    return load(features=as_they_are).map(dict, features=Features(texts))
+
+
+def _as_texts(kind: Any) -> Any:
+    """A feature, with texts in the place of times."""
+    if isinstance(kind, dict):
+        return {name: _as_texts(part) for name, part in kind.items()}
+    if isinstance(kind, List):
+        return List(_as_texts(kind.feature), length=kind.length)
+    return Value("string") if isinstance(kind, Value) and kind.dtype.startswith("timestamp") else kind
 
 
 def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:

@@ -14,6 +14,13 @@ def without_none(value: Any) -> Any:
     return [without_none(part) for part in value] if isinstance(value, list) else value
 
 
+def template_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as a chat template gets it: without what Arrow puts into it from other rows, such as the arguments of
+    their calls of tools. Its `content` stays, for a null may be meant there."""
+    fields = {name: without_none(value) for name, value in message.items()}
+    return {name: value for name, value in fields.items() if value is not None or name == "content"}
+
+
 def other_fields(message: Mapping[str, Any]) -> dict[str, Any]:
     """What a message has beside its role and content, such as calls of tools, without which it is another."""
     return {name: without_none(value) for name, value in message.items() if value and name not in ("role", "content")}
