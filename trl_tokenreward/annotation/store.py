@@ -495,7 +495,7 @@ def _preferred(row: dict[str, Any], task: Task) -> str:
 
 
 def _shown(answer: str) -> str:
-    """An answer as a text field has it: without the white space around it, and with `\n` for every line break."""
+    """An answer as a text field has it: without the white space around it, and with `\\n` for every line break."""
     return line_breaks(answer.strip())
 
 
