@@ -46,10 +46,17 @@ def rounding_unit(model: PreTrainedModel) -> float:
 
 def computes_low(model: nn.Module) -> bool:
     """True if a model has products that are less precise than float32's: of weights in bfloat16 or float16, of
-    quantized ones, or under TF32."""
+    quantized ones, or under TF32, which is CUDA's."""
     parameters = list(model.parameters())
-    tf32 = torch.get_float32_matmul_precision() != "highest" and any(p.is_cuda for p in parameters)
-    return tf32 or any(p.dtype not in (torch.float32, torch.float64) for p in parameters)
+    low = any(p.dtype not in (torch.float32, torch.float64) for p in parameters)
+    return low or (any(p.is_cuda for p in parameters) and _multiplies_in_tf32())
+
+
+def _multiplies_in_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # Since torch 2.9, which raises if it is set in this way and asked for below.
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def max_positions(model: nn.Module) -> int | None:
