@@ -195,9 +195,13 @@ def test_other_weights_stay_what_they_are(tmp_path):
     assert ours.mlp.gate_proj.weight is theirs.mlp.gate_proj.weight
 
 
-def test_bfloat16(tmp_path):
+@pytest.mark.parametrize("kind", ["adapter", "function"])
+def test_bfloat16(kind, tmp_path, caplog):
     base = policy().to(torch.bfloat16)
-    trainer = make(tmp_path, ppo_runs.lora_reward_model(copy.deepcopy(base)), model=base, bf16=True)
+    reward = ppo_runs.early_letters if kind == "function" else ppo_runs.lora_reward_model(copy.deepcopy(base))
+    trainer = make(tmp_path, reward, model=base, bf16=True)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert "are trained in" not in caplog.text
     assert storage(*trainer.models) < 2 * base_size(base)
     trainer.train()
     assert all(p.dtype == torch.bfloat16 for p in base_weights(trainer.policy_model))

@@ -105,6 +105,18 @@ class TestModels:
         args = {"model_init_kwargs": {"dtype": "bfloat16"}}
         assert make_trainer(str(tmp_path / "lm"), **args).model.dtype == torch.bfloat16
 
+    def test_a_model_in_bfloat16(self, make_trainer, caplog):
+        make_trainer(causal_lm().to(torch.bfloat16))
+        assert caplog.text.count("Weights of `model` are trained in bfloat16") == 1
+
+    def test_the_heads_beside_an_adapter_are_trained_in_float32(self, make_trainer, caplog):
+        lora = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"])
+        trainer = make_trainer(causal_lm().to(torch.bfloat16), peft_config=lora)
+        trained = {name: p.dtype for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert len([name for name in trained if "score" in name]) == 3 and {*trained.values()} == {torch.float32}
+        assert "are trained in" not in caplog.text
+        trainer.train()
+
     def test_the_callers_arguments_are_not_written_to(self, tokenizer, tmp_path):
         causal_lm().save_pretrained(tmp_path / "lm")
         args = TokenRewardConfig(

@@ -26,6 +26,7 @@ from ..data.dropped import DroppedRows
 from ..data.vocabulary import check_ids, warn_of_other_tokenizer
 from ..nn.finite import check_weights, not_finite
 from ..nn.modules import vocab_size, without_peft
+from ..nn.precision import warn_of_narrow_weights
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
@@ -89,8 +90,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             [`~ppo.prompts.prepare_prompts`]. A stream needs `total_episodes` or `max_steps`.
         value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
             Its sequence head gives the values. If `None`, a copy of the first reward model that has such a head and the
-            policy's tokenizer, or, where there is none, of the policy's backbone; its values begin at 0, since a reward
-            model's scores have another scale than returns.
+            policy's tokenizer, or, where there is none, of the policy's backbone, in float32; its values begin at 0,
+            since a reward model's scores have another scale than returns.
         data_collator (`Callable`, *optional*):
             Makes left-padded `input_ids` and `attention_mask` of a list of rows. If `None`,
             [`~ppo.prompts.DataCollatorForPrompts`].
@@ -188,6 +189,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         )
         check_devices(self.args)
         check_sharding(self.accelerator, args.ds3_gather_for_generation)
+        warn_of_narrow_weights({"model": self.policy_model, "value_model": self.value_model}, self.accelerator)
         keep_head(self.model, without_peft(self.policy_model).get_output_embeddings(), self.accelerator)
         for module in self.models.frozen:
             shard_frozen(module, self.accelerator)

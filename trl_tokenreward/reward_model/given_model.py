@@ -4,14 +4,18 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..nn.adapters import check_adapter
 from ..nn.modules import backbone_of
+from ..nn.precision import warn_of_narrow_weights
+from ..nn.sharding import is_zero3
 from ..utils.loading import loading
 from .config import TokenRewardConfig
+from .heads import widen_heads
 from .modeling import TokenRewardModel
 
 
@@ -159,6 +163,13 @@ def require_trainable_token_head(model: "PreTrainedModel | PeftModel", args: Tok
             "The token head is untrained and frozen, so it would say 0 of every token for ever. Add 'token_score' to "
             "PEFT's `modules_to_save`, or unfreeze it."
         )
+
+
+def settle_precision(model: "PreTrainedModel | PeftModel", accelerator: Accelerator) -> None:
+    """Have heads beside an adapter trained in float32, as the adapter is, and warn of what is trained in less."""
+    if is_peft_model(model) and not is_zero3(accelerator):  # which gathers weights of one type alone
+        widen_heads(model)
+    warn_of_narrow_weights({"model": model}, accelerator)
 
 
 def zero_sequence_head(model: "PreTrainedModel | PeftModel") -> None:

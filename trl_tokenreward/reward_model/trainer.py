@@ -41,6 +41,7 @@ from .given_model import (
     check_pad_token,
     load_model,
     require_trainable_token_head,
+    settle_precision,
     with_trained_heads,
     zero_sequence_head,
 )
@@ -230,6 +231,7 @@ class TokenRewardTrainer(RewardTrainer):
             peft_config=peft_config,
         )
         check_devices(self.args)
+        settle_precision(self.model, self.accelerator)
         self.args.model_init_kwargs = args.model_init_kwargs
         if data_collator is None:  # the parent's knows the pad token that the parent settled on
             self.data_collator = DataCollatorForTokenReward(
