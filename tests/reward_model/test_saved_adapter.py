@@ -93,6 +93,32 @@ def test_what_the_trainer_saves_is_scored_by_its_folder(tmp_path, capsys):
     assert "b" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("embeddings", [300, 340])  # a template makes them as many as the tokens, 302
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=["q_proj"])], ids=["full", "lora"])
+def test_tokens_that_a_chat_template_adds(embeddings, peft_config, tmp_path):
+    tiny.causal_lm(vocab_size=embeddings).save_pretrained(tmp_path / "base")
+    source = tiny.tokenizer()
+    source.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
+    source.chat_template = "{% for m in messages %}<|start|>{{ m['role'] }} {{ m['content'] }}<|end|>{% endfor %}"
+    source.save_pretrained(tmp_path / "source")
+    sides = {"prompt": ("user", "a"), "chosen": ("assistant", "b c"), "rejected": ("assistant", "d c")}
+    settings = {"max_steps": 2, "use_cpu": True, "bf16": False, "report_to": "none"}
+    trainer = TokenRewardTrainer(
+        str(tmp_path / "base"),
+        TokenRewardConfig(str(tmp_path / "out"), chat_template_path=str(tmp_path / "source"), **settings),
+        train_dataset=Dataset.from_list(
+            [{side: [{"role": role, "content": text}] for side, (role, text) in sides.items()}] * 4
+        ),
+        processing_class=tiny.tokenizer(),
+        peft_config=peft_config,
+    )
+    trainer.train()
+    trainer.save_model()
+    ids = torch.tensor([[300, 5, 6, 301]])
+    loaded = TokenRewardModel.from_pretrained(tmp_path / "out")
+    assert_same(loaded(ids).token_scores, trainer.model.eval()(ids).token_scores)
+
+
 class TestRefused:
     def test_without_a_base(self, tmp_path):
         save_adapter(tmp_path)

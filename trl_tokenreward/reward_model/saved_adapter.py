@@ -1,12 +1,14 @@
 """The saved adapter of a token reward model, read as a model."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import find_adapter_config_file, is_peft_available
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file, is_peft_available
 
 from ..nn.modules import make_trainable
 from ..utils.loading import check_source, loading
@@ -116,6 +118,8 @@ def load_merged(
     name = adapter.base_model_name_or_path
     with loading(name, _base_of(path)):
         base = load(name, **others)
+    if (size := _saved_embeddings(base, path, kwargs)) is not None:
+        base.resize_token_embeddings(size, mean_resizing=False)
     with warnings.catch_warnings():
         # PEFT only warns of layers that the adapter does not have, and would leave them as they are.
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -126,6 +130,15 @@ def load_merged(
     model = make_trainable(adapted.merge_and_unload())
     model.name_or_path = model.config.name_or_path = str(path)  # or logs and adapters of it would name its base
     return model.eval()
+
+
+def _saved_embeddings(base: "TokenRewardModel", path: str | os.PathLike, kwargs: dict[str, Any]) -> int | None:
+    """How many embeddings the adapter's file has, if it has them: where `chat_template_path` has resized the base's."""
+    name = next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
+    of_base = rf"base_model\.model\.{re.escape(name)}(\.token_adapter|\.base_layer)*\.weight"
+    with safe_open(cached_file(os.fspath(path), ADAPTER_SAFE_WEIGHTS_NAME, **_of_files(kwargs)), "pt") as weights:
+        saved = [key for key in weights.keys() if re.fullmatch(of_base, key)]
+        return weights.get_slice(saved[0]).get_shape()[0] if saved else None
 
 
 def _base_of(path: str | os.PathLike) -> str:
