@@ -14,6 +14,7 @@ from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrai
 from trl_tokenreward.cli.main import main
 from trl_tokenreward.grpo.sources import load_source
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer
+from trl_tokenreward.reward_model.saved_adapter import load_merged, saved_adapter
 
 
 pytestmark = pytest.mark.any_trl
@@ -56,6 +57,20 @@ def test_arguments_are_those_of_the_base(tmp_path):
     loaded = TokenRewardModel.from_pretrained(tmp_path / "adapter", dtype="bfloat16", attn_implementation="eager")
     assert loaded.model.dtype == torch.bfloat16
     assert loaded.model.config._attn_implementation == "eager"
+
+
+def test_the_base_is_fetched_with_the_same_access(tmp_path):
+    save_adapter(tmp_path)
+    asked = {}
+
+    def load(name, **kwargs):
+        asked.update(kwargs)
+        return TokenRewardModel.from_pretrained(name)
+
+    access = {"token": "hf_x", "local_files_only": True, "cache_dir": str(tmp_path / "cache")}
+    given = {**access, "revision": "main", "subfolder": "", "code_revision": "main", "dtype": "float32"}
+    load_merged(load, saved_adapter(tmp_path / "adapter", access), tmp_path / "adapter", given)
+    assert asked == {**access, "dtype": "float32"}  # where in its repository an adapter lies says nothing of its base
 
 
 def test_an_adapter_of_an_adapter(tmp_path):

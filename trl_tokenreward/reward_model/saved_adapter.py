@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Arguments of `from_pretrained` that say where the files are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _HUB_ARGUMENTS = (*_OF_FILES, "code_revision")
+_OF_ONE_REPOSITORY = ("revision", "subfolder", "code_revision")
 
 
 def read_config(path: str | os.PathLike | None, kwargs: dict[str, Any]) -> "PreTrainedConfig | PeftConfig":
@@ -103,8 +104,8 @@ def check_saved_adapter(adapter: "PeftConfig", path: str | os.PathLike, kwargs: 
 def load_merged(
     load: Callable[..., "TokenRewardModel"], adapter: "PeftConfig", path: str | os.PathLike, kwargs: dict[str, Any]
 ) -> "TokenRewardModel":
-    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that do not say
-    where the adapter is.
+    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that are not of the
+    adapter's repository alone.
 
     Raises:
         ValueError: See [`check_saved_adapter`], and if the base cannot be loaded or the adapter does not fit it.
@@ -112,7 +113,7 @@ def load_merged(
     check_saved_adapter(adapter, path, kwargs)
     from peft import PeftModel
 
-    others = {name: value for name, value in kwargs.items() if name not in _HUB_ARGUMENTS}
+    others = {name: value for name, value in kwargs.items() if name not in _OF_ONE_REPOSITORY}
     if adapter.revision:
         others["revision"] = adapter.revision
     name = adapter.base_model_name_or_path
