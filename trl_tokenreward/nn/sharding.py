@@ -85,11 +85,13 @@ def shard_frozen(model: nn.Module, accelerator: Accelerator) -> None:
     elif is_zero3(accelerator):
         _partition(model)
     else:
+        model.to(accelerator.device)
         # DeepSpeed runs what is trained in low precision throughout. A reference at another would differ from the
         # policy.
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
-        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision) if engine else None
-        model.to(accelerator.device, dtype=low)
+        if engine and low is not None and not getattr(model, "is_quantized", False):  # which transformers does not cast
+            model.to(low)
 
 
 def keep_head(root: nn.Module, head: nn.Module | None, accelerator: Accelerator) -> None:
