@@ -440,7 +440,21 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.adaptive = AdaptiveState.start(args)
         self.rollout_metrics.pop()
         self.step_statistics.clear()
-        self._save_is_due = False
+        self._ends_update = self._save_is_due = self._stop_is_due = False
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Between two updates there is nothing to keep but weights, optimizer and counters; within one, there would be a
+        # rollout. So a checkpoint that falls due within an update is written at its end, and so is one that a callback
+        # writes by itself, since an update begins before callbacks hear of it.
+        self._ends_update = self.state.global_step % self.schedule.steps_per_update == 0
+        self._save_is_due |= self.control.should_save
+        self.control.should_save = self._save_is_due and self._ends_update
+        self.control.should_log |= self.control.should_save  # a checkpoint holds no metrics that wait to be logged
+        BaseTrainer._maybe_log_save_evaluate(self, *args, **kwargs)
+        self._ends_update = False
+        self._stop_is_due |= self.control.should_training_stop or self.control.should_epoch_stop
+        self.control.should_training_stop = self._stop_is_due and not self._save_is_due
+        self.control.should_epoch_stop = False  # the run is one epoch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
@@ -488,9 +502,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             BaseTrainer._load_optimizer_and_scheduler(self, checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Between two updates there is nothing to keep but weights, optimizer and counters; within one, there would be a
-        # rollout. So a checkpoint that falls due within an update is written at its end.
-        self._save_is_due = self.state.global_step % self.schedule.steps_per_update != 0
+        self._save_is_due = not self._ends_update
         if self._save_is_due:
             return
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
