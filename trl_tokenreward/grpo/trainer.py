@@ -117,7 +117,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 check_not_trained(reward, model, f"reward_funcs[{index}]")
             signal = args.of_reward(index).reward_signal
             try:
-                self.sources.append(load_source(reward, tokenizer, signal, args.model_init_kwargs))
+                loaded_with = args.model_init_kwargs, args.trust_remote_code
+                self.sources.append(load_source(reward, tokenizer, signal, *loaded_with))
             except TypeError as error:
                 raise TypeError(f"`reward_funcs[{index}]`: {error}") from error
             if self.sources[-1] is None:
