@@ -125,6 +125,20 @@ def test_own_optimizer_and_schedule(scenario):
     assert logged(trainer, "lr") == [0.25, 0.125, 0.0625]
 
 
+@pytest.mark.parametrize(
+    ("argument", "settings"),
+    [("value_model", {"share_value_backbone": True}), ("value_model", {}), ("model", {"peft": True})],
+)
+def test_an_optimizer_that_lacks_what_the_trainer_makes_is_refused(argument, settings, scenario):
+    policy, arguments = tiny.bigram_lm(), {"value_model": None}
+    arguments["optimizers"] = torch.optim.SGD(policy.parameters()), None
+    if settings.pop("peft", False):
+        lora = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+        arguments["peft_config"] = lora
+    with pytest.raises(ValueError, match=f"The optimizer in `optimizers` lacks .* of `{argument}`"):
+        scenario.make(policy=policy, arguments=arguments, **settings)
+
+
 # Of the metrics of TRL 1.12's PPOTrainer, as it logs them.
 TRL_METRICS = {
     "eps", "episode", "lr", "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",

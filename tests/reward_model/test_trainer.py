@@ -185,6 +185,18 @@ class TestModels:
         with pytest.raises(ValueError, match=message):
             trainer.evaluate()
 
+    def test_an_optimizer_without_the_token_head(self, make_trainer):
+        def make(model, of):
+            return make_trainer(model, optimizers=(torch.optim.SGD(of.parameters(), lr=0.1), None))
+
+        model = causal_lm()
+        with pytest.raises(ValueError, match="the optimizer in `optimizers` lacks token_score.weight"):
+            make(model, of=model)
+        model = TokenRewardModel.from_backbone(causal_lm())
+        trainer = make(model, of=model)
+        trainer.train()
+        assert trainer.model.token_head_is_trained
+
     def test_what_is_refused(self, make_trainer, tmp_path):
         with pytest.raises(TypeError, match="`processing_class` must be a tokenizer, but is 'a name': load it with"):
             make_trainer(processing_class="a name")

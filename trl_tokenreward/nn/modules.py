@@ -76,6 +76,14 @@ def is_causal(backbone: nn.Module) -> bool:
     return bool(said) and all(said)
 
 
+def left_out(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> list[str]:
+    """Names of the parameters of a model that have gradients and that the caller's optimizer, if given, lacks."""
+    if optimizer is None:
+        return []
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
+
+
 def make_trainable(model: nn.Module) -> Any:
     """The model, with every parameter trainable but the integers of quantized layers."""
     for parameter in model.parameters():

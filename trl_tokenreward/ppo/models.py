@@ -10,7 +10,7 @@ from torch import nn
 
 from .._trl import disable_dropout_in_model
 from ..nn.adapters import check_adapter, require_something_to_train, same_gradients
-from ..nn.modules import check_loaded, check_own_forward, independent_copy, vocab_size, without_peft
+from ..nn.modules import check_loaded, check_own_forward, independent_copy, left_out, vocab_size, without_peft
 from ..nn.precision import widen
 from ..nn.sharding import copied, will_shard
 from ..reward_model.heads import widen_heads
@@ -157,6 +157,18 @@ def prepare_models(
     for model in models.frozen:
         model.requires_grad_(False).eval()
     return models
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, models: PPOModels) -> None:
+    """Raise a `ValueError` if the caller's optimizer lacks what is to be trained, as it does of what is made here."""
+    for argument, model in {"model": models.policy, "value_model": models.value_model}.items():
+        if missing := left_out(optimizer, model):
+            raise ValueError(
+                f"The optimizer in `optimizers` lacks {missing[0]} of `{argument}`, which would never be trained. Make "
+                "it of all parameters of `model` and `value_model` that require gradients: pass a `value_model`, and a "
+                "`PeftModel` in place of `peft_config`, since what the trainer makes comes too late. Or override "
+                "`create_optimizer`."
+            )
 
 
 def check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:

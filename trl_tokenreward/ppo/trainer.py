@@ -44,7 +44,7 @@ from .forward import PolicyAndValue
 from .functional import policy_losses, value_losses
 from .inference import Inference
 from .metrics import RolloutMetrics, StepStatistics, rollout_metrics
-from .models import check_given, prepare_models
+from .models import check_given, check_optimizer, prepare_models
 from .prompts import REMEDIES, DataCollator, DataCollatorForPrompts, PromptSource, prepare_prompts
 from .reward_functions import RewardFunction
 from .reward_hacking import RewardHackingCallback
@@ -99,7 +99,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             Prompts for `evaluate` and `generate_completions`.
         optimizers (`tuple`, *optional*):
             Optimizer and learning rate scheduler, as in [`~transformers.Trainer`]. The optimizer's parameters are those
-            of the policy and the value model.
+            of the policy and the value model, which is then passed too, as the policy is in its adapter.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Callbacks.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -165,6 +165,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.rewards.check_calls(train_dataset.column_names or ())
         args = args.with_defaults_of(self.rewards.kinds)
         self.models = prepare_models(args, model, ref_model, self.rewards, value_model, peft_config)
+        check_optimizer(optimizers[0], self.models)
         self.policy_model, self.value_model, self.ref_model = self.models[:3]
         self.reward_model = reward_model
 

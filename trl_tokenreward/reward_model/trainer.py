@@ -237,7 +237,7 @@ class TokenRewardTrainer(RewardTrainer):
             self.data_collator = DataCollatorForTokenReward(
                 self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of
             )
-        require_trainable_token_head(self.model, args)
+        require_trainable_token_head(self.model, args, optimizers[0])
         # Asked here, since a resumed training loads its weights before it makes its optimizer.
         base = without_peft(self.model)
         self._token_head_is_new = not base.token_head_is_trained
