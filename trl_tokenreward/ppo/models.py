@@ -253,7 +253,8 @@ def _changes_nothing(new: Any) -> bool:
     with. Some initialisations, such as PiSSA, move weights of the base model into the adapter."""
     if new is None:
         return False
-    return all(value in (True, "gaussian") for name, value in vars(new).items() if name.startswith("init_"))
+    initial = [value for name, value in vars(new).items() if name.startswith("init_") and name != "init_r"]  # a rank
+    return all(value in (True, "gaussian") for value in initial)
 
 
 def _choose_adapters(args: FineGrainedPPOConfig, policy: nn.Module, ref_model: nn.Module | None) -> str:
