@@ -357,6 +357,12 @@ def test_several_gpus_in_one_process(scenario, monkeypatch):
         scenario.make()
 
 
+def test_apples_gpu(scenario, monkeypatch):
+    monkeypatch.setattr(FineGrainedPPOConfig, "device", torch.device("mps"))
+    with pytest.raises(ValueError, match=r"Apple's GPU \(mps\) does not have: train with `use_cpu=True`"):
+        scenario.make()
+
+
 def test_every_model_that_reads_the_policys_tokens_must_have_room_for_them(scenario):
     short = tiny.sequence_classifier(max_position_embeddings=4)
     for argument, name in (("reward", "reward_model"), ("value", "value_model")):

@@ -50,6 +50,7 @@ from .reward_functions import RewardFunction
 from .reward_hacking import RewardHackingCallback
 from .rewards import make_rewards
 from .rollout import Rollout
+from .sampling import check_device
 from .schedule import Schedule, trainer_arguments
 from .vllm import VLLMEngine
 
@@ -141,6 +142,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         check_given(model, ref_model, reward_model, value_model)
         if not isinstance(args, FineGrainedPPOConfig):
             args = FineGrainedPPOConfig.from_ppo_config(args)
+        check_device(args.device)
         check_tokenizer(processing_class, "processing_class")
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
