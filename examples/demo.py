@@ -260,14 +260,15 @@ def multiplies_bf16() -> bool:
 
 
 def load_pretrained(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """A causal language model and its tokenizer, in float32 where there is no GPU."""
+    """A causal language model, in float32 since it is trained in full, and its tokenizer."""
     on_cpu = not torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # Attention's own backward pass is slow on a CPU.
-    settings = {"dtype": torch.float32, "attn_implementation": "eager"} if on_cpu else {"dtype": torch.bfloat16}
-    model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **settings)
+    settings = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    if on_cpu:  # where attention's own backward pass is slow
+        settings["attn_implementation"] = "eager"
+    model = AutoModelForCausalLM.from_pretrained(name, **settings)
     return tokenizer, model.to("cpu" if on_cpu else "cuda")
 
 

@@ -75,7 +75,9 @@ def main(script_args: GRPOScriptArguments, training_args: FineGrainedGRPOConfig,
             dataset = dataset.map(lambda row: {"prompt": preference_prompt(row)}, remove_columns=["chosen", "rejected"])
         if script_args.max_prompt_length is None:
             return dataset
-        tokenizer, dropped = load_tokenizer(model_args.model_name_or_path), DroppedRows(REMEDIES)
+        place = {"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs}
+        tokenizer = load_tokenizer(model_args.model_name_or_path, init_kwargs=place)
+        dropped = DroppedRows(REMEDIES)
         limits = {"max_prompt_length": script_args.max_prompt_length, "dropped": dropped}
         added, kwargs = ["input_ids"], training_args.chat_template_kwargs
         if kwargs:  # TRL gives them to the template of every prompt

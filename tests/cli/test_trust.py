@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 import tiny
+from trl_tokenreward import FineGrainedGRPOConfig, FineGrainedGRPOTrainer
 from trl_tokenreward.cli import main as cli
 
 
@@ -54,6 +56,16 @@ def test_a_folders_code_does_not_run(arguments, folder, tmp_path, monkeypatch, c
     assert cli.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
     assert "trust_remote_code" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_the_code_of_grpos_reward_model_runs_where_it_is_trusted(trust, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
+    args = FineGrainedGRPOConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, trust_remote_code=trust)
+    dataset = Dataset.from_dict({"prompt": ["a"]})
+    with pytest.raises((ValueError, AttributeError), match="no attribute 'Config'" if trust else "trust_remote_code"):
+        FineGrainedGRPOTrainer(tiny.causal_lm(), str(folder), args, dataset)
+    assert (tmp_path / "ran").exists() == trust
 
 
 def test_everything_that_loads_says_whether_it_trusts():

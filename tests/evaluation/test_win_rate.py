@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,13 @@ def test_bad_arguments_are_named(arguments, error, message):
     }
     with pytest.raises(error, match=message):
         evaluate_win_rate(**arguments)
+
+
+def test_a_policy_on_apples_gpu():
+    policy = ender(0.3)
+    policy.parameters = lambda: iter([SimpleNamespace(device=torch.device("mps"))])
+    with pytest.raises(ValueError, match="which Apple's GPU .* move a model that is evaluated to the CPU"):
+        evaluate_win_rate(policy, ender(0.3), tiny.word_tokenizer(), ["a"], LONGER, response_length=8)
 
 
 def test_errors_in_models_come_before_the_answers():

@@ -602,6 +602,12 @@ class TestRefused:
         trainer_for(tmp_path, by_token)
         assert caplog.text.count("The tokenizer has 16 tokens and `model` 43 embeddings") == 1
 
+    def test_a_policy_in_bfloat16(self, tmp_path, caplog, monkeypatch):
+        policy().to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
+        monkeypatch.setitem(globals(), "POLICY", str(tmp_path / "bfloat16"))
+        trainer_for(tmp_path, by_token)
+        assert caplog.text.count("Weights of `model` are trained in bfloat16") == 1
+
     def test_a_tokenizer_without_eos(self, tmp_path, monkeypatch):
         tokenizer = tiny.word_tokenizer()
         tokenizer.eos_token = tokenizer.pad_token = None

@@ -7,10 +7,11 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.utils.quantization_config import QuantizationMethod
 
 import tiny
 from trl_tokenreward import TokenRewardModel
-from trl_tokenreward.nn.sharding import check_sharding, layer_classes
+from trl_tokenreward.nn.sharding import check_sharding, layer_classes, shard_frozen
 from trl_tokenreward.ppo.forward import PolicyAndValue
 
 
@@ -57,3 +58,14 @@ def test_layers_of_both_models_are_found():
     value_model = TokenRewardModel.from_backbone(tiny.sequence_classifier("llama"))
     assert layer_classes(tiny.causal_lm("gpt2"), value_model) == ["GPT2Block", "LlamaDecoderLayer"]
     assert PolicyAndValue(tiny.causal_lm("llama"), value_model)._no_split_modules == ["LlamaDecoderLayer"]
+
+
+@pytest.mark.parametrize(("quantized", "engine"), [(False, False), (False, True), (True, False), (True, True)])
+def test_frozen_models_get_the_precision_of_deepspeeds_unless_they_are_quantized(quantized, engine):
+    accelerator = deepspeed(2) if engine else SimpleNamespace(distributed_type=DistributedType.NO)
+    accelerator.device, accelerator.mixed_precision = torch.device("cpu"), "bf16"
+    model = tiny.causal_lm()
+    if quantized:  # as the loader marks a model in 4 bits, which transformers refuses to cast
+        model.is_quantized, model.quantization_method = True, QuantizationMethod.BITS_AND_BYTES
+    shard_frozen(model, accelerator)
+    assert model.dtype == (torch.bfloat16 if engine and not quantized else torch.float32)

@@ -142,6 +142,29 @@ def test_with_a_reward_function_the_value_model_is_on_the_policys_base(config, t
     assert all(trained) and not set.intersection(*trained)
 
 
+@pytest.mark.parametrize(
+    ("config", "adapted"),
+    [
+        ({"target_modules": ["k_proj", "lm_head"]}, {"k_proj"}),
+        ({"target_modules": ["lm_head"]}, {"q_proj", "v_proj"}),
+        ({"target_modules": r".*lm_head"}, {"q_proj", "v_proj"}),
+        (
+            {"target_modules": ["k_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [3]}},
+            {"k_proj", "embed_tokens"},
+        ),
+        ({"target_modules": ["k_proj"], "trainable_token_indices": {"lm_head": [3]}}, {"k_proj"}),
+    ],
+    ids=str,
+)
+def test_the_value_model_has_no_output_embeddings_to_adapt(config, adapted, tmp_path, caplog):
+    given = peft.LoraConfig(task_type="CAUSAL_LM", r=2, **config)
+    trainer = make(tmp_path, ppo_runs.early_letters, model=policy(), peft_config=given)
+    names = [name.split(".") for name, p in trainer.value_model.named_parameters() if p.requires_grad]
+    assert {part for name in names for part in name} & {"embed_tokens", "q_proj", "k_proj", "v_proj"} == adapted
+    assert ("The value model has none of the adapter's `target_modules`" in caplog.text) == ("q_proj" in adapted)
+    trainer.train()
+
+
 def test_a_value_model_that_is_passed_shares_its_base_too(tmp_path):
     value_model = ppo_runs.lora(TokenRewardModel.from_backbone(policy()), modules_to_save=["score"])
     trainer = make(tmp_path, value_model=value_model)
@@ -195,9 +218,13 @@ def test_other_weights_stay_what_they_are(tmp_path):
     assert ours.mlp.gate_proj.weight is theirs.mlp.gate_proj.weight
 
 
-def test_bfloat16(tmp_path):
+@pytest.mark.parametrize("kind", ["adapter", "function"])
+def test_bfloat16(kind, tmp_path, caplog):
     base = policy().to(torch.bfloat16)
-    trainer = make(tmp_path, ppo_runs.lora_reward_model(copy.deepcopy(base)), model=base, bf16=True)
+    reward = ppo_runs.early_letters if kind == "function" else ppo_runs.lora_reward_model(copy.deepcopy(base))
+    trainer = make(tmp_path, reward, model=base, bf16=True)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    assert "are trained in" not in caplog.text
     assert storage(*trainer.models) < 2 * base_size(base)
     trainer.train()
     assert all(p.dtype == torch.bfloat16 for p in base_weights(trainer.policy_model))

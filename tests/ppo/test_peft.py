@@ -177,6 +177,16 @@ def test_a_new_adapter_that_changes_the_model_is_copied_too(init, tmp_path):
     assert trainer.rollouts[0].kl.abs().max() < 1e-5
 
 
+def test_the_rank_that_an_adapter_begins_with_is_no_change_of_the_model(tmp_path):
+    config = peft.AdaLoraConfig(target_modules=["q_proj", "down_proj"], init_r=4, total_step=8, tinit=1, tfinal=1)
+    trainer = make(tmp_path, model=policy(), peft_config=config)
+    assert set(trainer.model.policy.peft_config) == {"default"} and trainer.ref_model is None
+    before = weights(trainer.model.policy)
+    trainer.train()
+    assert trainer.rollouts[0].kl.abs().max() < 1e-5
+    assert any("lora_E" in name for name in changed(before, trainer.model.policy))
+
+
 def test_an_adapter_that_cannot_be_copied_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`ref_adapter_name='ref'` if that is the reference"):
         make(tmp_path, model=with_adapters("ref", "default"))

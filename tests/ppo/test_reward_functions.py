@@ -82,3 +82,14 @@ def test_one_float_cannot_be_spread(density):
         ValueError, match=f"`reward_density='{density}'` needs a reward function that returns one float"
     ):
         scorer.raw_scores(*TWO_ROWS)
+
+
+def test_a_function_computes_in_its_own_precision(scenario):
+    seen = []
+
+    def reward(completions, **columns):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return [0.0] * len(completions)
+
+    scenario.train(reward=reward, bf16=True)
+    assert seen == [(False, False)]

@@ -187,7 +187,7 @@ def test_gradient_checkpointing_changes_no_number(scenario):
     assert torch.equal(*learned)
 
 
-def test_weights_in_bfloat16(scenario):
+def test_weights_in_bfloat16(scenario, caplog):
     models = [
         model.to(torch.bfloat16)
         for model in (tiny.bigram_lm(), tiny.unigram_classifier(), tiny.unigram_reward_model({A: 1.0}))
@@ -198,6 +198,19 @@ def test_weights_in_bfloat16(scenario):
     assert {model.dtype for model in models} == {torch.bfloat16}
     assert torch.isfinite(weights(policy)).all() and not torch.equal(weights(policy), before)
     assert logged(trainer, "val/ratio")[0] == pytest.approx(1, abs=0.05)
+    for argument in ("model", "value_model"):
+        assert caplog.text.count(f"Weights of `{argument}` are trained in bfloat16") == 1
+
+
+@pytest.mark.parametrize("of_policy", [False, True])
+def test_a_value_model_that_the_trainer_makes_is_trained_in_float32(of_policy, scenario, caplog):
+    reward = tiny.unigram_classifier().to(torch.bfloat16)
+    policy = tiny.bigram_lm().to(torch.bfloat16 if of_policy else torch.float32)
+    arguments = {"value_model": None, "reward_model": (lambda completions, **_: [0.0] * len(completions))}
+    trainer = scenario.train(policy=policy, arguments=arguments if of_policy else {**arguments, "reward_model": reward})
+    assert {parameter.dtype for parameter in trainer.value_model.parameters()} == {torch.float32}
+    assert ("Weights of `model`" in caplog.text) == of_policy and "`value_model` are trained in" not in caplog.text
+    assert policy.dtype == (torch.bfloat16 if of_policy else torch.float32) and reward.dtype == torch.bfloat16
 
 
 CONFIGS = [
@@ -341,6 +354,12 @@ def test_dense_rewards_teach_what_the_same_total_at_the_end_does_not(scenario, d
 def test_several_gpus_in_one_process(scenario, monkeypatch):
     monkeypatch.setattr(FineGrainedPPOConfig, "n_gpu", 2)
     with pytest.raises(ValueError, match="2 GPUs are visible .* `accelerate launch`"):
+        scenario.make()
+
+
+def test_apples_gpu(scenario, monkeypatch):
+    monkeypatch.setattr(FineGrainedPPOConfig, "device", torch.device("mps"))
+    with pytest.raises(ValueError, match=r"Apple's GPU \(mps\) does not have: train with `use_cpu=True`"):
         scenario.make()
 
 

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    TrainerCallback,
-)
+from transformers import TrainerCallback, TrainerState
 
 import tiny
 from ppo_scenario import logged, prompts
@@ -55,6 +53,68 @@ def test_callbacks_may_stop_the_run(scenario):
     assert trainer.state.global_step == 3
 
 
+class StopAt(TrainerCallback):
+    """Sets a flag at an event of a step."""
+
+    def __init__(self, event, step, flag="should_training_stop"):
+        def stop(args, state, control, **kwargs):
+            if state.global_step == step:
+                setattr(control, flag, True)
+
+        setattr(self, event, stop)
+
+
+@pytest.mark.parametrize(
+    ("event", "flag"),
+    [("on_step_end", "should_training_stop"), ("on_step_end", "should_epoch_stop"), ("on_log", "should_training_stop")],
+)
+@pytest.mark.parametrize("added_later", [False, True])
+def test_a_stop_waits_for_a_checkpoint_that_is_due(event, flag, added_later, scenario, tmp_path):
+    callback = StopAt(event, 6, flag)
+    settings = {"num_ppo_epochs": 4, "total_episodes": 16, "save_strategy": "steps", "save_steps": 5}
+    trainer = scenario.make(callbacks=None if added_later else [callback], **settings)
+    if added_later:
+        trainer.add_callback(callback)
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-8"]
+
+
+class Terminated(TrainerCallback):
+    """A SIGTERM whose time to wait is over at an event of a step."""
+
+    def __init__(self, event, step):
+        def request(args, state, control, **kwargs):
+            if state.global_step == step:
+                self.manager.is_checkpoint_requested = True
+
+        setattr(self, event, request)
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "last"), [("on_step_begin", 5, 8), ("on_step_begin", 4, 8), ("on_optimizer_step", 3, 4)]
+)
+def test_a_checkpoint_just_in_time(event, step, last, scenario, tmp_path):
+    """It is one of a whole update, as the run would have written it by itself."""
+    settings = {"num_ppo_epochs": 4, "total_episodes": 12, "logging_steps": 3}
+    scenario.train(save_strategy="steps", save_steps=last, output_dir=str(tmp_path / "whole"), **settings)
+    terminated = Terminated(event, step)
+    jit = {"enable_jit_checkpoint": True, "output_dir": str(tmp_path / "jit"), "callbacks": [terminated]}
+    trainer = scenario.make(**settings, **jit)
+    [terminated.manager] = [
+        callback.jit_manager for callback in trainer.callback_handler.callbacks if hasattr(callback, "jit_manager")
+    ]
+    trainer.train()
+    assert trainer.state.global_step == last
+    whole, jit = (
+        TrainerState.load_from_json(tmp_path / run / f"checkpoint-{last}" / "trainer_state.json")
+        for run in ("whole", "jit")
+    )
+    assert jit.epoch == whole.epoch and len(jit.log_history) == len(whole.log_history)
+    for entry, expected in zip(jit.log_history, whole.log_history, strict=True):
+        assert entry | {"eps": 0} == expected | {"eps": 0}
+
+
 def test_own_optimizer_and_schedule(scenario):
     policy, value = tiny.bigram_lm(), tiny.unigram_classifier()
     optimizer = torch.optim.SGD([*policy.parameters(), *value.parameters()], lr=0.25)
@@ -63,6 +123,20 @@ def test_own_optimizer_and_schedule(scenario):
         policy=policy, value=value, num_ppo_epochs=3, arguments={"optimizers": (optimizer, schedule)}
     )
     assert logged(trainer, "lr") == [0.25, 0.125, 0.0625]
+
+
+@pytest.mark.parametrize(
+    ("argument", "settings"),
+    [("value_model", {"share_value_backbone": True}), ("value_model", {}), ("model", {"peft": True})],
+)
+def test_an_optimizer_that_lacks_what_the_trainer_makes_is_refused(argument, settings, scenario):
+    policy, arguments = tiny.bigram_lm(), {"value_model": None}
+    arguments["optimizers"] = torch.optim.SGD(policy.parameters()), None
+    if settings.pop("peft", False):
+        lora = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+        arguments["peft_config"] = lora
+    with pytest.raises(ValueError, match=f"The optimizer in `optimizers` lacks .* of `{argument}`"):
+        scenario.make(policy=policy, arguments=arguments, **settings)
 
 
 # Of the metrics of TRL 1.12's PPOTrainer, as it logs them.

@@ -14,6 +14,7 @@ from trl_tokenreward import TokenRewardConfig, TokenRewardModel, TokenRewardTrai
 from trl_tokenreward.cli.main import main
 from trl_tokenreward.grpo.sources import load_source
 from trl_tokenreward.ppo.completion_scorer import CompletionScorer
+from trl_tokenreward.reward_model.saved_adapter import load_merged, saved_adapter
 
 
 pytestmark = pytest.mark.any_trl
@@ -58,6 +59,20 @@ def test_arguments_are_those_of_the_base(tmp_path):
     assert loaded.model.config._attn_implementation == "eager"
 
 
+def test_the_base_is_fetched_with_the_same_access(tmp_path):
+    save_adapter(tmp_path)
+    asked = {}
+
+    def load(name, **kwargs):
+        asked.update(kwargs)
+        return TokenRewardModel.from_pretrained(name)
+
+    access = {"token": "hf_x", "local_files_only": True, "cache_dir": str(tmp_path / "cache")}
+    given = {**access, "revision": "main", "subfolder": "", "code_revision": "main", "dtype": "float32"}
+    load_merged(load, saved_adapter(tmp_path / "adapter", access), tmp_path / "adapter", given)
+    assert asked == {**access, "dtype": "float32"}  # where in its repository an adapter lies says nothing of its base
+
+
 def test_an_adapter_of_an_adapter(tmp_path):
     first = tmp_path / "first"
     save_adapter(first)
@@ -91,6 +106,32 @@ def test_what_the_trainer_saves_is_scored_by_its_folder(tmp_path, capsys):
     (tmp_path / "texts.jsonl").write_text(json.dumps({"prompt": "a", "text": " b c"}) + "\n")
     assert not main(["score", str(tmp_path / "adapter"), "--file", str(tmp_path / "texts.jsonl")])
     assert "b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("embeddings", [300, 340])  # a template makes them as many as the tokens, 302
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=["q_proj"])], ids=["full", "lora"])
+def test_tokens_that_a_chat_template_adds(embeddings, peft_config, tmp_path):
+    tiny.causal_lm(vocab_size=embeddings).save_pretrained(tmp_path / "base")
+    source = tiny.tokenizer()
+    source.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
+    source.chat_template = "{% for m in messages %}<|start|>{{ m['role'] }} {{ m['content'] }}<|end|>{% endfor %}"
+    source.save_pretrained(tmp_path / "source")
+    sides = {"prompt": ("user", "a"), "chosen": ("assistant", "b c"), "rejected": ("assistant", "d c")}
+    settings = {"max_steps": 2, "use_cpu": True, "bf16": False, "report_to": "none"}
+    trainer = TokenRewardTrainer(
+        str(tmp_path / "base"),
+        TokenRewardConfig(str(tmp_path / "out"), chat_template_path=str(tmp_path / "source"), **settings),
+        train_dataset=Dataset.from_list(
+            [{side: [{"role": role, "content": text}] for side, (role, text) in sides.items()}] * 4
+        ),
+        processing_class=tiny.tokenizer(),
+        peft_config=peft_config,
+    )
+    trainer.train()
+    trainer.save_model()
+    ids = torch.tensor([[300, 5, 6, 301]])
+    loaded = TokenRewardModel.from_pretrained(tmp_path / "out")
+    assert_same(loaded(ids).token_scores, trainer.model.eval()(ids).token_scores)
 
 
 class TestRefused:

@@ -105,6 +105,18 @@ class TestModels:
         args = {"model_init_kwargs": {"dtype": "bfloat16"}}
         assert make_trainer(str(tmp_path / "lm"), **args).model.dtype == torch.bfloat16
 
+    def test_a_model_in_bfloat16(self, make_trainer, caplog):
+        make_trainer(causal_lm().to(torch.bfloat16))
+        assert caplog.text.count("Weights of `model` are trained in bfloat16") == 1
+
+    def test_the_heads_beside_an_adapter_are_trained_in_float32(self, make_trainer, caplog):
+        lora = pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"])
+        trainer = make_trainer(causal_lm().to(torch.bfloat16), peft_config=lora)
+        trained = {name: p.dtype for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert len([name for name in trained if "score" in name]) == 3 and {*trained.values()} == {torch.float32}
+        assert "are trained in" not in caplog.text
+        trainer.train()
+
     def test_the_callers_arguments_are_not_written_to(self, tokenizer, tmp_path):
         causal_lm().save_pretrained(tmp_path / "lm")
         args = TokenRewardConfig(
@@ -172,6 +184,18 @@ class TestModels:
         trainer = make_trainer(**arguments, eval_dataset=Dataset.from_list(rows).to_iterable_dataset())
         with pytest.raises(ValueError, match=message):
             trainer.evaluate()
+
+    def test_an_optimizer_without_the_token_head(self, make_trainer):
+        def make(model, of):
+            return make_trainer(model, optimizers=(torch.optim.SGD(of.parameters(), lr=0.1), None))
+
+        model = causal_lm()
+        with pytest.raises(ValueError, match="the optimizer in `optimizers` lacks token_score.weight"):
+            make(model, of=model)
+        model = TokenRewardModel.from_backbone(causal_lm())
+        trainer = make(model, of=model)
+        trainer.train()
+        assert trainer.model.token_head_is_trained
 
     def test_what_is_refused(self, make_trainer, tmp_path):
         with pytest.raises(TypeError, match="`processing_class` must be a tokenizer, but is 'a name': load it with"):

@@ -1,11 +1,15 @@
-"""Data files that cannot be read."""
+"""Data files that cannot be read, and where tokenizers are loaded from."""
 
 import gzip
 import json
 
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+import tiny
+from trl_tokenreward import TokenScorer
+from trl_tokenreward.grpo.sources import load_source
 from trl_tokenreward.utils.loading import load_split
 
 
@@ -97,3 +101,22 @@ def test_a_table_beside_the_data_is_none_of_them(tmp_path):
     (tmp_path / "test.jsonl").write_bytes(ROW)
     (tmp_path / "scores.csv").write_text("a,b\n1,2\n")
     assert [len(load_split(tmp_path, split)) for split in ("train", "test")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("load", "revision"),
+    [
+        (lambda folder, **kwargs: load_source(folder, None, None, kwargs), "v2"),
+        (lambda folder, **kwargs: TokenScorer.from_pretrained(folder, **kwargs), "v2"),
+        (lambda folder, **kwargs: TokenScorer.from_pretrained(folder, tokenizer=folder, **kwargs), None),
+    ],
+    ids=["grpo", "scorer", "scorer with a tokenizer of its own"],
+)
+def test_a_tokenizer_is_of_the_models_revision(load, revision, tmp_path, monkeypatch):
+    tiny.unigram_reward_model({3: 1.0}).save_pretrained(tmp_path)
+    asked = {}
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda name, **kwargs: asked.update(kwargs) or tiny.word_tokenizer()
+    )
+    load(str(tmp_path), revision="v2", token="hf_x", dtype="float32")
+    assert asked == {"revision": revision, "token": "hf_x", "trust_remote_code": False}

@@ -16,7 +16,7 @@ from ..nn.modules import check_loaded, evaluation_mode, max_positions
 from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
 from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
-from ..ppo.sampling import generate, uniforms
+from ..ppo.sampling import check_device, generate, uniforms
 from ..utils.validation import check_least, check_tokenizer
 
 
@@ -108,6 +108,7 @@ class AnswerSampler:
     def __call__(self, model: nn.Module, name: str = "model") -> list[Answer]:
         """The model's answers to the prompts, in evaluation mode. Errors call the model `name`."""
         check_loaded(model, name)
+        check_device(next(model.parameters()).device)
         limit = max_positions(model)
         longest = max(range(len(self._ids)), key=lambda index: len(self._ids[index]))
         if limit is not None and len(self._ids[longest]) + self.response_length > limit:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..nn.unpadding import padded
 from ..ppo.completion_scorer import CompletionScorer
@@ -20,7 +20,7 @@ from ..reward_model.configuration import TokenRewardModelConfig
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import has_token_scores, require_trained_sequence_head
 from ..reward_model.saved_adapter import has_token_head, read_config
-from ..utils.loading import loading
+from ..utils.loading import load_tokenizer, loading
 
 
 class BatchIds(NamedTuple):
@@ -154,7 +154,11 @@ class ModelSource(RewardSource):
 
 
 def load_source(
-    reward: Any, tokenizer: PreTrainedTokenizerBase | None, signal: str | None, init_kwargs: dict[str, Any] | None
+    reward: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    signal: str | None,
+    init_kwargs: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> "RewardSource | None":
     """The source of rewards that a `reward_funcs` entry is, or `None` for those that TRL reads itself: sequence
     classifiers.
@@ -168,20 +172,22 @@ def load_source(
             The setting `reward_signal`.
         init_kwargs (`dict`, *optional*):
             What to load with.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with the model runs, where `init_kwargs` do not say.
 
     Raises:
         TypeError: If it is no reward.
         ValueError: If it is a language model, or a head that it would be read by is untrained.
     """
     if isinstance(reward, str):
-        kwargs = {"trust_remote_code": False, **(init_kwargs or {}), "use_safetensors": True}
+        kwargs = {"trust_remote_code": trust_remote_code, **(init_kwargs or {}), "use_safetensors": True}
         with loading(reward, "reward model"):
             loaded = _load(reward, kwargs)
         if loaded is None:
             return None
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(reward, trust_remote_code=kwargs["trust_remote_code"])
-        return load_source(loaded, tokenizer, signal, None)
+            tokenizer = load_tokenizer(reward, "tokenizer of the reward model", kwargs)
+        return load_source(loaded, tokenizer, signal)
     if isinstance(reward, nn.Module):
         if signal == "sequence_score":
             require_trained_sequence_head(reward, "set `reward_signal='token_scores'`")

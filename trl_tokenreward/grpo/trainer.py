@@ -15,6 +15,7 @@ from ..data.formats import check_dataset
 from ..data.vocabulary import warn_of_other_tokenizer
 from ..nn.finite import check_weights
 from ..nn.modules import vocab_size
+from ..nn.precision import warn_of_narrow_weights
 from ..nn.unpadding import padded, right_packed
 from ..ppo.completion_log import GRPO_FOLDER, CompletionLog
 from ..ppo.completion_scorer import CompletionScorer, RawScores, worst_of
@@ -116,7 +117,8 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 check_not_trained(reward, model, f"reward_funcs[{index}]")
             signal = args.of_reward(index).reward_signal
             try:
-                self.sources.append(load_source(reward, tokenizer, signal, args.model_init_kwargs))
+                loaded_with = args.model_init_kwargs, args.trust_remote_code
+                self.sources.append(load_source(reward, tokenizer, signal, *loaded_with))
             except TypeError as error:
                 raise TypeError(f"`reward_funcs[{index}]`: {error}") from error
             if self.sources[-1] is None:
@@ -146,6 +148,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
                 "The tokenizer has no EOS token, by which TRL tells the end of a completion: set `eos_token`."
             )
         warn_of_other_tokenizer(self._tokenizer, vocab_size(self.model), "`model`")
+        warn_of_narrow_weights({"model": self.model}, self.accelerator)
         # TRL adds the rewards that environments own, which are of whole completions.
         self.sources += [None] * (len(self.reward_funcs) - len(self.sources))
         if not any(isinstance(callback, RewardHackingCallback) for callback in self.callback_handler.callbacks):

@@ -46,10 +46,17 @@ def rounding_unit(model: PreTrainedModel) -> float:
 
 def computes_low(model: nn.Module) -> bool:
     """True if a model has products that are less precise than float32's: of weights in bfloat16 or float16, of
-    quantized ones, or under TF32."""
+    quantized ones, or under TF32, which is CUDA's."""
     parameters = list(model.parameters())
-    tf32 = torch.get_float32_matmul_precision() != "highest" and any(p.is_cuda for p in parameters)
-    return tf32 or any(p.dtype not in (torch.float32, torch.float64) for p in parameters)
+    low = any(p.dtype not in (torch.float32, torch.float64) for p in parameters)
+    return low or (any(p.is_cuda for p in parameters) and _multiplies_in_tf32())
+
+
+def _multiplies_in_tf32() -> bool:
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # Since torch 2.9, which raises if it is set in this way and asked for below.
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def max_positions(model: nn.Module) -> int | None:
@@ -67,6 +74,14 @@ def is_causal(backbone: nn.Module) -> bool:
     """True if the backbone has attention modules with an attribute `is_causal` and it is true for all of them."""
     said = [module.is_causal for module in backbone.modules() if hasattr(module, "is_causal")]
     return bool(said) and all(said)
+
+
+def left_out(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> list[str]:
+    """Names of the parameters of a model that have gradients and that the caller's optimizer, if given, lacks."""
+    if optimizer is None:
+        return []
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
 
 
 def make_trainable(model: nn.Module) -> Any:

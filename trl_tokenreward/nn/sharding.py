@@ -3,7 +3,7 @@ models, and checkpoints that say nothing of how many processes there were."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MethodType
 from typing import Any
@@ -85,11 +85,13 @@ def shard_frozen(model: nn.Module, accelerator: Accelerator) -> None:
     elif is_zero3(accelerator):
         _partition(model)
     else:
+        model.to(accelerator.device)
         # DeepSpeed runs what is trained in low precision throughout. A reference at another would differ from the
         # policy.
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
         engine = accelerator.distributed_type == DistributedType.DEEPSPEED
-        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision) if engine else None
-        model.to(accelerator.device, dtype=low)
+        if engine and low is not None and not getattr(model, "is_quantized", False):  # which transformers does not cast
+            model.to(low)
 
 
 def keep_head(root: nn.Module, head: nn.Module | None, accelerator: Accelerator) -> None:
@@ -160,15 +162,15 @@ def copied(model: nn.Module, copy: Callable[[nn.Module], nn.Module]) -> nn.Modul
 
 
 @contextmanager
-def unsharded(model: Any, root: Any, accelerator: Accelerator) -> Iterator[None]:
+def unsharded(model: nn.Module, root: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Whole weights of `model` on this process.
 
     Forward passes through it then need no other process, so that decoding may take more steps on one than on another.
     Entering takes all processes. Weights must not be changed: nothing is written back.
 
     Args:
-        model (`nn.Module` or `Callable`):
-            A model, sharded or not, or a reward function, which has no weights.
+        model (`nn.Module`):
+            A model, sharded or not.
         root (`nn.Module`):
             What was sharded as a whole: the trainer's wrapped model for one that is trained, the model itself for
             another.
@@ -176,9 +178,7 @@ def unsharded(model: Any, root: Any, accelerator: Accelerator) -> Iterator[None]
             The trainer's.
     """
     context: AbstractContextManager[None]
-    if not isinstance(model, nn.Module):
-        context = nullcontext()
-    elif is_fsdp2(accelerator) and _is_fsdp_module(root):
+    if is_fsdp2(accelerator) and _is_fsdp_module(root):
         context = _fsdp_unsharded(model, root, accelerator.state.fsdp_plugin.reshard_after_forward)
     elif is_zero3(accelerator) and any(map(_is_partitioned, model.parameters())):
         context = _zero3_unsharded(model, root)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class UpdateCallback(TrainerCallback):
-    """At the end of an update: save checkpoints that fell due, print samples, and count epochs in prompts."""
+    """At the end of an update: print samples, and count epochs in prompts."""
 
     def __init__(self, trainer: "FineGrainedPPOTrainer"):
         self.trainer = trainer
@@ -23,14 +23,6 @@ class UpdateCallback(TrainerCallback):
         size = schedule.num_episodes if is_stream else len(trainer.train_dataset)
         update, within = divmod(state.global_step, schedule.steps_per_update)
         state.epoch = state.global_step / schedule.steps_per_update * schedule.batch_size / size
-        trainer._save_is_due |= control.should_save
-        if within != 0:
-            control.should_save = False
-            return control
-        control.should_save = trainer._save_is_due
-        # A checkpoint holds no metrics that wait to be logged.
-        control.should_log |= control.should_save
         times = args.num_sample_generations
-        if times > 0 and (update - 1) % max(1, schedule.num_updates // times) == 0:
+        if within == 0 and times > 0 and (update - 1) % max(1, schedule.num_updates // times) == 0:
             trainer.generate_completions(sampling=True)
-        return control

@@ -1,5 +1,6 @@
 """Collecting a rollout: prompts, completions, scores, rewards, advantages."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -190,7 +191,9 @@ class RolloutCollector:
         batch = prompts, completions.ids, completions.mask, rows
         scores = {}
         for reward in self.rewards.rewards:
-            with self.inference.use(reward.scorer.reward):
+            model = reward.scorer.reward
+            # A function computes as its author has it, not in the trainer's precision.
+            with self.inference.use(model) if isinstance(model, nn.Module) else nullcontext():
                 scores[reward.says] = reward.scorer.raw_scores(*batch)
         return Readings(ref_per_token_logps, values, final_values, scores)
 

@@ -2,7 +2,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 from transformers.utils import logging
 
@@ -13,17 +13,26 @@ from .reward_settings import RewardKind, RewardSettings, check_choice
 
 logger = logging.get_logger(__name__)
 
-# Fields of `TrainingArguments` that mean nothing to PPO's rollouts, with the only value that they may have.
-_WITHOUT_EFFECT = {
+# Fields of `TrainingArguments` that mean nothing to PPO's rollouts and evaluation, with the only value that they may
+# have.
+_WITHOUT_EFFECT: dict[str, Any] = {
     "auto_find_batch_size": False,
+    "average_tokens_across_devices": True,
+    "batch_eval_metrics": False,
     "bf16_full_eval": False,
     "dataloader_drop_last": False,
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": False,
     "dataloader_prefetch_factor": None,
     "eval_accumulation_steps": None,
+    "eval_do_concat_batches": True,
+    "eval_use_gather_object": False,
     "fp16_full_eval": False,
+    "include_for_metrics": [],
+    "include_num_input_tokens_seen": "no",
+    "label_names": None,
     "label_smoothing_factor": 0.0,
+    "liger_kernel_config": None,
     "neftune_noise_alpha": None,
     "prediction_loss_only": False,
     "train_sampling_strategy": "random",

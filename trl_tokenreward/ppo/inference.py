@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -47,9 +46,9 @@ class Inference:
         self._trained, self._wrapped = trained, wrapped
 
     @contextmanager
-    def use(self, model: Any) -> Iterator[Any]:
-        """A model, or a reward function, ready for passes without gradients: in evaluation mode, in the trainer's
-        precision, with whole weights on this process."""
+    def use(self, model: nn.Module) -> Iterator[nn.Module]:
+        """A model ready for passes without gradients: in evaluation mode, in the trainer's precision, with whole
+        weights on this process."""
         trained = self._trained()
         training = trained.training
         is_trained = model is self.models.policy or model is self.models.value_model

@@ -10,8 +10,10 @@ from torch import nn
 
 from .._trl import disable_dropout_in_model
 from ..nn.adapters import check_adapter, require_something_to_train, same_gradients
-from ..nn.modules import check_loaded, check_own_forward, independent_copy, vocab_size, without_peft
+from ..nn.modules import check_loaded, check_own_forward, independent_copy, left_out, vocab_size, without_peft
+from ..nn.precision import widen
 from ..nn.sharding import copied, will_shard
+from ..reward_model.heads import widen_heads
 from ..reward_model.modeling import TokenRewardModel
 from ..reward_model.readout import check_scorer, has_sequence_score
 from .config import FineGrainedPPOConfig
@@ -128,7 +130,7 @@ def prepare_models(
     if value_model is None and not args.share_value_backbone:
         if not with_adapters:
             source = policy if first is None else first
-            value_model = copied(source, lambda model: _from_zero(TokenRewardModel.from_backbone(model)))
+            value_model = copied(source, lambda model: _from_zero(TokenRewardModel.from_backbone(model), args))
         elif first is None and not _changes_nothing(peft_config):
             first = copied(policy, TokenRewardModel.from_backbone)  # for the adapter may change the policy's base
     policy, *adapters = _with_adapter(args, policy, ref_model, peft_config)
@@ -140,7 +142,7 @@ def prepare_models(
     elif value_model is None:
         config = peft_config or policy.peft_config[policy.active_adapters[0]]
         source = policy if first is None else first
-        value_model = copied(source, lambda _: _from_zero(value_adapter(policy, first, config, share)))
+        value_model = copied(source, lambda _: _from_zero(value_adapter(policy, first, config, share), args))
     _check_value_model(value_model)
     for trained in (policy, value_model):
         if is_peft_model(trained) and args.gradient_checkpointing:
@@ -155,6 +157,18 @@ def prepare_models(
     for model in models.frozen:
         model.requires_grad_(False).eval()
     return models
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, models: PPOModels) -> None:
+    """Raise a `ValueError` if the caller's optimizer lacks what is to be trained, as it does of what is made here."""
+    for argument, model in {"model": models.policy, "value_model": models.value_model}.items():
+        if missing := left_out(optimizer, model):
+            raise ValueError(
+                f"The optimizer in `optimizers` lacks {missing[0]} of `{argument}`, which would never be trained. Make "
+                "it of all parameters of `model` and `value_model` that require gradients: pass a `value_model`, and a "
+                "`PeftModel` in place of `peft_config`, since what the trainer makes comes too late. Or override "
+                "`create_optimizer`."
+            )
 
 
 def check_vocabularies(policy: nn.Module, readers: dict[str, Any]) -> None:
@@ -184,13 +198,15 @@ def _can_share(args: FineGrainedPPOConfig, policy: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _from_zero(value_model: nn.Module) -> nn.Module:
-    """The model with values of 0. A reward model's head has the scale of its scores, not that of returns, and until it
-    has learned another, advantages are of values that mean nothing."""
+def _from_zero(value_model: nn.Module, args: FineGrainedPPOConfig) -> nn.Module:
+    """The model with values of 0, trained in float32. A reward model's head has the scale of its scores, not that of
+    returns, and until it has learned another, advantages are of values that mean nothing."""
     for name, parameter in value_model.named_parameters():
         # With an adapter, the head beside the one that is trained is the reward model's.
         if "score" in name.split(".") and (parameter.requires_grad or not is_peft_model(value_model)):
             parameter.zero_()
+    if not will_shard(args):  # FSDP and DeepSpeed settle the precision of all that is trained
+        widen_heads(value_model) if is_peft_model(value_model) else widen(value_model)
     return value_model
 
 
@@ -237,7 +253,8 @@ def _changes_nothing(new: Any) -> bool:
     with. Some initialisations, such as PiSSA, move weights of the base model into the adapter."""
     if new is None:
         return False
-    return all(value in (True, "gaussian") for name, value in vars(new).items() if name.startswith("init_"))
+    initial = [value for name, value in vars(new).items() if name.startswith("init_") and name != "init_r"]  # a rank
+    return all(value in (True, "gaussian") for value in initial)
 
 
 def _choose_adapters(args: FineGrainedPPOConfig, policy: nn.Module, ref_model: nn.Module | None) -> str:

@@ -6,7 +6,8 @@ follow each other to a device.
 """
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,35 @@ def _with_new_adapter(model: TokenRewardModel, peft_config: "PeftConfig") -> "Pe
     config.task_type = None  # of a language model
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # others, such as PiSSA, would change weights that other models hold too
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    given = config.modules_to_save or []
-    # Such as the policy's output embeddings, which a value model does not have.
-    config.modules_to_save = [*dict.fromkeys([*(name for name in given if name in names), *HEADS])]
+    _leave_out_foreign_modules(config, [name for name, _ in model.named_modules()])
+    config.modules_to_save = [*dict.fromkeys([*(config.modules_to_save or ()), *HEADS])]
     return get_peft_model(model.requires_grad_(False), with_trained_heads(config, model))
+
+
+def _leave_out_foreign_modules(config: "PeftConfig", names: list[str]) -> None:
+    """Take out of a configuration what it says of modules that a model, with modules of these names, does not have,
+    such as the policy's output embeddings."""
+
+    def own(modules: Iterable[str]) -> list[str]:
+        return [module for module in modules if any(f".{name}".endswith(f".{module}") for name in names)]
+
+    config.modules_to_save = own(config.modules_to_save or ())
+    if isinstance(getattr(config, "trainable_token_indices", None), dict):
+        kept = own(config.trainable_token_indices)
+        config.trainable_token_indices = {name: config.trainable_token_indices[name] for name in kept} or None
+    targets = getattr(config, "target_modules", None)
+    if targets is None:
+        return
+    if isinstance(targets, str):
+        found = targets == "all-linear" or any(re.fullmatch(targets, name) for name in names)
+        config.target_modules = targets if found else None
+    else:
+        config.target_modules = own(targets) or None
+    if config.target_modules is None:
+        logger.warning(
+            f"The value model has none of the adapter's `target_modules`, {targets!r}: its own adapter is on the "
+            "modules that PEFT adapts by default. To choose, pass a `value_model`."
+        )
 
 
 def base_weights(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -23,6 +23,15 @@ def uniforms(seed: tuple[int, ...], rows: range, length: int) -> Tensor:
     return torch.from_numpy(np.stack([np.random.default_rng([*seed, row]).random(length) for row in rows]))
 
 
+def check_device(device: torch.device) -> None:
+    """Raise a `ValueError` for a device on which [`sample`] cannot run: Apple's GPU has no float64."""
+    if device.type == "mps":
+        raise ValueError(
+            "Sampling adds up probabilities in float64, which Apple's GPU (mps) does not have: train with "
+            "`use_cpu=True`, or move a model that is evaluated to the CPU."
+        )
+
+
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token for each row from softmax(logits / temperature) by inverting its distribution function.
 

@@ -26,6 +26,7 @@ from ..data.dropped import DroppedRows
 from ..data.vocabulary import check_ids, warn_of_other_tokenizer
 from ..nn.finite import check_weights, not_finite
 from ..nn.modules import vocab_size, without_peft
+from ..nn.precision import warn_of_narrow_weights
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
@@ -43,12 +44,13 @@ from .forward import PolicyAndValue
 from .functional import policy_losses, value_losses
 from .inference import Inference
 from .metrics import RolloutMetrics, StepStatistics, rollout_metrics
-from .models import check_given, prepare_models
+from .models import check_given, check_optimizer, prepare_models
 from .prompts import REMEDIES, DataCollator, DataCollatorForPrompts, PromptSource, prepare_prompts
 from .reward_functions import RewardFunction
 from .reward_hacking import RewardHackingCallback
 from .rewards import make_rewards
 from .rollout import Rollout
+from .sampling import check_device
 from .schedule import Schedule, trainer_arguments
 from .vllm import VLLMEngine
 
@@ -89,8 +91,8 @@ class FineGrainedPPOTrainer(PPOTrainer):
             [`~ppo.prompts.prepare_prompts`]. A stream needs `total_episodes` or `max_steps`.
         value_model ([`TokenRewardModel`] or [`~transformers.PreTrainedModel`], *optional*):
             Its sequence head gives the values. If `None`, a copy of the first reward model that has such a head and the
-            policy's tokenizer, or, where there is none, of the policy's backbone; its values begin at 0, since a reward
-            model's scores have another scale than returns.
+            policy's tokenizer, or, where there is none, of the policy's backbone, in float32; its values begin at 0,
+            since a reward model's scores have another scale than returns.
         data_collator (`Callable`, *optional*):
             Makes left-padded `input_ids` and `attention_mask` of a list of rows. If `None`,
             [`~ppo.prompts.DataCollatorForPrompts`].
@@ -98,7 +100,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             Prompts for `evaluate` and `generate_completions`.
         optimizers (`tuple`, *optional*):
             Optimizer and learning rate scheduler, as in [`~transformers.Trainer`]. The optimizer's parameters are those
-            of the policy and the value model.
+            of the policy and the value model, which is then passed too, as the policy is in its adapter.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Callbacks.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -140,6 +142,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         check_given(model, ref_model, reward_model, value_model)
         if not isinstance(args, FineGrainedPPOConfig):
             args = FineGrainedPPOConfig.from_ppo_config(args)
+        check_device(args.device)
         check_tokenizer(processing_class, "processing_class")
         _set_pad_token(processing_class)
         self.stop_token_id = args.find_stop_token(processing_class.eos_token_id)
@@ -164,6 +167,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.rewards.check_calls(train_dataset.column_names or ())
         args = args.with_defaults_of(self.rewards.kinds)
         self.models = prepare_models(args, model, ref_model, self.rewards, value_model, peft_config)
+        check_optimizer(optimizers[0], self.models)
         self.policy_model, self.value_model, self.ref_model = self.models[:3]
         self.reward_model = reward_model
 
@@ -188,6 +192,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
         )
         check_devices(self.args)
         check_sharding(self.accelerator, args.ds3_gather_for_generation)
+        warn_of_narrow_weights({"model": self.policy_model, "value_model": self.value_model}, self.accelerator)
         keep_head(self.model, without_peft(self.policy_model).get_output_embeddings(), self.accelerator)
         for module in self.models.frozen:
             shard_frozen(module, self.accelerator)
@@ -438,7 +443,21 @@ class FineGrainedPPOTrainer(PPOTrainer):
         self.adaptive = AdaptiveState.start(args)
         self.rollout_metrics.pop()
         self.step_statistics.clear()
-        self._save_is_due = False
+        self._ends_update = self._save_is_due = self._stop_is_due = False
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Between two updates there is nothing to keep but weights, optimizer and counters; within one, there would be a
+        # rollout. So a checkpoint that falls due within an update is written at its end, and so is one that a callback
+        # writes by itself, since an update begins before callbacks hear of it.
+        self._ends_update = self.state.global_step % self.schedule.steps_per_update == 0
+        self._save_is_due |= self.control.should_save
+        self.control.should_save = self._save_is_due and self._ends_update
+        self.control.should_log |= self.control.should_save  # a checkpoint holds no metrics that wait to be logged
+        BaseTrainer._maybe_log_save_evaluate(self, *args, **kwargs)
+        self._ends_update = False
+        self._stop_is_due |= self.control.should_training_stop or self.control.should_epoch_stop
+        self.control.should_training_stop = self._stop_is_due and not self._save_is_due
+        self.control.should_epoch_stop = False  # the run is one epoch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and the tokenizer to `output_dir`, and the value model to its folder `value_model`."""
@@ -486,9 +505,7 @@ class FineGrainedPPOTrainer(PPOTrainer):
             BaseTrainer._load_optimizer_and_scheduler(self, checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Between two updates there is nothing to keep but weights, optimizer and counters; within one, there would be a
-        # rollout. So a checkpoint that falls due within an update is written at its end.
-        self._save_is_due = self.state.global_step % self.schedule.steps_per_update != 0
+        self._save_is_due = not self._ends_update
         if self._save_is_due:
             return
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name

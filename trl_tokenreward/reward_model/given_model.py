@@ -4,14 +4,18 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..nn.adapters import check_adapter
-from ..nn.modules import backbone_of
+from ..nn.modules import backbone_of, left_out
+from ..nn.precision import warn_of_narrow_weights
+from ..nn.sharding import is_zero3
 from ..utils.loading import loading
 from .config import TokenRewardConfig
+from .heads import widen_heads
 from .modeling import TokenRewardModel
 
 
@@ -149,16 +153,31 @@ def _require_modules_to_save(peft_config: "PeftConfig") -> None:
         )
 
 
-def require_trainable_token_head(model: "PreTrainedModel | PeftModel", args: TokenRewardConfig) -> None:
-    """Raise a `ValueError` if the token head is untrained and will stay so."""
-    if not args.token_loss_weight:
+def require_trainable_token_head(
+    model: "PreTrainedModel | PeftModel", args: TokenRewardConfig, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Raise a `ValueError` if the token head is untrained and will stay so. `optimizer` is the caller's, if given."""
+    head = {name: p for name, p in model.named_parameters() if "token_score" in name.split(".")}
+    if not args.token_loss_weight or any(p.any() for p in head.values()):
         return
-    head = [p for name, p in model.named_parameters() if "token_score" in name.split(".")]
-    if not any(p.requires_grad or p.any() for p in head):
+    if missing := [name for name in left_out(optimizer, model) if name in head]:
+        raise ValueError(
+            f"The token head is untrained, and the optimizer in `optimizers` lacks {missing[0]}, so it would say 0 of "
+            "every token for ever. Pass a `TokenRewardModel` (`from_backbone` makes one), a `PeftModel` in place of "
+            "`peft_config`, and an optimizer of its parameters."
+        )
+    if not any(p.requires_grad for p in head.values()):
         raise ValueError(
             "The token head is untrained and frozen, so it would say 0 of every token for ever. Add 'token_score' to "
             "PEFT's `modules_to_save`, or unfreeze it."
         )
+
+
+def settle_precision(model: "PreTrainedModel | PeftModel", accelerator: Accelerator) -> None:
+    """Have heads beside an adapter trained in float32, as the adapter is, and warn of what is trained in less."""
+    if is_peft_model(model) and not is_zero3(accelerator):  # which gathers weights of one type alone
+        widen_heads(model)
+    warn_of_narrow_weights({"model": model}, accelerator)
 
 
 def zero_sequence_head(model: "PreTrainedModel | PeftModel") -> None:

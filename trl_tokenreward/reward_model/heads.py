@@ -5,6 +5,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..nn.precision import widen
+
 
 class ScoreHead(nn.Linear):
     """
@@ -31,3 +33,10 @@ class ScoreHead(nn.Linear):
         with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
             bias = None if self.bias is None else self.bias.float()
             return nn.functional.linear(hidden_states.float(), self.weight.float(), bias)
+
+
+def widen_heads(model: nn.Module) -> None:
+    """Make float32 of the trained weights of heads, as PEFT does of an adapter's and not of the modules beside it."""
+    for module in model.modules():
+        if isinstance(module, ScoreHead):
+            widen(module)

@@ -1,12 +1,14 @@
 """The saved adapter of a token reward model, read as a model."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import find_adapter_config_file, is_peft_available
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file, is_peft_available
 
 from ..nn.modules import make_trainable
 from ..utils.loading import check_source, loading
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 # Arguments of `from_pretrained` that say where the files are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _HUB_ARGUMENTS = (*_OF_FILES, "code_revision")
+_OF_ONE_REPOSITORY = ("revision", "subfolder", "code_revision")
 
 
 def read_config(path: str | os.PathLike | None, kwargs: dict[str, Any]) -> "PreTrainedConfig | PeftConfig":
@@ -101,8 +104,8 @@ def check_saved_adapter(adapter: "PeftConfig", path: str | os.PathLike, kwargs: 
 def load_merged(
     load: Callable[..., "TokenRewardModel"], adapter: "PeftConfig", path: str | os.PathLike, kwargs: dict[str, Any]
 ) -> "TokenRewardModel":
-    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that do not say
-    where the adapter is.
+    """The adapter at `path`, merged into its base model, which `load` loads with those `kwargs` that are not of the
+    adapter's repository alone.
 
     Raises:
         ValueError: See [`check_saved_adapter`], and if the base cannot be loaded or the adapter does not fit it.
@@ -110,12 +113,14 @@ def load_merged(
     check_saved_adapter(adapter, path, kwargs)
     from peft import PeftModel
 
-    others = {name: value for name, value in kwargs.items() if name not in _HUB_ARGUMENTS}
+    others = {name: value for name, value in kwargs.items() if name not in _OF_ONE_REPOSITORY}
     if adapter.revision:
         others["revision"] = adapter.revision
     name = adapter.base_model_name_or_path
     with loading(name, _base_of(path)):
         base = load(name, **others)
+    if (size := _saved_embeddings(base, path, kwargs)) is not None:
+        base.resize_token_embeddings(size, mean_resizing=False)
     with warnings.catch_warnings():
         # PEFT only warns of layers that the adapter does not have, and would leave them as they are.
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -126,6 +131,15 @@ def load_merged(
     model = make_trainable(adapted.merge_and_unload())
     model.name_or_path = model.config.name_or_path = str(path)  # or logs and adapters of it would name its base
     return model.eval()
+
+
+def _saved_embeddings(base: "TokenRewardModel", path: str | os.PathLike, kwargs: dict[str, Any]) -> int | None:
+    """How many embeddings the adapter's file has, if it has them: where `chat_template_path` has resized the base's."""
+    name = next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
+    of_base = rf"base_model\.model\.{re.escape(name)}(\.token_adapter|\.base_layer)*\.weight"
+    with safe_open(cached_file(os.fspath(path), ADAPTER_SAFE_WEIGHTS_NAME, **_of_files(kwargs)), "pt") as weights:
+        saved = [key for key in weights.keys() if re.fullmatch(of_base, key)]
+        return weights.get_slice(saved[0]).get_shape()[0] if saved else None
 
 
 def _base_of(path: str | os.PathLike) -> str:

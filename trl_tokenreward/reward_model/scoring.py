@@ -113,17 +113,18 @@ class TokenScorer:
             signal (`str`, *optional*):
                 See [`TokenScorer`].
             kwargs:
-                Arguments of [`TokenRewardModel.from_pretrained`]. `trust_remote_code` is the tokenizer's too.
+                Arguments of [`TokenRewardModel.from_pretrained`]. Such as `token` and `trust_remote_code` are the
+                tokenizer's too, and `revision` where it is with the model.
 
         Raises:
             `ValueError`: if nothing can be loaded. The error names it.
         """
         with loading(name_or_path, "model"):
             model = TokenRewardModel.from_pretrained(name_or_path, **kwargs)
-        trust_remote_code = kwargs.get("trust_remote_code", False)
+        init_kwargs = kwargs if tokenizer is None else {**kwargs, "revision": None}
         return cls(
             model,
-            load_tokenizer(name_or_path if tokenizer is None else tokenizer, trust_remote_code),
+            load_tokenizer(name_or_path if tokenizer is None else tokenizer, init_kwargs=init_kwargs),
             name=str(name_or_path),
             signal=signal,
             has_sequence_score=_has_sequence_head(read_config(name_or_path, kwargs)),

@@ -41,6 +41,7 @@ from .given_model import (
     check_pad_token,
     load_model,
     require_trainable_token_head,
+    settle_precision,
     with_trained_heads,
     zero_sequence_head,
 )
@@ -210,7 +211,7 @@ class TokenRewardTrainer(RewardTrainer):
                 parent_args = copy.copy(args)
                 parent_args.model_init_kwargs = None
         model = as_token_reward_model(model)
-        self._vocab_size, self._max_positions = vocab_size(model), max_positions(model)
+        self._reader = model  # for what is asked of it while the parent, which may add embeddings, prepares the data
         if peft_config is not None:
             peft_config = with_trained_heads(peft_config, model)
 
@@ -230,12 +231,13 @@ class TokenRewardTrainer(RewardTrainer):
             peft_config=peft_config,
         )
         check_devices(self.args)
+        settle_precision(self.model, self.accelerator)
         self.args.model_init_kwargs = args.model_init_kwargs
         if data_collator is None:  # the parent's knows the pad token that the parent settled on
             self.data_collator = DataCollatorForTokenReward(
                 self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of
             )
-        require_trainable_token_head(self.model, args)
+        require_trainable_token_head(self.model, args, optimizers[0])
         # Asked here, since a resumed training loads its weights before it makes its optimizer.
         base = without_peft(self.model)
         self._token_head_is_new = not base.token_head_is_trained
@@ -263,8 +265,9 @@ class TokenRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         if dataset in self._prepared:  # as the parts of a `dict` are when they are evaluated one by one
             return dataset
-        check_pad_token(processing_class, self._vocab_size)
-        warn_of_other_tokenizer(processing_class, self._vocab_size, "`model`")
+        embeddings = vocab_size(self._reader)
+        check_pad_token(processing_class, embeddings)
+        warn_of_other_tokenizer(processing_class, embeddings, "`model`")
         # The training set comes first; what comes after it under any name is for evaluation.
         name = dataset_name
         if name != "eval" and "train" in self._dropped:
@@ -279,7 +282,7 @@ class TokenRewardTrainer(RewardTrainer):
                 num_workers=args.dataloader_num_workers,
                 name=name,
             )
-            sizes = self._vocab_size, name, self._max_positions
+            sizes = embeddings, name, max_positions(self._reader)
             dataset = check_ids(dataset, ("chosen_ids", "rejected_ids"), *sizes)
         if name == "train":
             self._has_pairs = _check_sides(dataset, args)

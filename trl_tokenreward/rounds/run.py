@@ -28,6 +28,7 @@ from .folder import RoundFolder
 from .settings import RoundConfig, for_round
 from .stages import (
     edit,
+    load_reward_tokenizer,
     prepare_pairs,
     prompts_of_round,
     read_peoples_edits,
@@ -227,9 +228,8 @@ def run_round(
         place = RoundFolder(path, settings)
         if "policy" not in place.figures:
             init_kwargs, progress = config.model_init_kwargs, not ppo_args.disable_tqdm
-            tokenizer = load_tokenizer(policy, what="tokenizer of the policy")
-            trust = reward_args.trust_remote_code
-            reward_tokenizer = load_tokenizer(reward_model, trust, "tokenizer of the reward model")
+            tokenizer = load_tokenizer(policy, "tokenizer of the policy", init_kwargs)
+            reward_tokenizer = load_reward_tokenizer(reward_model, reward_args)
             data = _prepare(prompts, pairs, eval_pairs, tokenizer, reward_tokenizer, reward_args, ppo_args)
             Schedule.plan(ppo_args, data.prompts)
             place.stage("data", lambda: data.counts)

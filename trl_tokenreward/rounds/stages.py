@@ -44,6 +44,12 @@ def load_policy(name: str | Path, init_kwargs: dict[str, Any] | None) -> PreTrai
         return AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
 
+def load_reward_tokenizer(name: str | Path, args: TokenRewardConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the reward model, from where the trainer loads the model."""
+    init_kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    return load_tokenizer(name, "tokenizer of the reward model", init_kwargs)
+
+
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +187,7 @@ def train_reward_model(
 ) -> dict[str, Any]:
     """Trains the reward model on from where it is, on the edits and on a share of the earlier pairs, which are
     prepared. Saves it to `reward_model`."""
-    tokenizer = load_tokenizer(reward_model, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_reward_tokenizer(reward_model, args)
     rows, dropped = prepare_pairs(load_split(folder.edits, "train"), tokenizer, args, "edits")
     parts, replayed = [rows], 0
     if earlier is not None and (replayed := round(replay * len(earlier))):
@@ -217,7 +223,7 @@ def train_policy(
     values = Path(policy) / VALUE_MODEL_FOLDER
     trainer = FineGrainedPPOTrainer(
         args=args,
-        processing_class=load_tokenizer(policy),
+        processing_class=load_tokenizer(policy, init_kwargs=init_kwargs),
         model=load_policy(policy, init_kwargs),
         ref_model=None if first_policy is None else load_policy(first_policy, init_kwargs),
         reward_model=TokenRewardModel.from_pretrained(folder.reward_model, dtype="float32"),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ _CSV = {
     "keep_default_na": False,
     "na_values": [""],
 }
+# Arguments of a model's `from_pretrained` that are of the repository, and so its tokenizer's too.
+_OF_REPOSITORY = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 _COMPRESSION = {".gz", ".bz2", ".xz", ".zst"}
 
 
@@ -87,18 +89,27 @@ def loading(
 
 
 def load_tokenizer(
-    name: str | os.PathLike, trust_remote_code: bool = False, what: str = "tokenizer"
+    name: str | os.PathLike, what: str = "tokenizer", init_kwargs: Mapping[str, Any] | None = None
 ) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder, or of a name on the Hub. Code that is there runs only with `trust_remote_code`; if it
     were unset, transformers would ask on standard input, which may be a pipe that says yes.
+
+    Args:
+        name (`str` or `os.PathLike`):
+            The folder or name.
+        what (`str`, *optional*, defaults to `"tokenizer"`):
+            What an error calls it.
+        init_kwargs (`Mapping[str, Any]`, *optional*):
+            What the model at the same place is loaded with. Such as `revision`, `token` and `trust_remote_code` count.
 
     Raises:
         ValueError: If there is none, or it cannot be loaded. The error names it.
     """
     from transformers import AutoTokenizer
 
+    given = {name: value for name, value in (init_kwargs or {}).items() if name in _OF_REPOSITORY}
     with loading(name, what, (OSError, ValueError)):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **given})
 
 
 def load_split(
