@@ -92,6 +92,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
         ["inspect", "no.jsonl", "--limit"],
         ["inspect", "no.jsonl", "--max-length"],
         ["score", "model", "--text", "go", "--batch-size"],
+        ["score", "model", "--text", "go", "--show"],
         ["score", "model", "--file", "no.jsonl", "--limit"],
         ["export", "argilla", "model", "no.jsonl", "out", "--limit"],
         ["edit", "no.jsonl", "out", "--local", "model", "--max-new-tokens"],

@@ -408,7 +408,6 @@ class TestCommand:
             (["{one}", "--file", "{tmp}/x.jsonl", "--prompt", "a"], "--prompt has no effect with --file."),
             (["{one}", "--run", "{tmp}"], "MODEL has no effect with --run."),
             (["--run", "{tmp}"], "train with `log_completions=True`"),
-            (["{one}", "--text", "a", "--show", "0"], "--show must be at least 1"),
             (["{one}", "--text", "a", "--other-tokenizer", "x"], "--other-tokenizer has no effect without --other."),
             (["{one}", "--file", "{tmp}/x.jsonl"], "Row 0 has the columns ['answer']"),
         ],
