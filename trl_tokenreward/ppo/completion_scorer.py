@@ -212,9 +212,8 @@ class CompletionScorer:
     ) -> tuple[Tensor, Tensor]:
         ids, mask = self._closed(completion_ids, completion_mask, rows)
         scores = self._decompose(*join(prompts, ids, mask), prompts.ids.shape[1], mask)
-        if (
-            mask is not completion_mask
-        ):  # the last token gets what the template's tokens got: the sum is the end's score
+        if mask is not completion_mask:
+            # The last token gets what the template's tokens got, so that the sum is the score at the end.
             own = zero_masked(scores[:, : completion_mask.shape[1]], completion_mask)
             scores = own + place_at_last(scores.sum(1) - own.sum(1), completion_mask)
         return scores, completion_mask.float()
