@@ -350,12 +350,12 @@ class WinRateCallback(TrainerCallback):
                 "seed": trainer.args.seed,
                 **sampling,
             }
-        elif hasattr(trainer.args, "max_completion_length"):  # GRPO and its kin
+        elif hasattr(trainer.args, "max_completion_length") and hasattr(trainer.args, "temperature"):  # such as GRPO
             sampling = {
                 "response_length": trainer.args.max_completion_length,
                 "temperature": trainer.args.temperature,
                 "seed": trainer.args.seed,
-                "chat_template_kwargs": trainer.chat_template_kwargs,
+                "chat_template_kwargs": getattr(trainer, "chat_template_kwargs", None),
                 **sampling,
             }
             if getattr(trainer, "tools", None):
