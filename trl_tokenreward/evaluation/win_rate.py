@@ -351,13 +351,13 @@ class WinRateCallback(TrainerCallback):
                 **sampling,
             }
         elif hasattr(trainer.args, "max_completion_length") and hasattr(trainer.args, "temperature"):  # such as GRPO
-            sampling = {
+            of_trainer = {
                 "response_length": trainer.args.max_completion_length,
                 "temperature": trainer.args.temperature,
                 "seed": trainer.args.seed,
                 "chat_template_kwargs": getattr(trainer, "chat_template_kwargs", None),
-                **sampling,
             }
+            sampling = {**{name: value for name, value in of_trainer.items() if value is not None}, **sampling}
             if getattr(trainer, "tools", None):
                 logger.warning("WinRateCallback samples answers without tools, which the trainer's policy may call.")
         self.sampler = AnswerSampler(trainer.processing_class, prompts, **sampling)
