@@ -246,10 +246,9 @@ def _features(rows: list[Row], name: str) -> "Features":
             raise ValueError(f"`{column}` is a text in some rows of {name} and a list of messages in others.")
         if types:
             kinds[column] = messages if types == {list} else Value("string")
-    if "rejected_spans" in rows[0]:
-        kinds["rejected_spans"] = List(_span_kind([span for row in rows for span in row["rejected_spans"]]))
-    if "completion_spans" in rows[0]:
-        kinds["completion_spans"] = List(_span_kind([span for row in rows for span in row["completion_spans"]]))
+    for column in ("rejected_spans", "completion_spans"):
+        if column in rows[0]:
+            kinds[column] = List(_span_kind([span for row in rows for span in row[column]]))
     if "completion_judged" in rows[0]:
         kinds["completion_judged"] = List(List(Value("int64")))
     return Features(kinds)

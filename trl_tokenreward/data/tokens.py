@@ -72,7 +72,5 @@ class TextTokenizer:
 def continuation_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ids: list[int]) -> str:
     """The text, without special tokens, that tokens add to that of a prompt. By themselves they may lose the space that
     they begin with: tokenizers such as Llama 2's drop it from the beginning of a text."""
-    before, whole, own = (
-        tokenizer.decode(part, skip_special_tokens=True) for part in (prompt_ids, [*prompt_ids, *ids], ids)
-    )
-    return whole[len(before) :] if whole.startswith(before) else own
+    before, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (prompt_ids, [*prompt_ids, *ids]))
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids, skip_special_tokens=True)

@@ -341,26 +341,26 @@ class WinRateCallback(TrainerCallback):
         self.level, self.resamples = level, resamples
         self.is_ppo = isinstance(trainer, FineGrainedPPOTrainer)
         self.steps = every * trainer.schedule.steps_per_update if self.is_ppo else every
+        of_trainer: dict[str, Any] = {}
         if self.is_ppo:
-            sampling = {
+            of_trainer = {
                 "response_length": trainer.args.response_length,
                 "temperature": trainer._eval_temperature,
                 "stop_token_id": trainer.stop_token_id,
                 "batch_size": trainer.args.per_device_eval_batch_size,
                 "seed": trainer.args.seed,
-                **sampling,
             }
         elif hasattr(trainer.args, "max_completion_length") and hasattr(trainer.args, "temperature"):  # such as GRPO
             of_trainer = {
-                "response_length": trainer.args.max_completion_length,
                 "temperature": trainer.args.temperature,
                 "seed": trainer.args.seed,
                 "chat_template_kwargs": getattr(trainer, "chat_template_kwargs", None),
             }
-            sampling = {**{name: value for name, value in of_trainer.items() if value is not None}, **sampling}
+            if trainer.args.max_completion_length is not None:
+                of_trainer["response_length"] = trainer.args.max_completion_length
             if getattr(trainer, "tools", None):
                 logger.warning("WinRateCallback samples answers without tools, which the trainer's policy may call.")
-        self.sampler = AnswerSampler(trainer.processing_class, prompts, **sampling)
+        self.sampler = AnswerSampler(trainer.processing_class, prompts, **{**of_trainer, **sampling})
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if not state.is_world_process_zero:

@@ -174,20 +174,16 @@ def _orders(rows: Sequence[ScoredRow]) -> dict[str, str]:
 
 def _keys(row: ScoredRow) -> dict[str, float]:
     """What the rows can be ordered by."""
-    tokens = [v for text in row.texts for values in [*text.series.values()][:1] for v in values if v is not None]
+    coloured = [[v for v in values if v is not None] for text in row.texts for values in [*text.series.values()][:1]]
     numbers = [number for text in row.texts for number in [*text.numbers.values()][:1]]
-    alike = numbers if len(numbers) == len(row.texts) else _means(row)
+    # Models of token scores alone have no number of a whole text.
+    has_numbers = len(numbers) == len(row.texts)
+    alike = numbers if has_numbers else [sum(values) / len(values) for values in coloured if values]
     return {
-        "lowest": min(tokens, default=0.0),
+        "lowest": min((v for values in coloured for v in values), default=0.0),
         "score": min(numbers, default=0.0),
         "spread": min(alike, default=0.0) - max(alike, default=0.0),
     }
-
-
-def _means(row: ScoredRow) -> list[float]:
-    """The mean of each text's coloured scores, of those that have any."""
-    series = ([v for v in values if v is not None] for text in row.texts for values in [*text.series.values()][:1])
-    return [sum(values) / len(values) for values in series if values]
 
 
 def _article(index: int, row: ScoredRow, limits: Mapping[str, float], prompt: int) -> str:
