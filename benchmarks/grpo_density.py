@@ -238,7 +238,7 @@ def _setting(result: dict[str, Any]) -> tuple[str, float, float]:
 
 
 def write_report(corpus: str, output: Path) -> None:
-    results = stored_runs(output / "grpo")
+    results = list(stored_runs(output / "grpo").values())
     tuned = [result for result in results if result["job"]["seed"] == TUNING_SEED]
     # Settings that were not chosen may have been run by hand.
     groups: dict[tuple[str, float, float], list[dict[str, Any]]] = {}

@@ -148,7 +148,7 @@ def tuning_jobs(arm: str) -> list[Job]:
 
 
 def write_report(output: Path) -> None:
-    results = stored_runs(output / "results")
+    results = stored_runs(output / "results").values()
     settings = {job._replace(seed=0).name for arm in SETTINGS for job in tuning_jobs(arm)}
     results = [r for r in results if Job(**r["job"])._replace(seed=0).name in settings]
     known = json.loads((output / "prepared.json").read_text())

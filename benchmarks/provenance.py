@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from trl_tokenreward.utils.files import write_text
+
 
 def commit() -> str:
     """The commit that is checked out, in short."""
@@ -21,6 +23,30 @@ def require_runs(folder: Path) -> list[Path]:
     return files
 
 
-def stored_runs(folder: Path) -> list[dict[str, Any]]:
-    """What runs have left in a folder, see [`require_runs`]."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in require_runs(folder)]
+def stored_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """What runs have left in a folder, by name; see [`require_runs`]."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in require_runs(folder)}
+
+
+def kept_runs(table: Path) -> dict[str, dict[str, Any]]:
+    """The runs of earlier reports, by name. They lie beside the table, in JSON lines."""
+    path = table.with_suffix(".jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {run.pop("name"): run for run in map(json.loads, lines)}
+
+
+def with_kept(table: Path, runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Runs by name, and those of earlier reports, whose folder may be gone. All are kept, so that a table of hours of
+    work can grow by a seed on another machine.
+
+    Args:
+        table (`Path`):
+            The Markdown that the report writes.
+        runs (`dict[str, dict]`):
+            Those of the folder. They replace kept ones of their names. Their `log` is not kept.
+    """
+    new = {name: {key: value for key, value in run.items() if key != "log"} for name, run in runs.items()}
+    kept = dict(sorted((kept_runs(table) | new).items()))
+    lines = [json.dumps({"name": name, **run}, separators=(",", ":")) for name, run in kept.items()]
+    write_text(table.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+    return kept

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from density_report import interval, machine, win_rate_at_kl
-from provenance import stored_runs
+from provenance import kept_runs, stored_runs, with_kept
 from real_density import ARMS, KL_COEF, LEARNING_RATE, MAX_KL, STAGES, Corpus
 
 
@@ -59,9 +59,37 @@ def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], axis: str, 
     return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}; seeds: {seeds})"
 
 
+def of_folder(table: Path, output: Path) -> dict[str, dict[str, Any]]:
+    """What the stages and runs of a folder have left, by name, without texts that no table shows.
+
+    Raises:
+        `SystemExit`: if runs that are kept beside the table are of other models.
+    """
+
+    def figures(result: dict[str, Any]) -> dict[str, Any]:
+        named = {name: value for name, value in result.items() if name not in ("seconds", "commit")}
+        return {name: round(value, 3) for name, value in named.items()}
+
+    stages = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
+    for stage, kept in kept_runs(table).items():
+        if stage in stages and figures(kept) != figures(stages[stage]):
+            raise SystemExit(
+                f"The {stage} of {output} has {figures(stages[stage])}, that of the runs kept in "
+                f"{table.with_suffix('.jsonl')} {figures(kept)}: delete that file to begin a new table."
+            )
+    runs = stored_runs(output / "results")
+    for run in runs.values():
+        for point in run["curve"]:
+            point["outcomes"] = [int(outcome) if outcome in (0, 1) else outcome for outcome in point["outcomes"]]
+            point["texts"] = point["texts"][:2] if point is run["curve"][-1] else []
+    return stages | runs
+
+
 def write_report(corpus: Corpus, output: Path) -> None:
-    known = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
-    results = stored_runs(output / "results")
+    table = RESULTS / f"{corpus.name}.md"
+    known = with_kept(table, of_folder(table, output))
+    results = [result for result in known.values() if "job" in result]
+    known = {stage: known[stage] for stage in STAGES if stage in known}
     of_arm = {arm: [result for result in results if result["job"]["arm"] == arm] for arm in ARMS}
     of_arm = {arm: runs for arm, runs in of_arm.items() if runs}
     models = {name: {k: v for k, v in of.items() if k not in ("seconds", "commit")} for name, of in known.items()}
@@ -132,7 +160,7 @@ def write_report(corpus: Corpus, output: Path) -> None:
     lines += ["", "## Texts", ""]
     for arm, runs in of_arm.items():
         lines += [f"{arm}, seed {runs[0]['job']['seed']}:", ""]
-        lines += [f"> {' '.join(text.split())}\n" for text in runs[0]["curve"][-1]["texts"][:2]]
+        lines += [f"> {' '.join(text.split())}\n" for text in runs[0]["curve"][-1]["texts"]]
     text = "\n".join(lines).rstrip() + "\n"
-    (RESULTS / f"{corpus.name}.md").write_text(text, encoding="utf-8")
+    table.write_text(text, encoding="utf-8")
     print(text)
