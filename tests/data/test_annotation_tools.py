@@ -9,8 +9,10 @@ import random
 import pytest
 from datasets import Dataset, List, Value
 
+import tiny
 from trl_tokenreward.cli import main as cli
 from trl_tokenreward.data.importers import import_dataset
+from trl_tokenreward.data.preprocessing import prepare_dataset
 from trl_tokenreward.utils.loading import load_split
 
 
@@ -169,6 +171,11 @@ def test_edits_with_spans_are_named(tmp_path):
     both = import_dataset("label-studio", path, columns={"spans": "label", "edit": "edit"})
     pair = {"prompt": "", "chosen": "A text.", "rejected": TEXT}
     assert both.dataset.to_list() == [{**pair, "rejected_spans": [[*BAD]]}]
+    severe = import_dataset("label-studio", path, columns={"spans": "label", "edit": "edit"}, labels={"wrong": 2})
+    [marked] = severe.dataset
+    assert marked == {**pair, "rejected_spans": [{"start": BAD[0], "end": BAD[1], "severity": 2.0}]}
+    [prepared] = prepare_dataset(severe.dataset, tiny.word_tokenizer())[0]
+    assert {weight for weight in prepared["rejected_token_weights"] if weight != 1} == {2}
     assert both.counts == {
         "rows": 3,
         "kept": 1,
@@ -451,7 +458,6 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"columns": {"spans": "lable"}}, r"'lable' marks no span. Those that do: \['label'\]"),
         ({"columns": {"edit": "fix"}}, r"'fix' has no text that an annotator wrote. Those that do: \['edit'\]"),
         ({"columns": {"edit": "edit"}, "labels": ["wrong"]}, "`labels` has no effect"),
-        ({"columns": {"edit": "edit", "spans": "label"}, "labels": {"wrong": 1}}, "have no severity"),
         ({"columns": {"edit": "edit"}, "annotators": "majority"}, "Edits have no majority"),
         ({"annotators": "most"}, "must be 'each' or 'majority'"),
         ({"annotators": "majority", "labels": {"wrong": 1}}, "Of a majority there is no severity"),

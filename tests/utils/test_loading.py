@@ -56,8 +56,9 @@ DATES = ("2020-01-02", "2020-01-02 10:00:00", "1999-12-31T23:59:59Z", None)
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["rows.jsonl", "list.json", "rows.jsonl.gz"])
+@pytest.mark.parametrize("loaded", ["file", "folder", "part"])
 @pytest.mark.parametrize("dates", [DATES, DATES[:1] * 4, (None, *DATES[1:])], ids=str)
-def test_dates_of_json_are_texts(dates, name, streaming, tmp_path):
+def test_dates_of_json_are_texts(dates, loaded, name, streaming, tmp_path):
     rows = [
         {
             "prompt": [{"role": "user", "content": date}],
@@ -69,8 +70,23 @@ def test_dates_of_json_are_texts(dates, name, streaming, tmp_path):
     ]
     lines = [json.dumps(row) for row in rows]
     text = f"[{', '.join(lines)}]" if name == "list.json" else "\n".join(lines)
-    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
-    assert list(load_split(tmp_path / name, "train", streaming=streaming)) == rows
+    path = (tmp_path / "part" if loaded == "part" else tmp_path) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    config = "part" if loaded == "part" else None
+    source = path if loaded == "file" else tmp_path
+    assert list(load_split(source, "train", config, streaming=streaming)) == rows
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dates_of_one_split_leave_the_others(streaming, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"chosen": "2020-01-02", "rejected": "b"}\n' * 2)
+    (tmp_path / "test.jsonl").write_text('{"chosen": "a", "rejected": "2020-01-02T00:00:00Z"}\n')
+    rows = [list(load_split(tmp_path, split, streaming=streaming)) for split in ("train", "test")]
+    assert rows == [
+        [{"chosen": "2020-01-02", "rejected": "b"}] * 2,
+        [{"chosen": "a", "rejected": "2020-01-02T00:00:00Z"}],
+    ]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

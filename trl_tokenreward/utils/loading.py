@@ -25,6 +25,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.csv.csv import CsvConfig
+from datasets.packaged_modules.json.json import JsonConfig
 from safetensors import SafetensorError
 
 from .files import check_writable, new_path
@@ -162,7 +163,7 @@ def _load_split(name: str | Path, split: str, config: str | None, streaming: boo
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             dataset = load_from_disk(str(path))
         else:
-            dataset = _load_named(str(name), config, streaming)
+            dataset = _load_named(str(name), split, config, streaming)
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         if split not in dataset:
             raise ValueError(f"{name} has no split {split!r}, only {sorted(dataset)}.")
@@ -195,12 +196,25 @@ def _as_texts(kind: Any) -> Any:
     return Value("string") if isinstance(kind, Value) and kind.dtype.startswith("timestamp") else kind
 
 
-def _load_named(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
+def _load_named(
+    name: str, split: str, config: str | None, streaming: bool
+) -> Dataset | IterableDataset | DatasetDict | IterableDatasetDict:
+    """The split, or all where there is no such split, or what they are was not known before."""
     is_folder = config is not None and config not in get_dataset_config_names(name)
     part: dict[str, Any] = {"data_dir": config} if is_folder else {"name": config}
-    # `datasets` decides by the files of a folder what they are. Of the Hub it is not asked twice.
-    is_csv = Path(name).is_dir() and isinstance(load_dataset_builder(name, **part).config, CsvConfig)
-    return load_dataset(name, **part, streaming=streaming, **(_CSV if is_csv else {}))
+    load = partial(load_dataset, name, **part, streaming=streaming)
+    if not Path(name).is_dir():  # the Hub is not asked twice
+        return load()
+    # `datasets` decides by the files of a folder what they are.
+    builder = load_dataset_builder(name, **part)
+    of = builder.config
+    if isinstance(of, JsonConfig) and builder.info.features is None and split in of.data_files:
+        # Alone, because what is a text in one split may look like dates in another.
+        files = {split: [*of.data_files[split]]}
+        read = {"field": of.field, "encoding": of.encoding, "encoding_errors": of.encoding_errors}
+        alone = partial(load_dataset, "json", data_files=files, split=split, streaming=streaming, **read)
+        return _with_dates_as_texts(alone)
+    return load(**(_CSV if isinstance(of, CsvConfig) else {}))
 
 
 @contextmanager

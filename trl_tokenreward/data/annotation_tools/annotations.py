@@ -188,8 +188,6 @@ def _check_labels(annotations: Sequence[Annotation], named: _Named, choices: Cho
         return
     if named.spans is None:
         raise ValueError("`labels` has no effect: no spans are read.")
-    if named.edit is not None and isinstance(choices.labels, Mapping):
-        raise ValueError("The spans of an edit have no severity: give `labels` as a list, or name only the `spans`.")
     used = {
         label for annotation in annotations for mark in annotation.marks.get(named.spans, ()) for label in mark.labels
     }
@@ -246,16 +244,16 @@ def _wrong(
 
 
 def _finished(marked: _Marked) -> Row:
-    if marked.edit is not None:
-        pair: Row = {"prompt": marked.prompt, "chosen": marked.edit, "rejected": marked.text}
-        if marked.spans is not None:
-            pair["rejected_spans"] = [[start, end] for start, end, _ in marked.spans]
-        return pair
-    spans = [
+    spans: list[Any] = [
         {"start": start, "end": end} if severity is None else {"start": start, "end": end, "severity": float(severity)}
         for start, end, severity in marked.spans or []
     ]
-    return {"prompt": marked.prompt, "completion": marked.text, "completion_spans": spans}
+    if marked.edit is None:
+        return {"prompt": marked.prompt, "completion": marked.text, "completion_spans": spans}
+    pair: Row = {"prompt": marked.prompt, "chosen": marked.edit, "rejected": marked.text}
+    if marked.spans is not None:
+        pair["rejected_spans"] = [span if "severity" in span else [*span.values()] for span in spans]
+    return pair
 
 
 def _majority(read: Iterable[_Marked | str]) -> Iterator[_Marked | str]:
