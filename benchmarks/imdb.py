@@ -7,7 +7,7 @@
 The folder holds `imdb-counterfactual-train.tsv.gz` and `-dev.tsv.gz`. The first 1,000 pairs of the training file teach
 the policy to write reviews and the reward models what to prefer; the judge learns from the others. A prompt is a
 review's first tokens, and every completion has 48 tokens, so that its length plays no part. `imdb_long.py` asks the
-same of 96 tokens.
+same of 96 tokens, `imdb_few.py` of updates of 16 answers.
 
 Needs TRL 1.12, for its PPOTrainer, and: `pip install -e ".[benchmarks]" trl==1.12.0`.
 """
@@ -27,8 +27,10 @@ PROMPT_LENGTH, PROMPTS = 8, 192
 class Reviews(Corpus):
     stop_token = None
 
-    def __init__(self, name: str, response_length: int, words: int, updates: int, evaluate_every: int):
-        self.name, self.response_length = name, response_length
+    def __init__(
+        self, name: str, response_length: int, words: int, updates: int, evaluate_every: int, batch_size: int = 64
+    ):
+        self.name, self.response_length, self.batch_size = name, response_length, batch_size
         # The first words of each review; nine in ten reviews have `max_length` tokens in them.
         self.words = words
         self.updates, self.evaluate_every = updates, evaluate_every
@@ -89,6 +91,8 @@ def beginnings(path: Path, tokenizer: Any) -> Any:
 REVIEWS = Reviews("imdb", response_length=48, words=70, updates=24, evaluate_every=3)
 # The KL of a whole answer grows about twice as fast.
 LONG_REVIEWS = Reviews("imdb_long", response_length=96, words=110, updates=16, evaluate_every=2)
+# A quarter of the data of an update, and twice as many updates.
+FEW_REVIEWS = Reviews("imdb_few", response_length=48, words=70, updates=48, evaluate_every=6, batch_size=16)
 
 
 if __name__ == "__main__":
