@@ -1,4 +1,5 @@
 import os
+import signal
 
 from browser import browser, open_page  # noqa: F401  # fixtures
 from fake_endpoint import serve  # noqa: F401  # fixture
@@ -8,3 +9,5 @@ from fake_endpoint import serve  # noqa: F401  # fixture
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A shell's background jobs ignore it, and so would what the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
