@@ -14,7 +14,7 @@ from ..nn.modules import computes_low
 from .adaptation import AdaptiveState
 from .completion_scorer import RawScores
 from .config import FineGrainedPPOConfig
-from .functional import gae, hold_mean_length, kl_per_token, mean_length, token_level_rewards
+from .functional import gae, hold_mean_length, kl_per_token, mean_length, place_at_last, token_level_rewards
 from .inference import Inference
 from .metrics import sampling_difference
 from .prompts import DataCollator, Prompts, PromptSource, check_room
@@ -244,8 +244,7 @@ class RolloutCollector:
         args, mask = self.args, completions.mask
         scores = self.rewards.spread(readings.scores, completions.ids, mask)
         if args.missing_eos_penalty is not None:
-            last = (mask.sum(1) - 1).long()
-            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~self._has_eos(completions)
+            scores = scores - place_at_last(args.missing_eos_penalty * ~self._has_eos(completions), mask)
         return scores
 
     def _has_eos(self, completions: Completions) -> Tensor:
