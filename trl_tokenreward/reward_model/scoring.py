@@ -20,7 +20,7 @@ from ..data.preprocessing import RowPreparer, prepared_sides
 from ..nn.modules import max_positions, without_peft
 from ..utils.loading import load_tokenizer, loading
 from ..utils.text import distinct, unicode_problem
-from ..utils.validation import check_least, check_tokenizer
+from ..utils.validation import check_least, check_least_if_given, check_tokenizer
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
@@ -196,8 +196,8 @@ def score_dataset(
     """
     if not scorers:
         raise ValueError("`score_dataset` needs a TokenScorer to score with.")
-    given = {"limit": limit, "max_length": max_length, "batch_size": batch_size}
-    check_least(**{name: (value, 1) for name, value in given.items() if value is not None})
+    check_least(batch_size=(batch_size, 1))
+    check_least_if_given(limit=(limit, 1), max_length=(max_length, 1))
     total: int | None
     if isinstance(dataset, Dataset):
         total = len(dataset)
