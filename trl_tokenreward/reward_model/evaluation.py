@@ -1,6 +1,5 @@
 """Evaluates a token reward model on held-out rows: accuracy, AUROC, calibration and span F1 of token scores."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,16 +20,15 @@ from ..data.vocabulary import check_ids
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions, vocab_size, without_peft
 from ..nn.unpadding import groups_by_length
-from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
     check_bootstrap,
     estimate,
-    json_ready,
     markdown,
     ratio,
     resampled,
+    write_figures,
 )
 from ..utils.validation import check_least, check_tokenizer
 from .character_scores import MarkedText, SpanThreshold, best_span_threshold, character_f1, marked_text
@@ -161,8 +159,7 @@ class TokenRewardReport:
 
     def save(self, path: str | Path) -> None:
         """Write the figures to a JSON file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(path), json.dumps(json_ready(asdict(self)), indent=2) + "\n")
+        write_figures(Path(path), asdict(self))
 
 
 class _Tokens(NamedTuple):
