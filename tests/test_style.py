@@ -14,6 +14,7 @@ pytestmark = pytest.mark.any_trl
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "trl_tokenreward").rglob("*.py"))
+FOLDERS = [path.parent for path in MODULES if path.name == "__init__.py"][1:]  # not the package, which has public names
 # ruff has no rule for either: lines of a module, and lines from which on a function needs a docstring.
 MOST_LINES, LONG_FUNCTION = 600, 60
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
@@ -44,3 +45,9 @@ def test_modules_and_functions_are_short_or_say_why(path):
                 # A constructor is described by its class.
                 documented = ast.get_docstring(owner if node.name == "__init__" else node)
                 assert documented or node.end_lineno - node.lineno < LONG_FUNCTION, f"{node.name} needs a docstring"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_says_what_each_of_its_modules_is(folder):
+    listed = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert [path.stem for path in folder.glob("[!_]*.py") if f"`{path.stem}`" not in listed] == []

@@ -18,7 +18,7 @@ from datasets import load_dataset
 import ppo_runs
 from trl_tokenreward import FineGrainedPPOConfig, read_completions
 from trl_tokenreward.cli import main as cli
-from trl_tokenreward.ppo.trackers import completion_table, markdown_table, score_figure
+from trl_tokenreward.ppo.trackers import completion_columns, markdown_table, score_figure
 from trl_tokenreward.views.scored_text import ScoredRow, ScoredText
 
 
@@ -146,7 +146,7 @@ ROWS = [
 @pytest.mark.any_trl
 def test_the_table_and_its_markdown():
     [row, _] = ROWS
-    table = completion_table([row])
+    table = completion_columns([row])
     assert table["mean score"] == [0.25] and table["length"] == [4] and table["step"] == [3]
     assert table["token scores"][0].endswith("$x_1$ (-2.00) 🦊 (+1.00)")
     lines = markdown_table(table).split("\n")

@@ -9,7 +9,7 @@ import torch
 
 import ppo_runs
 from processes import launch, load
-from trl_tokenreward.ppo.checkpointing import parts
+from trl_tokenreward.ppo.checkpointing import saved_models
 
 
 pytestmark = [
@@ -62,6 +62,6 @@ def test_two_processes_go_on_from_a_checkpoint(engine, run, one, trained):
 def test_a_checkpoint_holds_whole_models(engine, one, trained):
     tensors, _, trainer = one("terminal")
     checkpoint = trained(engine) / "terminal" / "checkpoint-16"
-    for name, model, folder in parts(trainer.model, str(checkpoint)):
+    for name, model, folder in saved_models(trainer.model, str(checkpoint)):
         for key, tensor in type(model).from_pretrained(folder).state_dict().items():
             torch.testing.assert_close(tensor, tensors[f"model.{name}.{key}"], rtol=1e-5, atol=1e-5)

@@ -20,8 +20,8 @@ from trl_tokenreward import FineGrainedPPOConfig, FineGrainedPPOTrainer
 from trl_tokenreward._trl import TRL_HAS_PPO, PPOConfig, PPOTrainer
 from trl_tokenreward.nn import unpadding as packing
 from trl_tokenreward.ppo.batches import packed_groups
-from trl_tokenreward.ppo.evaluation import _share_of
 from trl_tokenreward.ppo.forward import PolicyAndValue
+from trl_tokenreward.ppo.schedule import share_of
 
 
 def test_micro_batches_do_not_change_the_step(scenario):
@@ -465,6 +465,6 @@ def test_a_pad_token_needs_no_embedding(scenario):
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 8, 9])
 def test_processes_share_the_rows_of_an_evaluation(number):
-    shares = [_share_of(number, SimpleNamespace(num_processes=4, process_index=index)) for index in range(4)]
+    shares = [share_of(number, SimpleNamespace(num_processes=4, process_index=index)) for index in range(4)]
     assert [row for share in shares for row in share] == list(range(number))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -97,10 +97,10 @@ def test_heads_that_do_not_learn_are_reported_once(language_model, tokenizer, tm
 )
 def test_the_alarm_looks_at_the_steps_before_a_tenth(aurocs, expected):
     alarm = LearningAlarm(num_steps=100)
-    told = [alarm.add(step, auroc, pairs=8) for step, auroc in enumerate(aurocs)]
+    told = [alarm.add(step, auroc, rows=8) for step, auroc in enumerate(aurocs)]
     assert [mean for mean in told if mean is not None] == pytest.approx(expected)
 
 
-def test_the_alarm_needs_enough_pairs():
+def test_the_alarm_needs_enough_rows():
     alarm = LearningAlarm(num_steps=20)
-    assert [alarm.add(step, 0.5, pairs=8) for step in range(20)] == [None] * 20
+    assert [alarm.add(step, 0.5, rows=8) for step in range(20)] == [None] * 20

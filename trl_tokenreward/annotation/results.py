@@ -1,6 +1,5 @@
 """Reads what the annotation server stored: as a data set of edits, and as counts and agreement."""
 
-import json
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..editing.log import read_log
 from ..editing.output import edit_card, edited_features, edited_row, quoted, save_edits
 from ..editing.tasks import Task
 from ..utils.files import new_path, write_text
+from ..utils.statistics import markdown, write_figures
 from ..utils.text import visible
 from .agreement import AgreementReport, EditedAnswer, measure_agreement
 from .store import LOG, LOG_NAMES, NOTHING_WRONG, SKIP_REASONS, UNFIT
@@ -108,14 +108,13 @@ class Annotations:
         with new_path(output) as new:
             new.mkdir()
             dataset = save_edits(new, rows, dropped, Features(features))
-            write_text(new / "agreement.json", json.dumps(agreement.to_dict(), indent=2) + "\n")
+            write_figures(new / "agreement.json", agreement.to_dict())
             write_text(new / "README.md", self._card(agreement))
         return dataset
 
     def _card(self, agreement: AgreementReport) -> str:
         people = self.by_annotator()
-        table = ["| annotator | edited | skipped | median edit ratio |", "| --- | --- | --- | --- |"]
-        table += [f"| {' | '.join([name, *map(_cell, figures.values())])} |" for name, figures in people.items()]
+        rows = {name: " | ".join(map(_cell, figures.values())) for name, figures in people.items()}
         days = [datetime.fromtimestamp(d["time"], UTC).date() for d in self.decisions]
         checks = {name: value for name, value in self.settings["checks"].items() if value is not None}
         return edit_card(
@@ -126,7 +125,7 @@ class Annotations:
             f"From {min(days)} to {max(days)}, in UTC. What was dropped, with reasons, is in `dropped.jsonl`.",
             {**self.about, "data set fingerprint": self.settings["data set"], **checks},
             {
-                "Annotators": "\n".join(table),
+                "Annotators": markdown("annotator", "edited | skipped | median edit ratio", rows),
                 "Agreement": f"Which {agreement.unit} of the original are wrong, with 95 % intervals by row. An "
                 "insertion counts as the one right after it; who found nothing wrong has marked none.\n\n"
                 f"{agreement.table()}",

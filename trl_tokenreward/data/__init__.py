@@ -7,6 +7,8 @@
 - `foreign_rows`: rows that others wrote, with errors that name them;
 - `preprocessing`: rows as token ids with edit masks; `max_edit_ratio`;
 - `spans`: spans of characters that a row marks as wrong;
+- `steps`: solutions in steps, with a label for each;
+- `vocabulary`: ids and lengths that a model cannot read;
 - `dropped`: counts of the rows that are dropped;
 - `collator`: padded batches.
 """

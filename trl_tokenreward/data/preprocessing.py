@@ -47,7 +47,7 @@ from .formats import (
     row_sides,
     standard_texts,
 )
-from .spans import read_severity, read_spans, tokens_of_span
+from .spans import read_severity, read_spans, tokens_of_span, without_white_space
 from .tokens import TextTokenizer
 from .vocabulary import vocabulary_size
 
@@ -143,9 +143,8 @@ def _characters(row: Row, side: str, text: RenderedText, places: range, own: Tok
     with 1 for a token inside of a word, whose beginning is in the token before it; and the row's spans."""
     words, offsets = text.text[text.start : text.end], [[0, 0, 0]] * length
     for place, (start, end) in zip(places, own.offsets, strict=True):
-        token = words[start:end]
-        if token.strip():
-            start, end = end - len(token.lstrip()), start + len(token.rstrip())
+        if words[start:end].strip():
+            start, end = without_white_space(words, start, end)
             offsets[place] = [start, end, int(start > 0 and words[start - 1 : start + 1].isalnum())]
     return dict(zip(CHARACTERS, (offsets, _read_spans(row, f"{side}_spans", words)), strict=True))
 

@@ -58,6 +58,14 @@ def spans_of_places(places: Iterable[int]) -> list[list[int]]:
     return spans
 
 
+def without_white_space(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span `[start, end)` of a text without the white space at its edges, unless it is nothing else."""
+    words = text[start:end]
+    if words.strip():
+        start, end = end - len(words.lstrip()), start + len(words.rstrip())
+    return start, end
+
+
 def read_severity(span: Any) -> float:
     """How much a span weighs: its `severity`, or 1 where it has none.
 
@@ -85,8 +93,5 @@ def tokens_of_span(text: str, span: Sequence[int], offsets: Sequence[tuple[int, 
         offsets (`Sequence[tuple[int, int]]`):
             The characters of each token.
     """
-    start, end = span
-    marked = text[start:end]
-    if marked.strip():
-        start, end = end - len(marked.lstrip()), start + len(marked.rstrip())
+    start, end = without_white_space(text, *span)
     return [i for i, (first, last) in enumerate(offsets) if first < end and last > start]

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..utils.text import shorten
 from ..utils.validation import get_value
-from .spans import read_spans
+from .spans import read_spans, without_white_space
 
 
 Row = dict[str, Any]
@@ -58,13 +58,13 @@ def join_steps(steps: Sequence[str], separator: str = STEP_SEPARATOR) -> JoinedS
     Raises:
         ValueError: If a step has no text.
     """
-    spans, start = [], 0
+    text, spans, start = separator.join(steps), [], 0
     for number, step in enumerate(steps):
         if not step.strip():
             raise ValueError(f"step {number} is empty, so it has no token to label.")
-        spans.append(_without_white_space(step, 0, len(step), start))
+        spans.append([*without_white_space(text, start, start + len(step))])
         start += len(step) + len(separator)
-    return JoinedSteps(separator.join(steps), spans)
+    return JoinedSteps(text, spans)
 
 
 def steps_row(
@@ -214,16 +214,8 @@ def read_steps(row: Mapping[str, Any], text: str) -> tuple[list[list[int]], list
     for start, end in wrong:
         if not any(start < last and end > first for first, last in steps):
             raise ValueError(f"column `completion_spans`: the span [{start}, {end}) is in no judged step.")
-    steps = [_without_white_space(text, *step) for step in steps]
+    steps = [[*without_white_space(text, *step)] for step in steps]
     return steps, [not any(s < last and e > first for s, e in wrong) for first, last in steps]
-
-
-def _without_white_space(text: str, start: int, end: int, offset: int = 0) -> list[int]:
-    """A span without the white space at its edges, unless it is nothing else, moved by `offset`."""
-    words = text[start:end]
-    if words.strip():
-        start, end = end - len(words.lstrip()), start + len(words.rstrip())
-    return [start + offset, end + offset]
 
 
 def _nothing_to_label(steps: Sequence[str], labels: Sequence[Any]) -> str | None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..nn.modules import check_loaded, evaluation_mode, max_positions, without_peft
 from ..utils.chat_endpoint import EndpointClient, EndpointUsage, Prompt, Unanswered
 from ..utils.text import shorten
-from ..utils.validation import check_least, check_positive, check_tokenizer
+from ..utils.validation import check_least, check_least_if_given, check_positive, check_tokenizer
 
 
 DEFAULT_TEMPLATE = """\
@@ -165,8 +165,8 @@ class EndpointEditor(Editor):
             raise ValueError(
                 "`settings` cannot have `temperature`: give `temperature` and `retry_temperature` instead."
             )
+        check_least_if_given(temperature=(temperature, 0), retry_temperature=(retry_temperature, 0))
         temperatures = {"temperature": temperature, "retry_temperature": retry_temperature}
-        check_least(**{name: (value, 0) for name, value in temperatures.items() if value is not None})
         super().__init__({"endpoint": base_url, "model": model, **self.client.settings, **temperatures})
         self.concurrency, self.usage, self.prices = concurrency, self.client.usage, self.client.prices
         self.stopped = self.client.stopped

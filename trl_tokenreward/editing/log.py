@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import check_same_settings
 from ..utils.jsonl import append_jsonl, read_jsonl
 
 
@@ -40,13 +41,7 @@ class EditLog:
             lines = [{"settings": settings, **more}]
             self.append(*lines)
         else:
-            before = lines[0]["settings"]
-            changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-            if changed:
-                raise ValueError(
-                    f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another "
-                    "output."
-                )
+            check_same_settings(path, lines[0]["settings"], settings)
         self.head, self.lines = lines[0], lines[1:]
 
     def append(self, *lines: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from ..edits.alignment import align_words
 from ..edits.diff import diff_pieces
 from ..utils.chat_endpoint import Prompt
 from ..utils.messages import other_fields
-from ..utils.validation import check_least
+from ..utils.validation import check_least_if_given
 
 
 _CHARACTER = re.compile(r"\r\n|[\s\S]")  # one for each that `line_breaks` leaves
@@ -127,7 +127,7 @@ def read_tasks(dataset: Dataset, limit: int | None = None) -> list[Task]:
         `ValueError`: if there are no rows, or one is malformed or has another format than the first; the error names
         it.
     """
-    check_least(limit=(1 if limit is None else limit, 1))
+    check_least_if_given(limit=(limit, 1))
     if not isinstance(dataset, Dataset) or not len(dataset):
         raise ValueError(f"`dataset` must be a Dataset with rows, got {dataset!r}.")
     _check_format(dataset)

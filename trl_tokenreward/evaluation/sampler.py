@@ -15,7 +15,7 @@ from ..nn.finite import not_finite
 from ..nn.modules import check_loaded, evaluation_mode, max_positions
 from ..nn.unpadding import padded
 from ..ppo.forward import completion_logps
-from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts
+from ..ppo.prompts import DataCollatorForPrompts, Prompts, join, prepare_prompts, real_ids
 from ..ppo.sampling import check_device, generate, uniforms
 from ..utils.validation import check_least, check_tokenizer
 
@@ -130,7 +130,7 @@ class AnswerSampler:
                     pad_token_id=self._pad_token_id,
                 )
                 _check(name, completions.per_token_logps, rows)
-                ids = [row[real.bool()].tolist() for row, real in zip(completions.ids, completions.mask, strict=True)]
+                ids = real_ids(completions.ids, completions.mask)
                 texts = (self._text(row, completion) for row, completion in zip(rows, ids, strict=True))
                 answers += map(Answer, ids, texts, completions.ended.tolist())
         return answers

@@ -32,6 +32,7 @@ from ..utils.statistics import (
     markdown,
     quantiles,
     resampled,
+    write_figures,
 )
 from ..utils.validation import check_least
 from .judges import Judge, plain_numbers
@@ -123,7 +124,7 @@ class WinRate:
         answers = figures.pop("comparisons")
         lines = [json.dumps(json_ready(answer), ensure_ascii=False) + "\n" for answer in answers]
         write_text(folder / "answers.jsonl", "".join(lines))
-        write_text(folder / "figures.json", json.dumps(json_ready(figures), indent=2) + "\n")
+        write_figures(folder / "figures.json", figures)
 
 
 def evaluate_win_rate(

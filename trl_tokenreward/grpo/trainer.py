@@ -23,7 +23,7 @@ from ..ppo.functional import hold_mean_length, mean_length, place_at_last, repea
 from ..ppo.models import check_not_trained, check_vocabularies
 from ..ppo.reward_functions import check_call
 from ..ppo.reward_hacking import RewardHackingCallback
-from ..ppo.rewards import check_ensemble
+from ..ppo.rewards import as_list, check_ensemble
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
 from ..utils.paper import PAPER
 from ..utils.text import distinct
@@ -101,10 +101,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             columns = get_dataset_column_names(train_dataset)
             if "prompt" not in columns:
                 raise ValueError(f"The training data need a column 'prompt'; they have {sorted(columns)}.")
-        rewards = [] if reward_funcs is None else reward_funcs
-        rewards = list(rewards) if isinstance(rewards, (list, tuple)) else [rewards]
+        rewards = [] if reward_funcs is None else as_list(reward_funcs)
         tokenizers = reward_processing_classes
-        tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * max(len(rewards), 1)
+        if not isinstance(tokenizers, (list, tuple)):
+            tokenizers = [tokenizers] * len(rewards)
         if len(tokenizers) != len(rewards) and rewards:
             raise ValueError(f"There are {len(rewards)} `reward_funcs`, but {len(tokenizers)} processing classes.")
         if rewards:
@@ -214,7 +214,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             columns = [name for name in self.train_dataset.column_names or () if name not in _RENAMED]
             columns += [*_FROM_TRL, "environments"] if self.environments is not None else _FROM_TRL
             check_call(source.call, columns)
-            own_signal = _own_settings(self.args, index).get("reward_signal")
+            own_signal = self.args.own_settings(index).get("reward_signal")
             given = source.call, self._tokenizer, None, own_signal, args.reward_density
             source.scorer = CompletionScorer(*given, batch_size)
         source.shaping = args.with_reward_defaults(source.scorer.kind).shaping()
@@ -414,15 +414,9 @@ def _stacked(rows: list[Tensor | None], shape: torch.Size, device: torch.device)
     return stacked
 
 
-def _own_settings(args: FineGrainedGRPOConfig, index: int) -> dict[str, Any]:
-    """The entry of `reward_settings` of a reward; the rewards that environments own have none."""
-    given = args.reward_settings or []
-    return given[index] if index < len(given) else {}
-
-
 def _check_own_settings(args: FineGrainedGRPOConfig, index: int) -> None:
     """Raise a `ValueError` if a reward that gives one number for each completion has settings of its own."""
-    if set(_own_settings(args, index)) - {"reward_signal"}:
+    if set(args.own_settings(index)) - {"reward_signal"}:
         raise ValueError(
             f"`reward_settings[{index}]` has no effect: `reward_funcs[{index}]` gives one reward for each completion, "
             "which is taken as it is."

@@ -21,7 +21,7 @@ from ..edits.alignment import EditAlignment, align_edits, align_words, word_edit
 from ..edits.diff import Piece, diff_pieces
 from ..utils.messages import message_text, messages_text, other_fields
 from ..utils.text import shorten, visible
-from ..utils.validation import check_least, check_share
+from ..utils.validation import check_least_if_given, check_share
 
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "greatest": 1.0}
@@ -139,7 +139,7 @@ def inspect_dataset(
             tokenizer.
     """
     check_share(max_edit_ratio=max_edit_ratio)
-    check_least(max_length=(1 if max_length is None else max_length, 1))
+    check_least_if_given(max_length=(max_length, 1))
     if max_length is not None and tokenizer is None:
         raise ValueError("`max_length` counts tokens, so it needs a tokenizer.")
     dataset = plain_rows(dataset, "inspected")

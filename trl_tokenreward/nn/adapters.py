@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from accelerate.utils import is_peft_model
 from torch import nn
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def check_adapter(model: nn.Module, argument: str) -> None:
@@ -59,3 +64,17 @@ def same_gradients(policy: nn.Module) -> Iterator[None]:
     finally:
         for parameter, requires_grad in required:
             parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def plain_initialisation(config: "PeftConfig") -> Iterator[None]:
+    """Within it, a new adapter of LoRA is initialised as by default, and leaves its base as it is: other ways, such as
+    PiSSA, change the base's weights. Afterwards the configuration says what it said."""
+    init = getattr(config, "init_lora_weights", None)
+    if init is not None:
+        config.init_lora_weights = True
+    try:
+        yield
+    finally:
+        if init is not None:
+            config.init_lora_weights = init

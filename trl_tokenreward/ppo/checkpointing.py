@@ -17,18 +17,18 @@ from .value_head import ValueHead
 VALUE_MODEL_FOLDER = "value_model"
 
 
-class Part(NamedTuple):
-    """A trained model: its name in [`~ppo.forward.PolicyAndValue`], and its folder."""
+class SavedModel(NamedTuple):
+    """A trained model as it is saved: its name in [`~ppo.forward.PolicyAndValue`], and its folder."""
 
     name: str
     model: nn.Module
     folder: str
 
 
-def parts(models: PolicyAndValue, directory: str) -> Iterator[Part]:
+def saved_models(models: PolicyAndValue, directory: str) -> Iterator[SavedModel]:
     """The policy, which lies in the directory itself, and the value model."""
-    yield Part("policy", models.policy, directory)
-    yield Part("value_model", models.value_model, os.path.join(directory, VALUE_MODEL_FOLDER))
+    yield SavedModel("policy", models.policy, directory)
+    yield SavedModel("value_model", models.value_model, os.path.join(directory, VALUE_MODEL_FOLDER))
 
 
 def save_models(models: PolicyAndValue, directory: str, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -42,7 +42,7 @@ def save_models(models: PolicyAndValue, directory: str, state_dict: dict[str, Te
         state_dict (`dict[str, Tensor]`, *optional*):
             Whole weights of both, where the models' own are sharded.
     """
-    for name, model, folder in parts(models, directory):
+    for name, model, folder in saved_models(models, directory):
         own = None
         if state_dict is not None:
             own = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
@@ -55,7 +55,7 @@ def load_models(models: PolicyAndValue, checkpoint: str) -> None:
     Raises:
         ValueError: If the checkpoint lacks one of them.
     """
-    for name, model, folder in parts(models, checkpoint):
+    for name, model, folder in saved_models(models, checkpoint):
         if not os.path.isdir(folder):
             raise ValueError(f"The checkpoint {checkpoint} has no folder {folder} with the {name}.")
         if isinstance(model, ValueHead):

@@ -14,14 +14,14 @@ from ..nn.modules import computes_low
 from .adaptation import AdaptiveState
 from .completion_scorer import RawScores
 from .config import FineGrainedPPOConfig
-from .functional import gae, hold_mean_length, kl_per_token, mean_length, token_level_rewards
+from .functional import gae, hold_mean_length, kl_per_token, mean_length, place_at_last, token_level_rewards
 from .inference import Inference
 from .metrics import sampling_difference
 from .prompts import DataCollator, Prompts, PromptSource, check_room
 from .rewards import Rewards
 from .rollout import Completions, Rollout
 from .sampling import generate, uniforms
-from .schedule import SAMPLING
+from .schedule import SAMPLING, share_of
 from .vllm import VLLMEngine
 
 
@@ -103,7 +103,7 @@ class RolloutCollector:
         """The rollout of update number `update`, whole on every process."""
         self.sync()
         rows = source.rows(update)
-        local = self._local_rows(len(rows))
+        local = share_of(len(rows), self.accelerator)
         rows = [rows[i] for i in local]
         prompts = self.collate(rows)
         numbers = uniforms((SAMPLING, self.args.seed, update), local, self.args.response_length)
@@ -244,8 +244,7 @@ class RolloutCollector:
         args, mask = self.args, completions.mask
         scores = self.rewards.spread(readings.scores, completions.ids, mask)
         if args.missing_eos_penalty is not None:
-            last = (mask.sum(1) - 1).long()
-            scores[torch.arange(len(last)), last] -= args.missing_eos_penalty * ~self._has_eos(completions)
+            scores = scores - place_at_last(args.missing_eos_penalty * ~self._has_eos(completions), mask)
         return scores
 
     def _has_eos(self, completions: Completions) -> Tensor:
@@ -268,11 +267,6 @@ class RolloutCollector:
         logps = self.inference.policy_logps(prompts, completions)
         metrics = {} if self.vllm_engine is None else sampling_difference(completions, logps, self.accelerator)
         return completions._replace(per_token_logps=logps), metrics
-
-    def _local_rows(self, total: int) -> range:
-        """Which of `total` rows are this process's: the process_index-th block."""
-        size = total // self.accelerator.num_processes
-        return range(size * self.accelerator.process_index, size * (self.accelerator.process_index + 1))
 
     def _readers(self) -> dict[str, nn.Module]:
         """The models that read the policy's own tokens, by argument."""

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from ..reward_model.scoring import token_texts
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
+from .prompts import real_ids
 from .rollout import Rollout
 from .trackers import log_to_trackers
 
@@ -66,7 +67,6 @@ class CompletionLog(TrainerCallback):
 
     def collect_rollout(self, update: int, rollout: Rollout) -> None:
         """[`~CompletionLog.collect`] of a rollout of PPO."""
-        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*rollout.prompts, strict=True)]
         series = {
             "scores": rollout.raw_token_scores,
             "rewards": rollout.token_level_rewards,
@@ -74,7 +74,9 @@ class CompletionLog(TrainerCallback):
             "values": rollout.values,
             "advantages": rollout.advantages,
         }
-        self.collect(update, prompts, rollout.completion_ids, rollout.completion_mask, rollout.ended, series)
+        self.collect(
+            update, real_ids(*rollout.prompts), rollout.completion_ids, rollout.completion_mask, rollout.ended, series
+        )
 
     def collect(
         self,

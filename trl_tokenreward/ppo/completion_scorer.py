@@ -31,7 +31,7 @@ from ..reward_model.readout import (
     token_scores,
 )
 from .functional import joint_log_odds, place_at_last, potential_differences, redistribute, shape_scores
-from .prompts import Prompts, join
+from .prompts import Prompts, join, real_ids
 from .reward_functions import RewardFunction, returned_scores, reward_name
 from .reward_settings import RewardKind, check_density
 
@@ -258,7 +258,7 @@ class CompletionScorer:
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
     ) -> tuple[Tensor, Tensor]:
         """Like `_score_ids`, through text, for a reward model with another tokenizer."""
-        tokens = zip(_real(*prompts), _real(completion_ids, completion_mask), strict=True)
+        tokens = zip(real_ids(*prompts), real_ids(completion_ids, completion_mask), strict=True)
         encoded = [self._encode(*ids, row) for ids, row in zip(tokens, rows, strict=True)]
         width = max(len(prompt) for prompt, _, _ in encoded)
         length = max(len(completion) for _, completion, _ in encoded)
@@ -312,9 +312,12 @@ class CompletionScorer:
     def _call_function(
         self, prompts: Prompts, completion_ids: Tensor, completion_mask: Tensor, rows: list[dict[str, Any]]
     ) -> RawScores:
-        ids = _real(completion_ids, completion_mask)
+        ids = real_ids(completion_ids, completion_mask)
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in PROMPT_COLUMNS}
-        texts = [row["prompt"] for row in rows] if "prompt" in rows[0] else self._texts(*prompts)
+        if "prompt" in rows[0]:
+            texts = [row["prompt"] for row in rows]
+        else:
+            texts = [self._decode(i) for i in real_ids(*prompts)]
         completions: list[Any] = [self._decode(i) for i in ids]
         if isinstance(texts[0], list):
             completions = [[{"role": "assistant", "content": text}] for text in completions]
@@ -339,9 +342,6 @@ class CompletionScorer:
 
     def _decode(self, ids: list[int]) -> str:
         return self.processing_class.decode(ids, skip_special_tokens=True)
-
-    def _texts(self, ids: Tensor, mask: Tensor) -> list[str]:
-        return [self._decode(i) for i in _real(ids, mask)]
 
     def _sentence_ends(self, completion_ids: Tensor) -> Tensor:
         """Shape (B, T), 1 for the tokens that end a sentence."""
@@ -375,10 +375,6 @@ def _explained(reward: nn.Module) -> Iterator[None]:
             f"The reward model cannot read a completion: {error}. It has {vocab_size(reward)} embeddings and "
             f"{max_positions(reward)} positions: use its own tokenizer, and shorten prompts or completions."
         ) from error
-
-
-def _real(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
 
 
 def _other_tokenizer(

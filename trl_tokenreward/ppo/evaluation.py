@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 
@@ -17,7 +16,7 @@ from .functional import kl_per_token
 from .prompts import Prompts
 from .rollout import Completions
 from .sampling import uniforms
-from .schedule import EVALUATION
+from .schedule import EVALUATION, share_of
 
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def evaluation_batches(
 def _evaluate_rows(
     collector: RolloutCollector, rows: list[dict[str, Any]], start: int, temperature: float
 ) -> EvaluationBatch:
-    share = _share_of(len(rows), collector.accelerator)
+    share = share_of(len(rows), collector.accelerator)
     counted = len(share)
     local = share or [0]  # all processes have to take part in a forward pass
     rows, numbers = [rows[i] for i in local], [start + i for i in local]
@@ -114,14 +113,6 @@ def _evaluate_rows(
         made = {"a log-probability of `model`": completions.per_token_logps, **made}
     raise_together(not_finite("Evaluation", made, completions.mask, numbers), collector.accelerator)
     return EvaluationBatch(counted, numbers, prompts, completions, readings)
-
-
-def _share_of(number: int, accelerator: Accelerator) -> range:
-    """Which of `number` rows this process has. Not by accelerate's `split_between_processes`: before 1.14 it gave the
-    last row to every process that had none."""
-    size, left = divmod(number, accelerator.num_processes)
-    first = accelerator.process_index * size + min(accelerator.process_index, left)
-    return range(first, first + size + (accelerator.process_index < left))
 
 
 def evaluate(collector: RolloutCollector, dataset: EvalDataset, temperature: float) -> tuple[dict[str, float], int]:

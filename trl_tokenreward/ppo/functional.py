@@ -128,6 +128,89 @@ def redistribute(
     return torch.where(ends, running - before, 0.0)
 
 
+def joint_log_odds(scores: Tensor, owners: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The log-odds that all of several tokens are left as they are, each independently of the others:
+    `logit(prod_i sigmoid(s_i))`, of one token its own score.
+
+    Args:
+        scores (`Tensor`):
+            Shape (B, R): log-odds.
+        owners (`Tensor`):
+            Shape (B, R), integers below `length`: which place gets each of them; -1 for padding.
+        length (`int`):
+            T, how many places there are.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: Shapes (B, T): the log-odds, 0 at places that get none, and how many each gets.
+    """
+    real = owners >= 0
+    places = owners.clamp(min=0)
+    nothing = scores.new_zeros(len(scores), length)
+
+    def collect(values: Tensor) -> Tensor:
+        return nothing.scatter_add(1, places, zero_masked(values, real))
+
+    counts = collect(torch.ones_like(scores))
+    # Below 0, for the log-odds of a certainty are infinite.
+    log_probs = collect(nn.functional.logsigmoid(scores)).clamp(max=-1e-6)
+    joint = log_probs - torch.log(-torch.expm1(log_probs))
+    return torch.where(counts > 1, joint, collect(scores)), counts
+
+
+def shape_scores(
+    scores: Tensor,
+    completion_mask: Tensor,
+    *,
+    signal: str,
+    log_sigmoid: bool = False,
+    scale: float = 1.0,
+    center: bool = False,
+    clip: float | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Take the log-sigmoid of raw scores, scale, centre and clip them, in this order.
+
+    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all
+    real tokens of the batch. A token score is the log-odds that an annotator leaves the token unchanged. Its
+    log-sigmoid is the log-probability, and the sum over a completion is the log-probability that no token is changed:
+    bad tokens cost as much as before, and very good ones no longer pay for them. `signal="sequence_score"` shapes each
+    row's sum and puts the difference on its last token, so potential differences stay as they are.
+
+    Args:
+        scores (`Tensor`):
+            Shape (B, T): the whole batch's, of all processes.
+        completion_mask (`Tensor`):
+            Shape (B, T).
+        counts (`Tensor`, *optional*):
+            Shape (B, T): how many tokens of the reward model each score is of, where it has another tokenizer (see
+            [`joint_log_odds`]). A score of none is no score: its log-sigmoid is 0. The mean is that of a reward model's
+            token, and is taken off as often. Defaults to 1 for each real token.
+
+    Returns:
+        `Tensor`: Shape (B, T).
+    """
+    if counts is None:
+        counts = completion_mask
+    check_shapes("counts", counts, "scores", scores)
+    counts = counts * completion_mask
+    if log_sigmoid:
+        if signal == "sequence_score":
+            raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
+        scores = zero_masked(nn.functional.logsigmoid(scores), counts)
+    scores = scale * scores
+    if signal == "token_scores":
+        if center:
+            scores = scores - counts * (masked_sum(scores, completion_mask) / counts.sum().clamp(min=1))
+        if clip is not None:
+            scores = scores.clamp(-clip, clip)
+        return scores
+    totals = (scores * completion_mask).sum(1)
+    shaped = totals - totals.mean() if center else totals
+    if clip is not None:
+        shaped = shaped.clamp(-clip, clip)
+    return scores + place_at_last(shaped - totals, completion_mask)
+
+
 def kl_per_token(per_token_logps: Tensor, ref_per_token_logps: Tensor, estimator: str) -> Tensor:
     """Estimates of KL(policy || reference) at each token of samples from the policy (Schulman, 2020), shape (B, T).
 
@@ -262,8 +345,8 @@ def hold_mean_length(advantages: Tensor, completion_mask: Tensor, target: float)
     """Advantages that keep the mean length of completions, or bring it back to a target.
 
     Summed rewards depend on the length: short completions have fewer bad tokens and a smaller KL penalty, long ones
-    collect more good tokens. So the advantages A_t lose their component along the
-    advantages of length, L_t of [`length_advantages`], and get one that grows with the distance from the target,
+    collect more good tokens. So the advantages A_t lose their component along the advantages of length, L_t of
+    [`length_advantages`], and get one that grows with the distance from the target,
 
         A_t <- A_t + b L_t,   b = 3 e std(A) / std(L) - sum_t A_t L_t / sum_t L_t^2,
         e = clip((target - mean length) / target, -0.3, 0.3).
@@ -304,9 +387,10 @@ def policy_losses(
 
         ratio_t = exp(logp_t - old_logp_t),   loss_t = max(-A_t ratio_t, -A_t clip(ratio_t, 1 - c, 1 + c))
 
+    All of one shape: in training (N,), the completion tokens of a group of rows.
+
     Returns:
-        `tuple[Tensor, Tensor, Tensor]`: The losses, whether the clipped side was the larger, and the ratios, of shape
-        (B, T).
+        `tuple[Tensor, Tensor, Tensor]`: The losses, whether the clipped side was the larger, and the ratios.
     """
     check_shapes("old_per_token_logps", old_per_token_logps, "per_token_logps", per_token_logps)
     check_shapes("advantages", advantages, "per_token_logps", per_token_logps)
@@ -321,94 +405,13 @@ def value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cliprange_
 
         loss_t = max((V_t - R_t)^2, (clip(V_t, V_old - c, V_old + c) - R_t)^2) / 2
 
+    All of one shape, as for [`policy_losses`].
+
     Returns:
-        `tuple[Tensor, Tensor]`: The losses and whether the clipped side was the larger, of shape (B, T).
+        `tuple[Tensor, Tensor]`: The losses and whether the clipped side was the larger.
     """
     check_shapes("old_values", old_values, "values", values)
     check_shapes("returns", returns, "values", values)
     unclipped = (values - returns).square()
     clipped = (values.clamp(old_values - cliprange_value, old_values + cliprange_value) - returns).square()
     return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped
-
-
-def joint_log_odds(scores: Tensor, owners: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The log-odds that all of several tokens are left as they are, each independently of the others:
-    `logit(prod_i sigmoid(s_i))`, of one token its own score.
-
-    Args:
-        scores (`Tensor`):
-            Shape (B, R): log-odds.
-        owners (`Tensor`):
-            Shape (B, R), integers below `length`: which place gets each of them; -1 for padding.
-        length (`int`):
-            T, how many places there are.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: Shapes (B, T): the log-odds, 0 at places that get none, and how many each gets.
-    """
-    real = owners >= 0
-    places = owners.clamp(min=0)
-    nothing = scores.new_zeros(len(scores), length)
-
-    def collect(values: Tensor) -> Tensor:
-        return nothing.scatter_add(1, places, zero_masked(values, real))
-
-    counts = collect(torch.ones_like(scores))
-    # Below 0, for the log-odds of a certainty are infinite.
-    log_probs = collect(nn.functional.logsigmoid(scores)).clamp(max=-1e-6)
-    joint = log_probs - torch.log(-torch.expm1(log_probs))
-    return torch.where(counts > 1, joint, collect(scores)), counts
-
-
-def shape_scores(
-    scores: Tensor,
-    completion_mask: Tensor,
-    *,
-    signal: str,
-    log_sigmoid: bool = False,
-    scale: float = 1.0,
-    center: bool = False,
-    clip: float | None = None,
-    counts: Tensor | None = None,
-) -> Tensor:
-    """Take the log-sigmoid of raw scores, scale, centre and clip them, in this order.
-
-    `signal="token_scores"` treats each token's score by itself: `s <- clip(scale * s - mean)`, with the mean over all
-    real tokens of the batch. A token score is the log-odds that an annotator leaves the token unchanged. Its
-    log-sigmoid is the log-probability, and the sum over a completion is the log-probability that no token is changed:
-    bad tokens cost as much as before, and very good ones no longer pay for them. `signal="sequence_score"` shapes each
-    row's sum and puts the difference on its last token, so potential differences stay as they are.
-
-    Args:
-        scores (`Tensor`):
-            Shape (B, T): the whole batch's, of all processes.
-        completion_mask (`Tensor`):
-            Shape (B, T).
-        counts (`Tensor`, *optional*):
-            Shape (B, T): how many tokens of the reward model each score is of, where it has another tokenizer (see
-            [`joint_log_odds`]). A score of none is no score: its log-sigmoid is 0. The mean is that of a reward model's
-            token, and is taken off as often. Defaults to 1 for each real token.
-
-    Returns:
-        `Tensor`: Shape (B, T).
-    """
-    if counts is None:
-        counts = completion_mask
-    check_shapes("counts", counts, "scores", scores)
-    counts = counts * completion_mask
-    if log_sigmoid:
-        if signal == "sequence_score":
-            raise ValueError("`log_sigmoid` has no effect on a sequence score, which is not the log-odds of a token.")
-        scores = zero_masked(nn.functional.logsigmoid(scores), counts)
-    scores = scale * scores
-    if signal == "token_scores":
-        if center:
-            scores = scores - counts * (masked_sum(scores, completion_mask) / counts.sum().clamp(min=1))
-        if clip is not None:
-            scores = scores.clamp(-clip, clip)
-        return scores
-    totals = (scores * completion_mask).sum(1)
-    shaped = totals - totals.mean() if center else totals
-    if clip is not None:
-        shaped = shaped.clamp(-clip, clip)
-    return scores + place_at_last(shaped - totals, completion_mask)

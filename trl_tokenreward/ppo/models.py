@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 from .._trl import disable_dropout_in_model
-from ..nn.adapters import check_adapter, require_something_to_train, same_gradients
+from ..nn.adapters import check_adapter, plain_initialisation, require_something_to_train, same_gradients
 from ..nn.modules import check_loaded, check_own_forward, independent_copy, left_out, vocab_size, without_peft
 from ..nn.precision import widen
 from ..nn.sharding import copied, will_shard
@@ -286,10 +286,7 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
         )
     trained = policy.active_adapters[0]
     config = copy.deepcopy(policy.peft_config[trained])
-    init = getattr(config, "init_lora_weights", None)
-    if init is not None:
-        config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
-    with same_gradients(policy):
+    with same_gradients(policy), plain_initialisation(config):  # the base's weights were changed for the first adapter
         try:
             policy.add_adapter(name, config)
         except ValueError as error:
@@ -297,8 +294,6 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
                 f"The adapter {trained!r} of `model` cannot be copied as the reference ({error}) Pass a `ref_model`."
             ) from error
         policy.set_adapter(trained)
-    if init is not None:
-        config.init_lora_weights = init
     tensors = dict(chain(policy.named_parameters(), policy.named_buffers()))
     for tensor_name, tensor in tensors.items():
         before, found, after = f".{tensor_name}.".rpartition(f".{trained}.")

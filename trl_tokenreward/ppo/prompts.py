@@ -44,6 +44,11 @@ def join(
     return torch.cat([prompts.ids, completion_ids], dim=1), torch.cat([prompts.mask, completion_mask], dim=1)
 
 
+def real_ids(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    """The token ids of each row, without padding. Both tensors have the shape (B, L); the mask is 1 for real tokens."""
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
 def check_room(length: int, which: str, readers: Mapping[str, nn.Module], remedy: str, **most_new: int) -> None:
     """Check that models have positions for a prompt and the longest completion.
 

@@ -117,9 +117,14 @@ class RewardSettings:
                 Its place among the rewards.
         """
         settings = copy.copy(self)
-        if self.reward_settings is not None and index < len(self.reward_settings):  # environments own rewards too
-            vars(settings).update(self.reward_settings[index])
+        vars(settings).update(self.own_settings(index))
         return settings
+
+    def own_settings(self, index: int) -> dict[str, Any]:
+        """What one of the rewards has for itself: its entry of `reward_settings`, empty where it has none. The rewards
+        that environments own have none."""
+        given = self.reward_settings or []
+        return given[index] if index < len(given) else {}
 
     def shaping(self) -> dict[str, Any]:
         """How token scores are shaped, of settings with their defaults: arguments of

@@ -50,11 +50,11 @@ def log_to_trackers(callbacks: Iterable[TrainerCallback], rows: Sequence[ScoredR
         if log is None:
             continue
         if table is None:
-            table, image = completion_table(rows), _image(rows)
+            table, image = completion_columns(rows), _image(rows)
         log(callback, table, image, step)
 
 
-def completion_table(rows: Sequence[ScoredRow]) -> dict[str, list[Any]]:
+def completion_columns(rows: Sequence[ScoredRow]) -> dict[str, list[Any]]:
     """Columns of a table of completions: `prompt`, `completion`, the numbers of the whole, the mean of every series,
     and the tokens with their scores."""
     table: dict[str, list[Any]] = {}

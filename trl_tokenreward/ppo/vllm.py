@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .._trl import load_vllm_generation, pad
 from .config import FineGrainedPPOConfig
-from .prompts import Prompts
+from .prompts import Prompts, real_ids
 from .rollout import Completions
 
 
@@ -125,7 +125,7 @@ class VLLMEngine:
             ValueError: Where a prompt and its completion do not fit in `vllm_max_model_length`.
             RuntimeError: Where vLLM cut off a completion.
         """
-        rows = [ids[mask.bool()].tolist() for ids, mask in zip(*prompts, strict=True)]
+        rows = real_ids(*prompts)
         longest = max(map(len, rows)) + self.response_length
         if self.max_model_length is not None and longest > self.max_model_length:
             raise ValueError(

@@ -1,6 +1,5 @@
 """Evaluates a token reward model on held-out rows: accuracy, AUROC, calibration and span F1 of token scores."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,16 +20,15 @@ from ..data.vocabulary import check_ids
 from ..nn.finite import not_finite
 from ..nn.modules import evaluation_mode, max_positions, vocab_size, without_peft
 from ..nn.unpadding import groups_by_length
-from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
     check_bootstrap,
     estimate,
-    json_ready,
     markdown,
     ratio,
     resampled,
+    write_figures,
 )
 from ..utils.validation import check_least, check_tokenizer
 from .character_scores import MarkedText, SpanThreshold, best_span_threshold, character_f1, marked_text
@@ -161,8 +159,7 @@ class TokenRewardReport:
 
     def save(self, path: str | Path) -> None:
         """Write the figures to a JSON file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(path), json.dumps(json_ready(asdict(self)), indent=2) + "\n")
+        write_figures(Path(path), asdict(self))
 
 
 class _Tokens(NamedTuple):
@@ -262,25 +259,19 @@ def evaluate_token_rewards(
     with_sequences = is_pair * without_peft(model).sequence_head_is_trained
     with_spans = marked * (span_threshold is not None)
     _, rank = np.unique(-rejected.score, return_inverse=True)
-    samples = np.array(
-        [
-            (
-                ratio(n @ (with_sequences * won), n @ with_sequences),
-                ratio(n @ wins, n @ pairs),
-                auroc_of_ranks(rank, rejected.edited, n[rejected.row]),
-                ratio(float(n @ f1), float(n @ with_spans)),
-            )
-            for n in resampled(len(table), seed, resamples)
+
+    def figures(counts: np.ndarray) -> list[float]:
+        return [
+            ratio(counts @ (with_sequences * won), counts @ with_sequences),
+            ratio(counts @ wins, counts @ pairs),
+            auroc_of_ranks(rank, rejected.edited, counts[rejected.row]),
+            ratio(float(counts @ f1), float(counts @ with_spans)),
         ]
-    )
-    values = (
-        ratio(float(with_sequences @ won), float(with_sequences.sum())),
-        ratio(wins.sum(), pairs.sum()),
-        _auroc(-rejected.score, rejected.edited),
-        ratio(f1.sum(), with_spans.sum()),
-    )
+
+    values = figures(np.ones(len(table), dtype=int))
     # A sample may have drawn no row with an edit, where there are few.
-    figures = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
+    samples = np.array([figures(counts) for counts in resampled(len(table), seed, resamples)])
+    estimates = [estimate(value, column, level) for value, column in zip(values, samples.T, strict=True)]
 
     # Of pairs, whose edited-in tokens are right. In rows of one side all edited tokens are wrong.
     of_pairs = [side.score[side.edited & (is_pair[side.row] > 0)] for side in (chosen, rejected)]
@@ -291,10 +282,10 @@ def evaluate_token_rewards(
         rows=len(table),
         dropped=dropped.counts(),
         pairs=int(is_pair.sum()),
-        sequence_accuracy=figures[0],
-        token_accuracy=figures[1],
-        token_auroc=figures[2],
-        span_f1=figures[3],
+        sequence_accuracy=estimates[0],
+        token_accuracy=estimates[1],
+        token_auroc=estimates[2],
+        span_f1=estimates[3],
         span_threshold=span_threshold,
         best_span_threshold=best_span_threshold([text for text in texts if text is not None]),
         rows_with_spans=int(marked.sum()),

@@ -20,7 +20,7 @@ from ..data.annotation_tools.predictions import (
 )
 from ..data.formats import plain_rows
 from ..utils.files import check_writable, new_path, write_text
-from ..utils.validation import check_least
+from ..utils.validation import check_least, check_least_if_given
 from .implicit import ImplicitReward
 from .scoring import TokenScorer, as_pair
 from .text_scores import TextScores
@@ -104,7 +104,8 @@ def export_scores(
         raise TypeError(f"Spans are made of the scores of a TokenRewardModel, but {scorer.name} has implicit rewards.")
     if scorer.signal != "token_scores":
         raise ValueError(f"Spans are made of token scores, but the signal of {scorer.name} is {scorer.signal!r}.")
-    check_least(batch_size=(batch_size, 1), **({} if limit is None else {"limit": (limit, 1)}))
+    check_least(batch_size=(batch_size, 1))
+    check_least_if_given(limit=(limit, 1))
     rows = plain_rows(dataset, "exported") if isinstance(dataset, (Dataset, IterableDataset)) else dataset
     pairs = [_text(row, index) for index, row in enumerate(islice(iter(rows), limit))]
     prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]

@@ -9,7 +9,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..nn.adapters import check_adapter
+from ..nn.adapters import check_adapter, plain_initialisation
 from ..nn.modules import backbone_of, left_out
 from ..nn.precision import warn_of_narrow_weights
 from ..nn.sharding import is_zero3
@@ -78,12 +78,8 @@ def _with_adapter_moved(model: "PeftModel") -> "PeftModel":
     prefix = next(f"{name}." for name, module in base.named_modules() if module is backbone)
     token_reward_model = TokenRewardModel.from_backbone(base, copy=False)
     config = with_trained_heads(config, token_reward_model)
-    init = getattr(config, "init_lora_weights", None)
-    if init is not None:
-        config.init_lora_weights = True  # others, such as PiSSA, would change the base model's weights once more
-    moved = get_peft_model(token_reward_model, config, adapter_name=name)
-    if init is not None:
-        config.init_lora_weights = init
+    with plain_initialisation(config):  # the base model's weights were changed when the adapter was made
+        moved = get_peft_model(token_reward_model, config, adapter_name=name)
     root = "base_model.model."
     state = {key.replace(root + prefix, f"{root}model.", 1): tensor for key, tensor in state.items()}
     new_state = get_peft_model_state_dict(moved, adapter_name=name, save_embedding_layers=False)

@@ -99,14 +99,14 @@ class LearningAlarm:
 
     WINDOW = (0.06, 0.1)
     LOWEST = 0.6
-    LEAST_PAIRS = 32
+    LEAST_ROWS = 32
 
     def __init__(self, num_steps: int):
         self.first, self.last = (math.ceil(share * num_steps) for share in self.WINDOW)
         self._aurocs: list[float] = []
-        self._pairs = 0
+        self._rows = 0
 
-    def add(self, step: int, auroc: float, pairs: int) -> float | None:
+    def add(self, step: int, auroc: float, rows: int) -> float | None:
         """Add a training batch.
 
         Args:
@@ -114,19 +114,19 @@ class LearningAlarm:
                 Optimizer steps before it.
             auroc (`float`):
                 AUROC of its wrong tokens, NaN if it has no wrong or no other tokens.
-            pairs (`int`):
-                Its pairs.
+            rows (`int`):
+                Its rows.
 
         Returns:
             `float` or `None`: The mean AUROC, once, when it shows that the scores do not learn.
         """
         if self.first <= step < self.last and not math.isnan(auroc):
             self._aurocs.append(auroc)
-            self._pairs += pairs
-        if step < self.last or self._pairs < self.LEAST_PAIRS:
+            self._rows += rows
+        if step < self.last or self._rows < self.LEAST_ROWS:
             return None
         mean = sum(self._aurocs) / len(self._aurocs)
-        self._pairs = 0
+        self._rows = 0
         return mean if mean < self.LOWEST else None
 
 
@@ -134,10 +134,10 @@ class WeightedMeans:
     """Means over several batches together: those of the batches, weighted by what they are means over."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, tuple[float, float]] = {}
 
-    def add(self, name: str, mean: float, count: int) -> None:
-        """Adds a batch's mean over `count` pairs or tokens. A mean over nothing is 0."""
+    def add(self, name: str, mean: float, count: float) -> None:
+        """Adds a batch's mean over `count` pairs, or tokens by their weights. A mean over nothing is 0."""
         total, counted = self._sums.get(name, (0.0, 0))
         self._sums[name] = total + mean * count, counted + count
 
@@ -170,7 +170,7 @@ class TokenStatistics:
         self._aurocs: list[float] = []
 
     def add(self, scores: torch.Tensor, edited: torch.Tensor, unchanged: torch.Tensor) -> float:
-        """Adds a batch of B pairs; all have the shape (B, 2, L), chosen before rejected.
+        """Adds a batch of B rows; all have the shape (B, 2, L), chosen before rejected.
 
         Returns:
             `float`: The batch's own AUROC of wrong tokens; NaN if there is none, or if AUROCs are pooled.

@@ -7,6 +7,7 @@ training run. They are displayed on a terminal and in a notebook, and [`ScoredRo
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from ..data.preprocessing import RowPreparer, prepared_sides
 from ..nn.modules import max_positions, without_peft
 from ..utils.loading import load_tokenizer, loading
 from ..utils.text import distinct, unicode_problem
-from ..utils.validation import check_least, check_tokenizer
+from ..utils.validation import check_least, check_least_if_given, check_tokenizer
 from ..views.scored_rows import ScoredRows
 from ..views.scored_text import ScoredRow, ScoredText
 from .configuration import TokenRewardModelConfig
@@ -196,15 +197,12 @@ def score_dataset(
     """
     if not scorers:
         raise ValueError("`score_dataset` needs a TokenScorer to score with.")
-    given = {"limit": limit, "max_length": max_length, "batch_size": batch_size}
-    check_least(**{name: (value, 1) for name, value in given.items() if value is not None})
-    total: int | None
+    check_least(batch_size=(batch_size, 1))
+    check_least_if_given(limit=(limit, 1), max_length=(max_length, 1))
+    size = len(dataset) if isinstance(dataset, (Dataset, Sequence)) else None
+    total = min((most for most in (size, limit) if most is not None), default=None)
     if isinstance(dataset, Dataset):
-        total = len(dataset)
         dataset = plain_rows(dataset, "scored")
-    else:
-        total = len(dataset) if isinstance(dataset, Sequence) else None
-    total = limit if total is None or limit is not None and limit < total else total
     readers = [_Reader(scorer, max_length) for scorer in scorers]
     names = distinct([scorer.name for scorer in scorers])
     indexed = enumerate(islice(iter(dataset), limit))
@@ -347,10 +345,8 @@ def _scored_texts(scorer: TokenScorer, rows: Sequence[_Row], batch_size: int) ->
 
 
 def _named(text: ScoredText, model: str) -> ScoredText:
-    if not model:
-        return text
-    name = f"{text.name}, {model}" if text.name else model
-    return ScoredText(text.tokens, text.series, name, text.numbers, text.edited, text.edit)
+    """The text, told from others of its row by its side and, unless that is `""`, its model."""
+    return replace(text, name=", ".join(filter(None, (text.name, model))))
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()) -> list[str]:

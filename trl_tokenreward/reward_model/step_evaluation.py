@@ -1,6 +1,5 @@
 """Evaluates a process reward model on held-out solutions: metrics of steps, and of the first wrong one."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,17 +28,16 @@ from ..data.preprocessing import completion_tokens
 from ..data.steps import read_steps
 from ..data.tokens import TextTokenizer
 from ..nn.modules import max_positions, without_peft
-from ..utils.files import write_text
 from ..utils.statistics import (
     Estimate,
     auroc_of_ranks,
     best_threshold,
     check_bootstrap,
     estimate,
-    json_ready,
     markdown,
     ratio,
     resampled,
+    write_figures,
 )
 from ..utils.validation import check_least, check_tokenizer
 from .modeling import TokenRewardModel
@@ -165,8 +163,7 @@ class StepReport:
 
     def save(self, path: str | Path) -> None:
         """Write the figures to a JSON file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(path), json.dumps(json_ready(asdict(self)), indent=2) + "\n")
+        write_figures(Path(path), asdict(self))
 
 
 def evaluate_steps(

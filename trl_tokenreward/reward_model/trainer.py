@@ -576,9 +576,8 @@ def _check_sides(dataset: Dataset | IterableDataset, args: TokenRewardConfig) ->
             f"{_ONE_SIDE} with `unchanged_token_weight=0` the only tokens that they train are wrong, and the model "
             "would call all wrong. Give a weight, or rows with two sides."
         )
-    defaults = {name: field.default for name, field in TokenRewardConfig.__dataclass_fields__.items()}
     for name in ("center_rewards_coefficient", "max_edit_ratio", "use_anchors", "sequence_loss_weight"):
-        if getattr(args, name) not in (defaults[name], 0):
+        if getattr(args, name) not in (getattr(TokenRewardConfig, name), 0):
             raise ValueError(f"{_ONE_SIDE} `{name}` has no effect on a training set without pairs.")
     return False
 

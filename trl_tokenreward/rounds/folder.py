@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import check_own_folder, write_text
+from ..utils.files import check_own_folder, check_same_settings, write_text
 from ..utils.jsonl import parse_json
 
 
@@ -42,13 +42,7 @@ class RoundFolder:
             self._record = {"settings": settings}
             return
         self._record = _read(self._file)
-        before = self._record["settings"]
-        changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-        if changed:
-            raise ValueError(
-                f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another "
-                "output."
-            )
+        check_same_settings(path, self._record["settings"], settings)
 
     @property
     def figures(self) -> dict[str, Any]:

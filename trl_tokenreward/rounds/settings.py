@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ..ppo.config import FineGrainedPPOConfig
 from ..ppo.reward_settings import check_choice
 from ..reward_model.config import TokenRewardConfig
-from ..utils.validation import check_fields, check_least
+from ..utils.validation import check_fields, check_least_if_given
 
 
 # What the rounds decide themselves, with the values that say nothing.
@@ -86,7 +86,7 @@ class RoundConfig:
                 )
             if config.distributed_state.num_processes > 1:
                 raise ValueError("Rounds run in one process: do not launch them with several.")
-        check_least(num_prompts=(1 if self.num_prompts is None else self.num_prompts, 1))
+        check_least_if_given(num_prompts=(self.num_prompts, 1))
         if not 0 <= self.replay <= 1:
             raise ValueError(f"`replay` is a share of the earlier pairs, from 0 to 1, not {self.replay}.")
         check_choice("reference", self.reference, ("first", "current"))

@@ -2,9 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -37,6 +38,15 @@ def check_own_folder(folder: Path, *names: str) -> None:
     others = {path.name for path in folder.iterdir()} - own if folder.exists() else set()
     if others and not others & {*names}:
         raise ValueError(f"`output` is a folder with other things in it, {folder}: name a new one.")
+
+
+def check_same_settings(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises a `ValueError`, which names them, if what was begun at `path` had other settings."""
+    changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+    if changed:
+        raise ValueError(
+            f"{path} was begun with other settings ({', '.join(changed)}). Go on with those, or name another output."
+        )
 
 
 def check_writable(path: Path) -> None:

@@ -5,9 +5,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .files import write_text
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,12 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray:
 def json_ready(value: Any) -> Any:
     """JSON has no NaN; it becomes null."""
     return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
+def write_figures(path: Path, figures: Any) -> None:
+    """Writes figures to a JSON file, whose folder is made if there is none; NaN becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(json_ready(figures), indent=2) + "\n")
 
 
 def markdown(corner: str, columns: str, rows: dict[str, Any]) -> str:

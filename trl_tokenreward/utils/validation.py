@@ -33,6 +33,11 @@ def check_least(**arguments: tuple[float, float]) -> None:
             raise ValueError(f"`{name}` must be {number}at least {minimum}, got {value}.")
 
 
+def check_least_if_given(**arguments: tuple[float | None, float]) -> None:
+    """[`check_least`] of those arguments that are not `None`."""
+    check_least(**{name: (value, minimum) for name, (value, minimum) in arguments.items() if value is not None})
+
+
 def check_positive(**arguments: float) -> None:
     """Raises a `ValueError` if an argument is not above 0, or no finite number."""
     for name, value in arguments.items():

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from ...utils.validation import get_value
+from ..spans import spans_of_places
 from .offsets import CODE_POINTS, OFFSETS, Mark, read_offsets
 
 
@@ -269,7 +269,6 @@ def _majority(read: Iterable[_Marked | str]) -> Iterator[_Marked | str]:
         for answer in answers:
             for place in {place for start, end, _ in answer.spans or [] for place in range(start, end)}:
                 votes[place] += 1
-        runs = groupby(range(len(votes)), key=lambda place: 2 * votes[place] > len(answers))
-        wrong = [[*run] for is_wrong, run in runs if is_wrong]
-        yield answers[0]._replace(spans=[(run[0], run[-1] + 1, None) for run in wrong])
+        wrong = spans_of_places(place for place, count in enumerate(votes) if 2 * count > len(answers))
+        yield answers[0]._replace(spans=[(start, end, None) for start, end in wrong])
         yield from ["joined with another annotation of the same text"] * (len(answers) - 1)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from ..spans import without_white_space
+
 
 class Predicted(NamedTuple):
     """A span `text[start:end]` that may be wrong, and the lowest score of its tokens."""
@@ -64,13 +66,11 @@ def low_spans(
             start, end, score = before.start, max(end, before.end), min(score, before.score)
         runs.append(Predicted(start, end, score))
         last = token
-    trimmed = []
-    for start, end, score in runs:
-        marked = text[start:end]
-        if word := marked.strip():
-            start += len(marked) - len(marked.lstrip())
-            trimmed.append(Predicted(start, start + len(word), score))
-    return trimmed
+    return [
+        Predicted(*without_white_space(text, start, end), score)
+        for start, end, score in runs
+        if text[start:end].strip()
+    ]
 
 
 def _confidence(score: float) -> float:
