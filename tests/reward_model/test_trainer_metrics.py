@@ -17,7 +17,7 @@ from tiny import causal_lm, sequence_classifier
 from tiny import tokenizer as make_tokenizer
 from trl_tokenreward import TokenRewardModel
 from trl_tokenreward.data.formats import SIDES
-from trl_tokenreward.reward_model.metrics import token_auroc
+from trl_tokenreward.reward_model.metrics import WeightedMeans, token_auroc
 
 
 class TestMetrics:
@@ -213,3 +213,12 @@ class TestMetrics:
         keys += ["eval_accuracy", "eval_margin", "eval_mean_reward"]
         for key in keys:
             assert together[key] == pytest.approx(alone[key], abs=1e-5), key
+
+
+@pytest.mark.any_trl
+def test_means_over_less_than_one_token_by_its_weight():
+    means = WeightedMeans()
+    means.add("loss/token", 2.0, 0.125)
+    means.add("loss/token", 1.0, 0.375)
+    means.add("loss/unchanged", 0.0, 0.0)
+    assert means.means() == {"loss/token": 1.25, "loss/unchanged": 0.0}

@@ -5,8 +5,8 @@ from typing import Literal
 
 from trl import GRPOConfig, GRPOTrainer
 
-from ..ppo.reward_settings import OF_ONE_REWARD, RewardSettings, check_choice
-from ..utils.validation import check_fields
+from ..ppo.reward_settings import OF_ONE_REWARD, RewardSettings
+from ..utils.validation import check_choice, check_fields
 
 
 # What spreads and shapes token rewards, and has no effect on one reward for each completion.

@@ -1,3 +1,5 @@
+"""Configuration of [`FineGrainedPPOTrainer`]."""
+
 import copy
 import math
 from collections.abc import Sequence
@@ -7,8 +9,8 @@ from typing import Any, Self
 from transformers.utils import logging
 
 from .._trl import PPOConfig
-from ..utils.validation import check_fields, check_least
-from .reward_settings import RewardKind, RewardSettings, check_choice
+from ..utils.validation import check_choice, check_fields, check_least
+from .reward_settings import RewardKind, RewardSettings
 
 
 logger = logging.get_logger(__name__)
@@ -340,16 +342,14 @@ class FineGrainedPPOConfig(RewardSettings, PPOConfig):
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        optional = "max_prompt_length", "total_episodes", "missing_eos_penalty"
-        for name in (*optional, "kl_target"):
+        for name in ("max_prompt_length", "total_episodes", "missing_eos_penalty", "kl_target"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if self.eval_temperature is not None and self.eval_temperature < 0:
             raise ValueError(f"`eval_temperature` must not be negative, got {self.eval_temperature}.")
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("Set `stop_token` or `stop_token_id`, not both.")
-        has_stop_token = self.has_stop_token
-        if self.hold_length and not has_stop_token:
+        if self.hold_length and not self.has_stop_token:
             raise ValueError(
                 "`hold_length` has no effect without a stop token, for then every completion has `response_length` "
                 "tokens: set `stop_token='eos'` or `stop_token_id`."

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from ..utils.validation import check_fields
+from ..utils.validation import check_choice, check_fields
 
 
 # `"log_odds"`: a reward model's scores of tokens, the log-odds that an annotator leaves a token unchanged.
@@ -256,9 +256,3 @@ def check_density(signal: str | None, density: str | None) -> None:
 def _are_finite_numbers(values: Any) -> bool:
     is_list = isinstance(values, list | tuple)
     return is_list and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raise a `ValueError` unless a setting has one of the values that it may have."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")

@@ -142,7 +142,8 @@ class WeightedMeans:
         self._sums[name] = total + mean * count, counted + count
 
     def means(self) -> dict[str, float]:
-        return {name: total / max(count, 1) for name, (total, count) in self._sums.items()}
+        # Counts of tokens by their weights may be below 1.
+        return {name: total / count if count else 0.0 for name, (total, count) in self._sums.items()}
 
     def pop(self) -> dict[str, float]:
         """Returns the means, and resets."""

@@ -5,9 +5,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from ..ppo.config import FineGrainedPPOConfig
-from ..ppo.reward_settings import check_choice
 from ..reward_model.config import TokenRewardConfig
-from ..utils.validation import check_fields, check_least_if_given
+from ..utils.validation import check_choice, check_fields, check_least_if_given
 
 
 # What the rounds decide themselves, with the values that say nothing.

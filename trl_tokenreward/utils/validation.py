@@ -52,6 +52,12 @@ def check_share(**arguments: float | None) -> None:
             raise ValueError(f"`{name}` must be above 0 and at most 1, got {value}.")
 
 
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Raises a `ValueError` unless a setting has one of the values that it may have."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
 def check_fields(config: Any) -> None:
     """Check the values of a configuration, a dataclass, against the types of its fields, before one is compared.
 
