@@ -182,6 +182,8 @@ def test_columns_of_csv_are_texts(tmp_path):
         {"prompt": "q", "chosen": "a b c", "rejected": 'a "b", c', "rejected_spans": [[2, 5]]},
         {"prompt": "", "chosen": "NA", "rejected": "42", "rejected_spans": []},
     ]
+    empty = import_dataset("columns", write(tmp_path / "f.csv", CSV.replace("[]", "")), columns=names).dataset
+    assert empty["rejected_spans"][:] == [[[2, 5]], None]  # nobody marked it, which is not that all is right
     without = import_dataset("columns", tmp_path / "e.csv", columns=NAMES).dataset
     assert without[0] == {"prompt": "", "chosen": "a b c", "rejected": 'a "b", c'}
 
@@ -218,6 +220,9 @@ def test_severities_of_spans_are_kept():
     names = {**NAMES, "spans": "wrong"}
     dataset = import_dataset("columns", Dataset.from_list(rows), columns=names).dataset
     assert dataset["rejected_spans"][:] == [[mild], [severe, mild], []]
+    rows += [{**GOOD, "wrong": None}]
+    dataset = import_dataset("columns", Dataset.from_list(rows), columns=names).dataset
+    assert dataset["rejected_spans"][:] == [[mild], [severe, mild], [], None]
     prepared, _ = prepare_dataset(dataset, tiny.tokenizer())
     assert max(prepared[1]["rejected_token_weights"]) == 5
     rows = [{**GOOD, "wrong": [mild]}]  # without a severity, they are as always
@@ -228,7 +233,7 @@ def test_severities_of_spans_are_kept():
     ("row", "message"),
     [
         ({**GOOD, "after": None}, "Row 1 of .*: `after` must be a text, but is None"),
-        ({**GOOD, "wrong": None}, "Row 1 of .*: spans must be a list.*but are None"),
+        ({**GOOD, "wrong": 5}, "Row 1 of .*: spans must be a list.*but are 5"),
         ({**GOOD, "wrong": [[5, 9]]}, r"Row 1 of .*: the span \[5, 9\) must lie within the 8 characters"),
         ({**GOOD, "wrong": [{"start": 0, "end": 3, "severity": 0}]}, "Row 1 of .*: the `severity` of a span must be"),
         ({**GOOD, "wrong": [[5]]}, r"Row 1 of .*: a span is \[start, end\].*one is \[5\]"),

@@ -248,7 +248,7 @@ def _features(rows: list[Row], name: str) -> "Features":
             kinds[column] = messages if types == {list} else Value("string")
     for column in ("rejected_spans", "completion_spans"):
         if column in rows[0]:
-            kinds[column] = List(_span_kind([span for row in rows for span in row[column]]))
+            kinds[column] = List(_span_kind([span for row in rows for span in row[column] or ()]))
     if "completion_judged" in rows[0]:
         kinds["completion_judged"] = List(List(Value("int64")))
     return Features(kinds)
@@ -256,9 +256,11 @@ def _features(rows: list[Row], name: str) -> "Features":
 
 def _in_one_notation(rows: list[Row]) -> list[Row]:
     """The rows, with the spans of pairs as dictionaries in all where one of them has a severity."""
-    if not any(isinstance(span, dict) for row in rows for span in row.get("rejected_spans", ())):
-        return rows
-    return [{**row, "rejected_spans": [*map(_as_dictionary, row["rejected_spans"])]} for row in rows]
+    marked = [row for row in rows if row.get("rejected_spans")]
+    if any(isinstance(span, dict) for row in marked for span in row["rejected_spans"]):
+        for row in marked:
+            row["rejected_spans"] = [*map(_as_dictionary, row["rejected_spans"])]
+    return rows
 
 
 def _as_dictionary(span: Any) -> Row:
@@ -451,17 +453,24 @@ def _columns(row: Row, names: Mapping[str, str]) -> Iterator[Row | str]:
     elif "prompt" not in pair:
         pair = _split(pair) if messages else {"prompt": "", **pair}
     if "spans" in names and not isinstance(pair, str):
-        spans, original = given["spans"], pair["rejected"]
-        if isinstance(spans, str):
-            try:
-                spans = json.loads(spans)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`{names['spans']}` is no JSON: {error}.") from error
-        if messages and len(original) != 1:
-            raise ValueError(f"spans count the characters of one message, but the original has {len(original)}.")
-        places = read_spans(spans, original[0]["content"] if messages else original)
-        pair["rejected_spans"] = [_weighed(*both) for both in zip(places, spans, strict=True)]
+        pair["rejected_spans"] = _marked(given["spans"], names["spans"], pair["rejected"])
     yield pair
+
+
+def _marked(spans: Any, column: str, original: str | list[dict[str, str]]) -> list[Any] | None:
+    """The wrong characters of an original; `None` for null and an empty cell, where nobody marked any."""
+    if spans in (None, ""):
+        return None
+    if isinstance(spans, str):
+        try:
+            spans = json.loads(spans)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{column}` is no JSON: {error}.") from error
+    if isinstance(original, list):
+        if len(original) != 1:
+            raise ValueError(f"spans count the characters of one message, but the original has {len(original)}.")
+        original = original[0]["content"]
+    return [_weighed(*both) for both in zip(read_spans(spans, original), spans, strict=True)]
 
 
 def _weighed(place: list[int], span: Any) -> Any:

@@ -25,6 +25,7 @@ from ..ppo.reward_functions import check_call
 from ..ppo.reward_hacking import RewardHackingCallback
 from ..ppo.rewards import as_list, check_ensemble
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
+from ..utils.model_card import correct_card, policy_example
 from ..utils.paper import PAPER
 from ..utils.text import distinct
 from ..utils.validation import check_devices, check_tokenizer
@@ -382,6 +383,10 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         output = super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
         check_weights(self)
         return output
+
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(model_name, *args, **kwargs)
+        correct_card(self, policy_example, model_name)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         check_weights(self)

@@ -29,6 +29,7 @@ from ..nn.modules import vocab_size, without_peft
 from ..nn.precision import warn_of_narrow_weights
 from ..nn.sharding import check_sharding, full_state_dict, is_fsdp2, keep_head, shard_frozen
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
+from ..utils.model_card import correct_card, policy_example
 from ..utils.paper import PAPER
 from ..utils.validation import check_devices, check_tokenizer
 from .adaptation import FILE as ADAPTIVE_STATE_FILE
@@ -503,6 +504,10 @@ class FineGrainedPPOTrainer(PPOTrainer):
             load_sharded_optimizer(checkpoint, self.model, self.optimizer.optimizer, self.lr_scheduler)
         else:
             BaseTrainer._load_optimizer_and_scheduler(self, checkpoint)
+
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(model_name, *args, **kwargs)
+        correct_card(self, policy_example, model_name)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._save_is_due = not self._ends_update

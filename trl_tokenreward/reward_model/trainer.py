@@ -1,9 +1,7 @@
 """Trainer of the token reward model."""
 
 import copy
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -32,6 +30,7 @@ from ..nn.finite import check_weights, not_finite
 from ..nn.masked import masked_mean
 from ..nn.modules import max_positions, vocab_size, without_peft
 from ..utils.checkpoints import begin_checkpoint, checkpoint_to_resume
+from ..utils.model_card import correct_card, reward_example
 from ..utils.paper import PAPER
 from ..utils.validation import check_devices, check_tokenizer
 from .config import HEAD_LEARNING_RATE, UNCHANGED_TOKEN_WEIGHTS, TokenRewardConfig
@@ -547,13 +546,7 @@ class TokenRewardTrainer(RewardTrainer):
 
     def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(model_name, *args, **kwargs)
-        if not self.is_world_process_zero():
-            return
-        # The parent's card shows a text-classification pipeline, which knows neither this model nor scores of tokens.
-        path = Path(self.args.output_dir, "README.md")
-        example = _usage(self.hub_model_id or model_name or self.args.output_dir)
-        card = re.sub(r"```python\n.*?```", lambda _: example, path.read_text("utf-8"), count=1, flags=re.DOTALL)
-        path.write_text(card, "utf-8")
+        correct_card(self, reward_example, model_name)
 
 
 def _check_sides(dataset: Dataset | IterableDataset, args: TokenRewardConfig) -> bool:
@@ -580,17 +573,3 @@ def _check_sides(dataset: Dataset | IterableDataset, args: TokenRewardConfig) ->
         if getattr(args, name) not in (getattr(TokenRewardConfig, name), 0):
             raise ValueError(f"{_ONE_SIDE} `{name}` has no effect on a training set without pairs.")
     return False
-
-
-def _usage(name: str) -> str:
-    """An example for the model card."""
-    return f"""```python
-from transformers import AutoTokenizer
-from trl_tokenreward import TokenRewardModel
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = TokenRewardModel.from_pretrained("{name}")
-[scores] = model.score_texts([" Paris."], tokenizer, prompts=["The capital of France is"])
-print(scores.score)
-print(list(zip(scores.tokens, scores.token_scores)))
-```"""

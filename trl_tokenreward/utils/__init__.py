@@ -8,6 +8,7 @@
 - `jsonl`: JSON Lines files;
 - `loading`: loading and saving of data sets and tokenizers;
 - `messages`: messages of chats as texts;
+- `model_card`: the model cards that TRL writes, with examples that run;
 - `paper`: the paper, as model cards cite it;
 - `statistics`: win rates and bootstrap intervals;
 - `text`: texts in errors and views;
