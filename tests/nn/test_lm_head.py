@@ -219,6 +219,24 @@ def test_every_family_is_read_as_its_own_forward_pass_does(family):
     assert expected.std() > 0.01
 
 
+def test_states_in_more_precision_than_the_head_are_cast_as_the_model_casts_them():
+    """Mamba adds up its states in float32."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 8, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes)).eval().to(torch.bfloat16)
+    ids, columns = torch.randint(40, (2, 6)), torch.tensor([2, 3, 8])
+    with torch.no_grad():
+        states, head = states_and_head(model, ids, columns)
+        logits = model(ids).logits.flatten(0, 1)[columns].float()
+    assert lm_head._KNOWN[model] and states.dtype == torch.float32
+    torch.testing.assert_close(head(states, temperature=1.0), logits)
+
+
+def test_a_model_that_is_trained_with_dropout_is_known_too():
+    model = tiny.causal_lm("gpt2").train()
+    states_and_head(model, torch.tensor([[3, 4, 5]]), torch.tensor([1]))
+    assert lm_head._KNOWN[model] and model.training
+
+
 class Unusual(LlamaForCausalLM):
     """Does to its logits what nothing in its configuration tells of."""
 

@@ -25,6 +25,7 @@ MODELS = {
     "mamba": ({"state_size": 8}, CachedDecoding),  # `cache_params`
     "mamba2": ({"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1}, CachedDecoding),
     "gemma2": ({"head_dim": 16, "sliding_window": 4}, CachedDecoding),
+    "mixtral": ({"output_router_logits": True, "num_local_experts": 4}, CachedDecoding),  # an auxiliary loss
     "rwkv": ({"context_length": 64}, PlainDecoding),  # `state`, while `past_key_values` is swallowed
     "recurrent_gemma": ({"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 4}, PlainDecoding),
     "openai-gpt": ({"n_embd": 32, "n_layer": 2, "n_head": 2}, PlainDecoding),  # nothing at all

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .modules import backbone_of, rounding_unit, without_peft
+from .modules import backbone_of, evaluation_mode, rounding_unit, without_peft
 
 
 logger = logging.get_logger(__name__)
@@ -81,6 +81,10 @@ class OutputHead:
         return not self.module._forward_hooks or hasattr(self.module.weight, "ds_id")
 
     def __call__(self, states: Tensor, temperature: float) -> Tensor:
+        # Mamba's states are in float32 beside weights in bfloat16, and its own forward pass casts them too.
+        weight = getattr(self.module, "weight", None)
+        if weight is not None and weight.is_floating_point():
+            states = states.to(weight.dtype)
         logits = self.module(states)
         logits = logits.float() if logits.dtype != torch.float64 else logits
         if self.softcap is None:
@@ -136,8 +140,9 @@ def _explains_logits(base: PreTrainedModel, head: OutputHead) -> bool:
     if head.module is None or backbone_of(base) is base:
         return False
     input_ids = torch.arange(3, device=base.device).unsqueeze(0) % base.config.get_text_config().vocab_size
-    expected = base(input_ids=input_ids, use_cache=False).logits.float()
-    states = backbone_of(base)(input_ids=input_ids, use_cache=False).last_hidden_state
+    with evaluation_mode(base):  # else dropout makes two passes differ
+        expected = base(input_ids=input_ids, use_cache=False).logits.float()
+        states = backbone_of(base)(input_ids=input_ids, use_cache=False).last_hidden_state
     actual = head(states, temperature=1.0)
     # Looser than rounding, far tighter than another formula would come: at full precision even a soft cap far above
     # the logits shows. Infinities, of tokens that a model rules out, and NaN, of broken weights, are to stand in the

@@ -34,6 +34,25 @@ def right_packed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
     return (input_ids * attention_mask).gather(1, columns), columns
 
 
+def packing_order(real: Tensor) -> Tensor | None:
+    """The columns of each row, (B, L), its real tokens first and in their order; `None` where they stand so already.
+
+    Args:
+        real (`Tensor`):
+            Shape (B, L), boolean.
+    """
+    if not (real[:, 1:] & ~real[:, :-1]).any():
+        return None
+    return real.byte().sort(dim=1, descending=True, stable=True).indices
+
+
+def reordered(x: Tensor, order: Tensor, dim: int = 1) -> Tensor:
+    """`x`, of shape (B, ...), with the columns along `dim` in an order, (B, L), of each row."""
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = order.shape
+    return torch.take_along_dim(x, order.view(shape).to(x.device), dim)
+
+
 def state_columns(prompt_lengths: Tensor, completion_lengths: Tensor, width: int) -> Tensor:
     """Where the outputs stand that predict completion tokens: the column before each of them.
 

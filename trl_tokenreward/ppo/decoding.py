@@ -66,6 +66,9 @@ class CachedDecoding:
 
     def __init__(self, model: PreTrainedModel, prompts: Prompts, length: int):
         self._model, self._argument = model, _cache_argument(model)
+        # A mixture of experts would make its auxiliary loss, with a mask over all tokens for the logits of the last.
+        takes_routers = hasattr(without_peft(model).config.get_text_config(), "output_router_logits")
+        self._no_routers = {"output_router_logits": False} if takes_routers else {}
         self._cache = DynamicCache(config=model.config)
         capacity = prompts.ids.shape[1] + length
         self._cache.layers = [
@@ -82,6 +85,7 @@ class CachedDecoding:
             attention_mask=self._mask if self._padded else None,
             position_ids=self._positions,
             **{str(self._argument): self._cache},
+            **self._no_routers,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from .._trl import disable_dropout_in_model
 from ..nn.adapters import check_adapter, plain_initialisation, require_something_to_train, same_gradients
@@ -304,10 +305,27 @@ def _copy_adapter(policy: nn.Module) -> tuple[str, str]:
     return trained, name
 
 
+# Noise of experts' inputs in training. PhiMoE's `router_jitter_noise` is none: it is a threshold in evaluation too.
+_NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+
+
 def _disable_dropout(model: nn.Module) -> None:
-    """Switch off every dropout: modules, and the rates that attention keeps as plain numbers."""
+    """Switch off what is random in training: dropout modules, the rates that layers keep as plain numbers or read in
+    their configuration, and noise. Else the policy that is trained is not the one that was sampled from."""
     disable_dropout_in_model(model)
+    quiet: dict[int, Any] = {}
     for module in model.modules():
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+        _zero_rates(module)
+        config = vars(module).get("config")
+        if config is not None and not isinstance(module, PreTrainedModel):
+            # A copy, for the model's own is saved with it.
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.copy(config)
+                _zero_rates(quiet[id(config)])
+            module.config = quiet[id(config)]
+
+
+def _zero_rates(holder: Any) -> None:
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and ("drop" in name or name in _NOISE):
+            setattr(holder, name, 0.0)

@@ -1,9 +1,10 @@
-"""The head of a token reward model."""
+"""The heads of token reward models and of classifiers."""
 
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..nn.precision import widen
 
@@ -40,3 +41,28 @@ def widen_heads(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ScoreHead):
             widen(module)
+
+
+def head_of(classifier: PreTrainedModel, backbone: nn.Module) -> nn.Linear:
+    """The linear head with one output of a sequence or token classifier.
+
+    Raises:
+        ValueError: If there is none, or if there are other layers between it and the backbone.
+    """
+    name = type(classifier).__name__
+    head = next((getattr(classifier, at) for at in ("score", "classifier") if _is_linear(classifier, at)), None)
+    if head is None:
+        raise ValueError(f"{name} has no linear head named `score` or `classifier`.")
+    if head.out_features != 1:
+        raise ValueError(f"The head of this {name} has {head.out_features} labels, but a score has one.")
+    known = {id(parameter) for module in (backbone, head) for parameter in module.parameters()}
+    for parameter_name, parameter in classifier.named_parameters():
+        if id(parameter) not in known:
+            raise ValueError(
+                f"{name} has more than its head on the backbone ({parameter_name!r}), and a token reward model has not."
+            )
+    return head
+
+
+def _is_linear(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), nn.Linear)

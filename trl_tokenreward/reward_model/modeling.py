@@ -1,6 +1,5 @@
 """The token reward model: a causal backbone with a head that scores sequences and a head that scores tokens."""
 
-import inspect
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -24,10 +23,11 @@ from transformers.utils import ModelOutput, is_peft_available, logging
 
 from ..data.tokens import TextTokenizer
 from ..nn.modules import backbone_of, make_trainable, max_positions
+from ..nn.unpadding import packing_order, reordered
 from ..utils.text import unicode_problem
 from ..utils.validation import check_least, check_tokenizer
 from .configuration import TokenRewardModelConfig
-from .heads import ScoreHead
+from .heads import ScoreHead, head_of
 from .saved_adapter import load_merged, read_config
 from .text_scores import TextScores, columns_of_text, scores_of_ids
 
@@ -118,7 +118,6 @@ class TokenRewardModel(PreTrainedModel):
         size = getattr(config.text_config, "word_embed_proj_dim", None) or config.hidden_size
         self.score = ScoreHead(size, bias=False, **place)
         self.token_score = ScoreHead(size, bias=True, **place)
-        self._takes_position_ids = "position_ids" in inspect.signature(backbone.forward).parameters
         self.post_init()
 
     @torch.no_grad()
@@ -128,6 +127,11 @@ class TokenRewardModel(PreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    def is_custom_code(self) -> bool:
+        # In code that is not its own, transformers initialises no module without weights of its own; but some compute
+        # their layers' buffers, which no checkpoint has (Falcon-H1, seen in transformers 5.23).
+        return self.model.is_custom_code()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -193,8 +197,8 @@ class TokenRewardModel(PreTrainedModel):
         """
         _refuse_unsupported(kwargs)
         real = None if attention_mask is None else _real_columns(attention_mask)
-        if position_ids is None and real is not None and self._takes_position_ids:
-            position_ids = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        # No token reads what stands after it, so padding goes there: before it, some recurrent models read it.
+        order = None if real is None else packing_order(real)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -203,7 +207,11 @@ class TokenRewardModel(PreTrainedModel):
         }
         # Some backbones have no `position_ids`, so arguments that are not given are not passed.
         inputs = {name: value for name, value in inputs.items() if value is not None}
+        if order is not None:
+            inputs = {name: reordered(value, order) for name, value in inputs.items()}
         outputs = self.model(**inputs, use_cache=False, **kwargs)
+        if order is not None:
+            _put_back(outputs, order.argsort(dim=1))
 
         hidden_states = outputs.last_hidden_state.float()
         prefix_scores = self.score(hidden_states).squeeze(-1)
@@ -343,14 +351,14 @@ class TokenRewardModel(PreTrainedModel):
         assembled = cls(config, backbone=backbone)
         architecture = type(model).__name__
         if architecture.endswith(_SEQUENCE_CLASSIFIER):
-            head = _head_of(model)
+            head = head_of(model, backbone)
             if head.bias is not None:
                 raise ValueError(f"The head of {architecture} has a bias, which a sequence score has not.")
             assembled.score.weight = head.weight
         else:
             assembled._random_score = assembled.score.weight.detach().clone()
         if architecture.endswith(_TOKEN_CLASSIFIER):
-            head = _head_of(model)
+            head = head_of(model, backbone)
             assembled.token_score.weight = head.weight
             if head.bias is not None:
                 assembled.token_score.bias = head.bias
@@ -497,7 +505,7 @@ class TokenRewardModel(PreTrainedModel):
             exported = architectures[type(config)](config)
         expected = set(exported.state_dict())
         setattr(exported, exported.base_model_prefix, self.model)
-        exported_head = _head_of(exported)
+        exported_head = head_of(exported, self.model)
         exported_head.weight = nn.Parameter(head.weight.detach())
         if head.bias is not None:
             exported_head.bias = nn.Parameter(head.bias.detach())
@@ -520,6 +528,15 @@ def _refuse_unsupported(kwargs: dict[str, Any]) -> None:
         raise ValueError("`past_key_values` are not supported: pass the whole text.")
     if kwargs.pop("return_dict", None) is False:
         raise ValueError("`return_dict=False` is not supported: the output is a `TokenRewardOutput`.")
+
+
+def _put_back(outputs: ModelOutput, columns: Tensor) -> None:
+    """Move a backbone's outputs to the columns of its inputs before they were packed."""
+    outputs.last_hidden_state = reordered(outputs.last_hidden_state, columns)
+    if outputs.get("hidden_states") is not None:
+        outputs.hidden_states = tuple(reordered(x, columns) for x in outputs.hidden_states)
+    if outputs.get("attentions") is not None:
+        outputs.attentions = tuple(reordered(reordered(x, columns, 2), columns, 3) for x in outputs.attentions)
 
 
 def _real_columns(attention_mask: Tensor) -> Tensor:
@@ -563,18 +580,6 @@ def _loader(config: PreTrainedConfig, path: str | os.PathLike | None) -> Any:
             "`AutoModel` and pass that to `TokenRewardModel.from_backbone` to start with new heads."
         )
     return auto_class
-
-
-def _head_of(classifier: PreTrainedModel) -> nn.Linear:
-    for name in ("score", "classifier"):
-        head = getattr(classifier, name, None)
-        if isinstance(head, nn.Linear):
-            if head.out_features != 1:
-                raise ValueError(
-                    f"The head of this {type(classifier).__name__} has {head.out_features} labels, but a score has one."
-                )
-            return head
-    raise ValueError(f"{type(classifier).__name__} has no linear head named `score` or `classifier`.")
 
 
 def _check_strings(name: str, values: Sequence[str]) -> None:
