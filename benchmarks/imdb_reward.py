@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jobs
 
-from provenance import commit, stored_runs, with_kept
+from provenance import all_runs, commit
 from trl_tokenreward.utils.files import write_text
 
 
@@ -138,7 +138,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def write_report(output: Path) -> None:
     order = {(kind, rate, epochs): place for place, (kind, rate, epochs) in enumerate(SETTINGS)}
-    results = list(with_kept(RESULTS, stored_runs(output)).values())
+    results = all_runs(RESULTS, output)
     results.sort(key=lambda r: (order[r["kind"], r["rate"], r["epochs"]], r["seed"]))
     text = f"""# Both heads on a pretrained model
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jobs
 
-from provenance import commit, stored_runs, with_kept
+from provenance import all_runs, commit
 from trl_tokenreward.utils.files import write_text
 
 
@@ -285,7 +285,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def write_report(output: Path) -> None:
-    results = list(with_kept(RESULTS, stored_runs(output)).values())
+    results = all_runs(RESULTS, output)
     results.sort(key=lambda result: JOBS.index(Job(result["labels"], result["epochs"], result["fold"])))
     runs = []
     for result in (result for result in results if result["labels"] != WORDS):

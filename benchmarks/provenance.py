@@ -50,3 +50,8 @@ def with_kept(table: Path, runs: dict[str, dict[str, Any]]) -> dict[str, dict[st
     lines = [json.dumps({"name": name, **run}, separators=(",", ":")) for name, run in kept.items()]
     write_text(table.with_suffix(".jsonl"), "\n".join(lines) + "\n")
     return kept
+
+
+def all_runs(table: Path, folder: Path) -> list[dict[str, Any]]:
+    """The runs of a folder, and those of earlier reports, see [`with_kept`]."""
+    return list(with_kept(table, stored_runs(folder)).values())

@@ -59,23 +59,25 @@ def gain(runs: list[dict[str, Any]], baseline: list[dict[str, Any]], axis: str, 
     return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f}; seeds: {seeds})"
 
 
+def measured(stage: dict[str, Any]) -> dict[str, Any]:
+    """What a stage measured."""
+    return {name: value for name, value in stage.items() if name not in ("seconds", "commit")}
+
+
 def of_folder(table: Path, output: Path) -> dict[str, dict[str, Any]]:
     """What the stages and runs of a folder have left, by name, without texts that no table shows.
 
     Raises:
         `SystemExit`: if runs that are kept beside the table are of other models.
     """
-
-    def figures(result: dict[str, Any]) -> dict[str, Any]:
-        named = {name: value for name, value in result.items() if name not in ("seconds", "commit")}
-        return {name: round(value, 3) for name, value in named.items()}
-
     stages = {stage: json.loads(path.read_text()) for stage in STAGES if (path := output / f"{stage}.json").exists()}
-    for stage, kept in kept_runs(table).items():
-        if stage in stages and figures(kept) != figures(stages[stage]):
+    kept = kept_runs(table)
+    for stage in (stage for stage in stages if stage in kept):
+        now, before = ({name: round(v, 3) for name, v in measured(of[stage]).items()} for of in (stages, kept))
+        if now != before:
             raise SystemExit(
-                f"The {stage} of {output} has {figures(stages[stage])}, that of the runs kept in "
-                f"{table.with_suffix('.jsonl')} {figures(kept)}: delete that file to begin a new table."
+                f"The {stage} of {output} has {now}, that of the runs kept in {table.with_suffix('.jsonl')} {before}: "
+                "delete that file to begin a new table."
             )
     runs = stored_runs(output / "results")
     for run in runs.values():
@@ -92,7 +94,6 @@ def write_report(corpus: Corpus, output: Path) -> None:
     known = {stage: known[stage] for stage in STAGES if stage in known}
     of_arm = {arm: [result for result in results if result["job"]["arm"] == arm] for arm in ARMS}
     of_arm = {arm: runs for arm, runs in of_arm.items() if runs}
-    models = {name: {k: v for k, v in of.items() if k not in ("seconds", "commit")} for name, of in known.items()}
     lines = [
         f"# What dense rewards buy on a real model: {corpus.name}",
         "",
@@ -109,14 +110,12 @@ def write_report(corpus: Corpus, output: Path) -> None:
         "",
         f"| model | figures | minutes | commit |\n|{' --- |' * 4}",
     ]
-    for name, figures in models.items():
+    for name, stage in known.items():
         cells = ", ".join(
             f"{key.replace('_', ' ')} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in figures.items()
+            for key, value in measured(stage).items()
         )
-        lines.append(
-            f"| {name.replace('_', ' ')} | {cells} | {known[name]['seconds'] / 60:.0f} | {known[name]['commit']} |"
-        )
+        lines.append(f"| {name.replace('_', ' ')} | {cells} | {stage['seconds'] / 60:.0f} | {stage['commit']} |")
     lines += [
         "",
         "Win rates against the start policy, with 95 % intervals over three seeds or more (Student's t); of two, both.",

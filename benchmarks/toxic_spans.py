@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import jobs
 
-from provenance import commit, stored_runs, with_kept
+from provenance import all_runs, commit
 from trl_tokenreward.utils.files import write_text
 
 
@@ -156,7 +156,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def write_report(output: Path) -> None:
     order = {job.name: place for place, job in enumerate(JOBS)}
-    results = list(with_kept(RESULTS, stored_runs(output)).values())
+    results = all_runs(RESULTS, output)
     results.sort(key=lambda r: order[Job(r["kind"], r["seed"]).name])
     text = f"""# Toxic spans
 

@@ -29,8 +29,7 @@ def right_packed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Ten
         token 0, which every model knows, as it need not know the pad token; and the columns, (B, M), that they came
         from.
     """
-    columns = attention_mask.sort(dim=1, descending=True, stable=True).indices
-    columns = columns[:, : int(attention_mask.sum(1).max())]
+    columns = _real_first(attention_mask)[:, : int(attention_mask.sum(1).max())]
     return (input_ids * attention_mask).gather(1, columns), columns
 
 
@@ -43,7 +42,11 @@ def packing_order(real: Tensor) -> Tensor | None:
     """
     if not (real[:, 1:] & ~real[:, :-1]).any():
         return None
-    return real.byte().sort(dim=1, descending=True, stable=True).indices
+    return _real_first(real.byte())
+
+
+def _real_first(mask: Tensor) -> Tensor:
+    return mask.sort(dim=1, descending=True, stable=True).indices
 
 
 def reordered(x: Tensor, order: Tensor, dim: int = 1) -> Tensor:

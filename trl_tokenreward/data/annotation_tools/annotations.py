@@ -244,16 +244,21 @@ def _wrong(
 
 
 def _finished(marked: _Marked) -> Row:
-    spans: list[Any] = [
-        {"start": start, "end": end} if severity is None else {"start": start, "end": end, "severity": float(severity)}
-        for start, end, severity in marked.spans or []
-    ]
     if marked.edit is None:
+        spans = [_as_dictionary(*span) for span in marked.spans or []]
         return {"prompt": marked.prompt, "completion": marked.text, "completion_spans": spans}
     pair: Row = {"prompt": marked.prompt, "chosen": marked.edit, "rejected": marked.text}
     if marked.spans is not None:
-        pair["rejected_spans"] = [span if "severity" in span else [*span.values()] for span in spans]
+        pair["rejected_spans"] = [
+            [start, end] if severity is None else _as_dictionary(start, end, severity)
+            for start, end, severity in marked.spans
+        ]
     return pair
+
+
+def _as_dictionary(start: int, end: int, severity: float | None) -> Row:
+    span = {"start": start, "end": end}
+    return span if severity is None else {**span, "severity": float(severity)}
 
 
 def _majority(read: Iterable[_Marked | str]) -> Iterator[_Marked | str]:
